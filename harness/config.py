@@ -1,0 +1,280 @@
+"""The configuration of a run: dataclasses whose defaults are the paper's published setting (METHOD, Table 8).
+
+Hydra merges `conf/` and the command line; `from_hydra` refuses misspelt keys, wrong types and incoherent combinations.
+Imports no torch, so everything is checked before anything heavy loads. A method's own options are checked by its class.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from harness.errors import UserError, did_you_mean
+
+
+@dataclass
+class ModelConfig:
+    name: str = MISSING
+    """Folder and table row of a student."""
+    path: str = MISSING
+    """A local folder, a hub id, `tiny:<size>` for the embedded family, or `package:<module>` for files in a package."""
+    revision: str | None = None
+    gguf_file: str | None = None
+    """Read the weights from this GGUF file in `path` (or in the folder of the package)."""
+    dtype: str = "bfloat16"
+    """Of the weights that compute: float32, bfloat16 or float16."""
+    attn_implementation: str = "sdpa"
+    enable_thinking: bool = False
+    """Passed to the chat template; explicit because templates of one family differ in their default."""
+    chat_template: str | None = None
+    """A Jinja file that replaces the tokenizer's template (base models have none)."""
+
+
+@dataclass
+class ColumnsConfig:
+    """Which column holds what; dots reach into nested records (`extra.answer`)."""
+
+    question: str = "question"
+    answer: str = "answer"
+    id: str | None = None
+    answer_type: str | None = None
+
+
+@dataclass
+class DataConfig:
+    source: str = MISSING
+    """arithmetic, reasoning_gym, jsonl or parquet."""
+    batch_size: int = 384
+    """New questions a rollout step."""
+    epochs: int = 1
+    shuffle: bool = True
+    pool_size: int | None = None
+    """Use only this many questions (a seeded choice), so that each is met several times when `epochs` > 1."""
+    seed: int = 0
+    """Of generated questions and of the pool; the order of questions follows the run's `seed`."""
+    num_questions: int = 20_000
+    """How many questions a generated source has."""
+    levels: list[int] = field(default_factory=lambda: [2, 3, 4])
+    """arithmetic: difficulty levels, drawn evenly."""
+    dataset: str | None = None
+    """reasoning_gym: name of the data set."""
+    dataset_config: dict[str, Any] = field(default_factory=dict)
+    """reasoning_gym: its options."""
+    path: str | None = None
+    """jsonl, parquet: the file."""
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    answer_type: str = "math"
+    """jsonl, parquet without a column for it: math, choice or text."""
+    max_bad_fraction: float = 0.0
+    """Bad rows are skipped and counted up to this share, then the file is refused."""
+
+
+@dataclass
+class RolloutConfig:
+    engine: str = "transformers"
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    max_prompt_tokens: int = 4096
+    """Longer plain prompts are dropped from the data and counted; BCQ and NCQ prompts have only the context window."""
+    max_response_tokens: int = 12_288
+    max_sequences: int = 256
+    """Sequences that the transformers engine decodes at once."""
+
+
+@dataclass
+class RewardConfig:
+    grader: str = "math_verify"
+    """math_verify or mathruler (the paper's)."""
+    num_workers: int = 1
+    cpu_seconds: float = 5.0
+    """CPU time a worker may spend on one answer before it is killed and the answer counts as `timeout`."""
+
+
+@dataclass
+class UpdateConfig:
+    learning_rate: float = 1e-6
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    max_grad_norm: float = 1.0
+    micro_batch_size: int = 4
+    """Sequences a forward and backward pass; changes speed and memory, never the gradient."""
+    chunk_tokens: int = 1024
+    """Trained tokens whose logits exist at once."""
+    old_logprobs: str = "engine"
+    """engine: those returned with the rollouts; recompute: one forward pass before the step's first update."""
+    gradient_checkpointing: bool = False
+
+
+@dataclass
+class EvalConfig:
+    """Decoding defaults are the paper's protocol (METHOD section 8)."""
+
+    suite: str | None = None
+    """mini, or none."""
+    every: int = 0
+    """Also evaluate every this many steps; 0 = only at the end."""
+    levels: list[int] = field(default_factory=lambda: [1, 2, 3, 4])
+    num_questions: int = 200
+    """Held-out questions a level."""
+    seed: int = 0
+    temperature: float = 0.6
+    top_p: float = 0.95
+    top_k: int = 20
+    min_p: float = 0.0
+    presence_penalty: float = 1.5
+    repetition_penalty: float = 1.0
+    max_response_tokens: int = 12_288
+
+
+@dataclass
+class TrackerConfig:
+    """metrics.jsonl is always written; this adds wandb."""
+
+    wandb: str = "disabled"
+    """disabled, offline or online."""
+    project: str = "zppo-bench"
+    entity: str | None = None
+
+
+@dataclass
+class RunConfig:
+    study: str = "default"
+    outputs: str = "outputs"
+    seed: int = 0
+    steps: int | None = None
+    """Rollout steps; default: as many as the data give in `data.epochs` passes."""
+    resume: str = "auto"
+    """auto: go on from the newest checkpoint of the same configuration; never: refuse a folder that has one."""
+    checkpoint_every: int = 10
+    keep_checkpoints: int = 1
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:<n>."""
+    teacher_device: str | None = None
+    """Default: the student's."""
+    num_threads: int = 0
+    """CPU threads; 0 = all cores."""
+    label: str | None = None
+    """Folder and table row; default: the method's name. A multirun adds its swept keys."""
+    debug: bool = False
+    method: dict[str, Any] = field(default_factory=dict)
+    student: ModelConfig = field(default_factory=ModelConfig)
+    teacher: ModelConfig | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    update: UpdateConfig = field(default_factory=UpdateConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+
+
+CHOICES = {
+    "resume": ("auto", "never"),
+    "student.dtype": ("float32", "bfloat16", "float16"),
+    "teacher.dtype": ("float32", "bfloat16", "float16"),
+    "data.source": ("arithmetic", "reasoning_gym", "jsonl", "parquet"),
+    "data.answer_type": ("math", "choice", "text"),
+    "rollout.engine": ("transformers",),
+    "reward.grader": ("math_verify", "mathruler"),
+    "update.old_logprobs": ("engine", "recompute"),
+    "eval.suite": (None, "mini"),
+    "tracker.wandb": ("disabled", "offline", "online"),
+}
+
+
+def from_hydra(cfg: DictConfig) -> RunConfig:
+    """Merge a composed Hydra config into `RunConfig` and check it.
+
+    Raises UserError for unknown keys, wrong types, missing values and incoherent combinations.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), cfg)
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise UserError(f"no value for {', '.join(missing)}: set {missing[0]}=...")
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise UserError(_explain(error)) from error
+    assert isinstance(config, RunConfig)
+    check(config)
+    return config
+
+
+def known_keys() -> list[str]:
+    """Every dotted key of the configuration, for suggestions."""
+
+    def walk(node: Any, prefix: str) -> list[str]:
+        keys: list[str] = []
+        for key in node:
+            keys.append(prefix + str(key))
+            if OmegaConf.is_dict(node) and not OmegaConf.is_missing(node, key) and OmegaConf.is_dict(node[key]):
+                keys += walk(node[key], f"{prefix}{key}.")
+        return keys
+
+    return walk(OmegaConf.structured(RunConfig(teacher=ModelConfig())), "")
+
+
+def check(config: RunConfig) -> None:
+    """Refuse values that no run could use, with the reason."""
+    for key, choices in CHOICES.items():
+        section, _, name = key.rpartition(".")
+        owner = getattr(config, section) if section else config
+        if owner is not None and (value := getattr(owner, name)) not in choices:
+            raise UserError(f"{key}={value} is not known.{did_you_mean(str(value), [str(c) for c in choices])}")
+    _check_positive(config)
+    _check_data(config.data)
+    rollout = config.rollout
+    if (rollout.top_p, rollout.top_k, rollout.min_p) != (1.0, 0, 0.0):
+        raise UserError(
+            "rollout.top_p, top_k and min_p truncate the distribution that the ratio and the divergence are formed "
+            "with: training needs top_p=1 top_k=0 min_p=0 (evaluation has its own under eval.)"
+        )
+    if rollout.presence_penalty != 0.0 or rollout.repetition_penalty != 1.0:
+        raise UserError(
+            "penalties change the sampled distribution: training needs presence_penalty=0 repetition_penalty=1"
+        )
+    if config.steps is not None and config.steps < 0:
+        raise UserError(f"steps must be 0 or more, got {config.steps}")
+
+
+def _check_positive(config: RunConfig) -> None:
+    for key in (
+        "data.batch_size", "data.epochs", "data.num_questions", "rollout.max_response_tokens", "rollout.max_prompt_tokens",
+        "rollout.max_sequences", "rollout.temperature", "update.micro_batch_size", "update.chunk_tokens",
+        "update.max_grad_norm", "reward.num_workers", "reward.cpu_seconds", "eval.num_questions",
+        "eval.max_response_tokens", "checkpoint_every", "keep_checkpoints",
+    ):  # fmt: skip
+        value: Any = config
+        for part in key.split("."):
+            value = getattr(value, part)
+        if value <= 0:
+            raise UserError(f"{key} must be above 0, got {value}")
+    if config.eval.temperature < 0:
+        raise UserError(f"eval.temperature must be 0 (greedy) or above, got {config.eval.temperature}")
+
+
+def _check_data(data: DataConfig) -> None:
+    if data.source == "reasoning_gym" and not data.dataset:
+        raise UserError("data=reasoning_gym needs the name of a data set: data.dataset=chain_sum")
+    if data.source in ("jsonl", "parquet") and not data.path:
+        raise UserError(f"data={data.source} needs a file: data.path=FILE")
+    if data.source == "arithmetic" and (not data.levels or not set(data.levels) <= {1, 2, 3, 4}):
+        raise UserError(f"data.levels must be some of 1, 2, 3, 4, got {data.levels}")
+    if not 0.0 <= data.max_bad_fraction < 1.0:
+        raise UserError(f"data.max_bad_fraction must lie in [0, 1), got {data.max_bad_fraction}")
+
+
+def _explain(error: OmegaConfBaseException) -> str:
+    key = getattr(error, "full_key", None) or ""
+    first = str(error).splitlines()[0]
+    if re.search(r"not in '|Could not override|is not in struct", first):
+        return f"unknown option '{key}'.{did_you_mean(key, known_keys())}"
+    return f"{key}: {first}" if key else first

@@ -1,0 +1,19 @@
+"""Errors that a user can cause: one line that says what is wrong and what to do, exit code 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Raised with a one-line message; the command prints it without a traceback and exits with 2."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`" Did you mean 'zppo' or 'grpo'?"`, or the sorted list when nothing is near."""
+    known = sorted(set(known))
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if near:
+        return " Did you mean " + " or ".join(repr(n) for n in near) + "?"
+    return f" Known: {', '.join(known)}." if known else ""

@@ -1,0 +1,229 @@
+"""The records that flow through a run: Question -> Prompt -> Rollout -> RolloutGroup -> TrainingSample -> TokenBatch.
+
+This module and `methods.base` are all that a method needs to import. No torch is imported here.
+
+Shape suffixes used in this project: N trained tokens of one chunk, V vocabulary, H hidden, B sequences, T tokens of a
+sequence, G rollouts of a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+AnswerType = Literal["math", "choice", "text", "reasoning_gym"]
+PromptKind = Literal["plain", "bcq", "ncq", "hint", "prefix", "compress"]
+Sampler = Literal["student", "teacher"]
+FinishReason = Literal["stop", "length"]
+Verdict = Literal["correct", "wrong", "unparsable", "timeout"]
+Message = dict[str, str]  # {"role": ..., "content": ...}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One row of the data. `id` is unique within a source and stable over runs.
+
+    Example: `Question(id="arithmetic/2/17", text="Compute 37+8+5.", answer="50")`.
+    """
+
+    id: str
+    text: str
+    answer: str
+    answer_type: AnswerType = "math"
+    messages: tuple[Message, ...] = ()
+    """Earlier turns of a multi-turn question; `text` is the last user turn."""
+    source: str = ""
+    images: tuple[Any, ...] = ()
+    video: Any = None
+    metadata: dict[str, Any] = field(default_factory=dict, compare=False)
+    """Whatever the verifier of `answer_type` needs (a reasoning-gym entry, choices); JSON values only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """What a sampler is asked. `uid` is unique within a rollout step and names the group of its rollouts."""
+
+    uid: str
+    question: Question
+    messages: tuple[Message, ...]
+    kind: PromptKind = "plain"
+    prefix_ids: tuple[int, ...] = ()
+    """Tokens that start every completion and are masked in the loss."""
+    reference: str | None = None
+    """For `Actors.rewrite`: the response that is rewritten; the rewrite has to keep its answer."""
+
+
+@dataclass(kw_only=True)
+class Rollout:
+    """One completion. `completion_ids` are the sampled ids (never re-tokenised text), the end token included.
+
+    The first `num_prefix` completion tokens were given, not sampled: their log-probability is 0.0 and they are masked.
+    """
+
+    sampler: Sampler
+    index: int
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    rollout_logprobs: list[float]
+    """Engine's natural-log probability of each completion token at the sampling temperature; same length."""
+    text: str
+    finish_reason: FinishReason
+    num_prefix: int = 0
+    answer: str | None = None
+    reward: float = 0.0
+    verdict: Verdict = "wrong"
+
+
+@dataclass(kw_only=True)
+class RolloutGroup:
+    """The rollouts of one prompt. Siblings share it for advantage centring."""
+
+    uid: str
+    prompt: Prompt
+    rollouts: list[Rollout]
+    replayed: bool = False
+
+    @property
+    def accuracy(self) -> float:
+        """Mean reward of the student's rollouts (rbar of the paper); 0 for a group without any."""
+        rewards = [r.reward for r in self.rollouts if r.sampler == "student"]
+        return sum(rewards) / len(rewards) if rewards else 0.0
+
+    def correct(self, sampler: Sampler | None = None) -> list[Rollout]:
+        return [r for r in self.rollouts if r.reward > 0.5 and sampler in (None, r.sampler)]
+
+    def wrong(self, sampler: Sampler | None = None) -> list[Rollout]:
+        return [r for r in self.rollouts if r.reward <= 0.5 and sampler in (None, r.sampler)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewrite:
+    """Teacher text that is no answer to a question: a compressed trace or a hint."""
+
+    uid: str
+    text: str
+    """What the reply says between its tags; empty if it has none."""
+    answer: str | None
+    same_answer: bool
+    """The rewrite's boxed answer equals the reference's (both None counts as equal)."""
+    truncated: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayedQuestion:
+    """A question drawn from the buffer. `visits` counts its earlier draws since admission."""
+
+    question: Question
+    visits: int
+    entry_accuracy: float
+
+
+class QuestionBatch(Protocol):
+    """The questions of one rollout step."""
+
+    new: Sequence[Question]
+    replayed: Sequence[ReplayedQuestion]
+    step: int
+    num_steps: int
+
+    def more(self, num_questions: int) -> list[Question]:
+        """Further new questions from the run's cursor; fewer when the data end. They count as seen."""
+        ...
+
+
+class GroupStream(Protocol):
+    """Groups that are being sampled and graded. Sampling has started when the stream exists."""
+
+    def __iter__(self) -> Iterator[RolloutGroup]:
+        """Yield groups as they finish."""
+        ...
+
+    def list(self) -> list[RolloutGroup]:
+        """Wait for all groups; in the order of the prompts."""
+        ...
+
+
+class Actors(Protocol):
+    """What a method may ask of the two models."""
+
+    def student(self, prompts: Sequence[Prompt], num_rollouts: int) -> GroupStream: ...
+
+    def teacher(self, prompts: Sequence[Prompt], num_rollouts: int) -> GroupStream: ...
+
+    def rewrite(self, prompts: Sequence[Prompt], *, tag: str, max_tokens: int, sample: bool = False) -> list[Rewrite]:
+        """Teacher text between `<tag>` and `</tag>`, greedy unless `sample`; in the order of the prompts."""
+        ...
+
+
+@dataclass(kw_only=True)
+class TrainingSample:
+    """One sequence that `Method.credit` hands to the trainer. All per-token lists have the length of `token_ids`.
+
+    Example (prompt of 2 tokens, completion of 3, one of them a masked prefix)::
+
+        TrainingSample(uid="q1/plain", token_ids=[5, 6, 7, 8, 2], loss_mask=[0, 0, 0, 1, 1],
+                       advantages=[0, 0, 0, 1.5, 1.5])
+    """
+
+    uid: str
+    token_ids: list[int]
+    loss_mask: list[int]
+    """1 where the token is trained. The first token can never be trained: nothing predicts it."""
+    advantages: list[float] | None = None
+    weights: list[float] | None = None
+    """Weight of each token's loss; default 1."""
+    norm: float | None = None
+    """Share of the mini-batch's denominator; default the number of trained tokens."""
+    rollout_logprobs: list[float] | None = None
+    old_logprobs: list[float] | None = None
+    """Filled by the trainer where a sample has none."""
+    teacher_prompt_ids: list[int] | None = None
+    """The prompt that the teacher sees, where it differs from the student's."""
+    inert: bool = False
+    """Contributes no gradient (all advantages zero and no other term): skipped, its norm is kept."""
+    rollout: Rollout | None = None
+    """The rollout this sample was made from, for the run's records."""
+
+    @property
+    def num_trained(self) -> int:
+        return sum(self.loss_mask)
+
+    @property
+    def num_prompt(self) -> int:
+        """Tokens before the completion."""
+        return len(self.rollout.prompt_ids) if self.rollout is not None else self.loss_mask.index(1)
+
+    @property
+    def denominator(self) -> float:
+        return float(self.num_trained) if self.norm is None else self.norm
+
+
+@dataclass(kw_only=True)
+class TokenBatch:
+    """The N trained tokens of one chunk, flattened over sequences (fp32 tensors of shape [N], ids int64)."""
+
+    ids_N: torch.Tensor
+    advantages_N: torch.Tensor
+    old_logprobs_N: torch.Tensor
+    rollout_logprobs_N: torch.Tensor
+    sequence_N: torch.Tensor
+    """Index of the sequence that each token belongs to, within the mini-batch."""
+
+
+@dataclass(kw_only=True)
+class TeacherDistribution:
+    """The teacher's distribution at the same N positions."""
+
+    logits_NV: torch.Tensor
+
+
+@dataclass(kw_only=True)
+class LossOutput:
+    """`loss_N` before weights; `sums` are token sums of detached statistics, logged as `train/<name>` per trained token."""
+
+    loss_N: torch.Tensor
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)

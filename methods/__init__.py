@@ -1,0 +1,1 @@
+"""Distillation and RL methods: what is sampled, which tokens are trained, and their loss."""
