@@ -101,7 +101,7 @@ class RewardConfig:
 @dataclass
 class UpdateConfig:
     learning_rate: float = 1e-6
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8
     weight_decay: float = 0.1
     max_grad_norm: float = 1.0
@@ -257,6 +257,8 @@ def _check_positive(config: RunConfig) -> None:
             value = getattr(value, part)
         if value <= 0:
             raise UserError(f"{key} must be above 0, got {value}")
+    if len(config.update.betas) != 2:
+        raise UserError(f"update.betas are two numbers, got {config.update.betas}")
     if config.eval.temperature < 0:
         raise UserError(f"eval.temperature must be 0 (greedy) or above, got {config.eval.temperature}")
 

@@ -158,6 +158,14 @@ class Actors(Protocol):
         """Teacher text between `<tag>` and `</tag>`, greedy unless `sample`; in the order of the prompts."""
         ...
 
+    def demonstrate(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[RolloutGroup]:
+        """Given texts as completions (with the token that ends a turn), one a prompt; nothing is sampled."""
+        ...
+
+    def count(self, name: str, value: float = 1.0) -> None:
+        """Add to the step's metric `section/name`."""
+        ...
+
 
 @dataclass(kw_only=True)
 class TrainingSample:
@@ -223,7 +231,7 @@ class TeacherDistribution:
 
 @dataclass(kw_only=True)
 class LossOutput:
-    """`loss_N` before weights; `sums` are token sums of detached statistics, logged as `train/<name>` per trained token."""
+    """`loss_N` before weights; `sums` are token sums of detached statistics, logged as `train/<name>` a trained token."""
 
     loss_N: torch.Tensor
     sums: dict[str, torch.Tensor] = field(default_factory=dict)

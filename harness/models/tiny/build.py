@@ -1,0 +1,188 @@
+"""Pre-training of the tiny family: minutes on two cores, and the same seed gives the same weights.
+
+Small batches (1024 tokens), AdamW with a short warm-up and a decay to almost zero, loss on the reply only, one thread,
+fp32; saved as bf16. The number of steps is fixed per size, so that a build does not depend on the machine's speed.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from torch.nn.functional import cross_entropy
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3_5ForConditionalGeneration
+
+from harness.errors import UserError, did_you_mean
+from harness.models.tiny import SIZES
+from harness.models.tiny.corpus import RECIPES, examples
+from harness.models.tiny.shapes import make_config
+from harness.models.tiny.tokenizer import chat_frame, make_processor, make_tokenizer
+
+STEPS = {"xs": 2000, "s": 2500, "m": 1500, "teacher": 3500, "hybrid": 300}
+BATCH_TOKENS = 1024
+BUCKET = 512
+"""Examples that are sorted by length together."""
+LEARNING_RATE = 2e-3
+WARMUP = 40
+FLOOR = 0.03
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B sequences of T tokens, padded on the right; `is_reply_BT` marks the tokens that are learned."""
+
+    ids_BT: torch.Tensor
+    is_reply_BT: torch.Tensor
+
+
+def build(
+    sizes: Sequence[str],
+    out_dir: str | Path,
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    num_processes: int | None = None,
+    progress: bool = True,
+) -> None:
+    """Pre-train `sizes` and write each to `out_dir/<size>/`, two at a time where there are two cores.
+
+    `steps` replaces the number of steps of every size. Raises UserError for an unknown size.
+    """
+    for size in sizes:
+        if size not in SIZES:
+            raise UserError(f"there is no tiny model '{size}'.{did_you_mean(size, SIZES)}")
+    workers = min(num_processes or 2, os.cpu_count() or 1, len(sizes))
+    # Spawned, not forked: torch's threads do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    with (
+        context.Manager() as manager,
+        ProcessPoolExecutor(workers, mp_context=context) as pool,
+        Progress(disable=not progress) as bars,
+    ):
+        reports = manager.Queue()
+        tasks = {size: bars.add_task(f"tiny:{size}", total=steps or STEPS[size]) for size in sizes}
+        # Longest first, so that the last core is not left alone with it.
+        order = sorted(sizes, key=lambda size: list(SIZES).index(size) if size != "teacher" else -1)
+        futures = [pool.submit(_job, size, out_dir, steps, seed, reports) for size in order]
+        while not all(future.done() for future in futures) or not reports.empty():
+            try:
+                size, step, loss = reports.get(timeout=0.2)
+            except Empty:
+                continue
+            bars.update(tasks[size], completed=step, description=f"tiny:{size} loss {loss:.3f}")
+        for future in futures:
+            future.result()
+
+
+def train(
+    size: str, *, steps: int, seed: int = 0, report: Callable[[int, float], None] | None = None
+) -> tuple[Qwen3_5ForConditionalGeneration, dict[str, float]]:
+    """Pre-train one size from seeded random weights; with the cost (steps, tokens, CPU seconds, last loss)."""
+    torch.set_num_threads(1)
+    tokenizer = make_tokenizer()
+    model = make_model(size, tokenizer, seed=seed)
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.01)
+    started, num_tokens, loss_mean = time.process_time(), 0, 0.0
+    for step, batch in enumerate(islice(batches(size, tokenizer, seed), steps)):
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * schedule(step, steps)
+        loss = reply_loss(model, batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        num_tokens += batch.ids_BT.numel()
+        loss_mean = loss.item() if step == 0 else 0.98 * loss_mean + 0.02 * loss.item()
+        if report is not None and (step % 20 == 19 or step == steps - 1):
+            report(step + 1, loss_mean)
+    cost = {"steps": steps, "tokens": num_tokens, "cpu_seconds": time.process_time() - started, "loss": loss_mean}
+    return model.eval(), cost
+
+
+def make_model(size: str, tokenizer: PreTrainedTokenizerFast, *, seed: int) -> Qwen3_5ForConditionalGeneration:
+    """Random weights of one size, fp32."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Qwen3_5ForConditionalGeneration(make_config(size, tokenizer))
+
+
+def schedule(step: int, steps: int) -> float:
+    """Linear warm-up, then (1 - t)^0.8 down to a floor."""
+    return min((step + 1) / WARMUP, max(FLOOR, (1 - step / steps) ** 0.8))
+
+
+def reply_loss(model: Qwen3_5ForConditionalGeneration, batch: Batch) -> torch.Tensor:
+    """Mean cross-entropy of the reply tokens. Padding stands on the right: causal layers never see it."""
+    num_rows, length = batch.ids_BT.shape
+    positions_3BT = torch.arange(length).expand(3, num_rows, length)
+    hidden_BTH = model.model(input_ids=batch.ids_BT, position_ids=positions_3BT, use_cache=False).last_hidden_state
+    learned_BT = batch.is_reply_BT[:, 1:]
+    return cross_entropy(model.lm_head(hidden_BTH[:, :-1][learned_BT]), batch.ids_BT[:, 1:][learned_BT])
+
+
+def batches(size: str, tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Batch]:
+    """Endless batches of at most `BATCH_TOKENS` tokens, padding included, of sequences of similar length."""
+    stream = examples(RECIPES[size], seed)
+    before, after = chat_frame(tokenizer)
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        pairs = list(islice(stream, BUCKET))
+        prompts = tokenizer([before + turn + after for turn, _ in pairs]).input_ids
+        replies = tokenizer([reply + tokenizer.eos_token for _, reply in pairs]).input_ids
+        rows = sorted(zip(prompts, replies, strict=True), key=lambda row: len(row[0]) + len(row[1]))
+        cut = list(_cut(rows))
+        for i in torch.randperm(len(cut), generator=generator).tolist():
+            yield _pad(cut[i], tokenizer.pad_token_id)
+
+
+def save(model: Qwen3_5ForConditionalGeneration, size: str, folder: Path, *, seed: int, cost: dict[str, float]) -> None:
+    """Write bf16 weights, tokenizer, processor, generation configuration and `build.json` (cost, seed)."""
+    tokenizer = make_tokenizer()
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    model.bfloat16()
+    model.generation_config = GenerationConfig(**ids)
+    model.save_pretrained(folder)
+    make_processor(tokenizer).save_pretrained(folder)
+    record: dict[str, Any] = {"size": size, "seed": seed, **cost}
+    (folder / "build.json").write_text(json.dumps(record, indent=1) + "\n")
+    (folder / "model.safetensors").chmod(0o644)  # it comes out readable by its owner only, which a wheel would keep
+
+
+def _job(size: str, out_dir: str | Path, steps: int | None, seed: int, reports: Any) -> None:
+    model, cost = train(
+        size, steps=steps or STEPS[size], seed=seed, report=lambda step, loss: reports.put((size, step, loss))
+    )
+    save(model, size, Path(out_dir) / size, seed=seed, cost=cost)
+
+
+def _cut(rows: Sequence[tuple[list[int], list[int]]]) -> Iterator[list[tuple[list[int], list[int]]]]:
+    batch: list[tuple[list[int], list[int]]] = []
+    for row in rows:
+        if batch and (len(batch) + 1) * (len(row[0]) + len(row[1])) > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(row)
+    yield batch
+
+
+def _pad(rows: Sequence[tuple[list[int], list[int]]], pad_id: int) -> Batch:
+    length = max(len(prompt) + len(reply) for prompt, reply in rows)
+    ids_BT = torch.full((len(rows), length), pad_id)
+    is_reply_BT = torch.zeros((len(rows), length), dtype=torch.bool)
+    for i, (prompt, reply) in enumerate(rows):
+        end = len(prompt) + len(reply)
+        ids_BT[i, :end] = torch.tensor(prompt + reply)
+        is_reply_BT[i, len(prompt) : end] = True
+    return Batch(ids_BT, is_reply_BT)

@@ -1,0 +1,209 @@
+r"""Measures the tiny family and writes `card.json`: what each member can do before any method trains it.
+
+Held-out questions only. Plain accuracy per level, greedy and at temperature 1; BCQ and NCQ accuracy on hard questions
+with candidates as a run makes them (sampled by student and teacher, compressed by the teacher); and how faithfully
+the teacher compresses. `python -m harness.models.tiny.card` measures the weights of the package anew.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerFast, Qwen3_5ForConditionalGeneration
+
+from harness.data.arithmetic import LEVELS, count_questions, make_questions
+from harness.models.tiny import SIZES, STUDENTS, WEIGHTS
+from harness.models.tiny.tokenizer import SPECIAL, chat_frame
+from harness.types import Question
+from methods.prompts import bcq_text, compress_text, ncq_text, plain_text
+
+CARD = Path(__file__).with_name("card.json")
+GROUP, TEACHER_GROUP = 8, 4
+MAX_NEW_TOKENS = 96
+BATCH = 256
+_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
+_SUMMARY = re.compile(r"<summary>(.*?)</summary>", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of the family, loaded to be measured (fp32)."""
+
+    model: Any
+    tokenizer: PreTrainedTokenizerFast
+
+    @classmethod
+    def load(cls, folder: Path) -> Member:
+        model = Qwen3_5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        return cls(model.eval(), PreTrainedTokenizerFast.from_pretrained(folder))
+
+    @torch.inference_mode()
+    def reply(self, turns: Sequence[str], *, temperature: float, seed: int = 0) -> list[str]:
+        """One completion of every user turn; temperature 0 is greedy."""
+        torch.manual_seed(seed)
+        before, after = chat_frame(self.tokenizer)
+        banned = self.tokenizer.convert_tokens_to_ids([t for t in SPECIAL if t != self.tokenizer.eos_token])
+        draw = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+        replies = [""] * len(turns)
+        order = sorted(range(len(turns)), key=lambda i: len(turns[i]))
+        for start in range(0, len(order), BATCH):
+            rows = order[start : start + BATCH]
+            prompts = self.tokenizer(
+                [before + turns[i] + after for i in rows], return_tensors="pt", padding=True, padding_side="left"
+            )
+            ids_BT = self.model.generate(**prompts, **draw, max_new_tokens=MAX_NEW_TOKENS, suppress_tokens=banned)
+            texts = self.tokenizer.batch_decode(ids_BT[:, prompts.input_ids.shape[1] :], skip_special_tokens=True)
+            for i, text in zip(rows, texts, strict=True):
+                replies[i] = text
+        return replies
+
+
+def boxed(text: str) -> str | None:
+    """The last boxed answer."""
+    found = _BOXED.findall(text)
+    return found[-1] if found else None
+
+
+def held_out(level: int, num_questions: int, *, seed: int = 0) -> list[Question]:
+    """Held-out questions of one level; all there are where that is fewer."""
+    num_questions = min(num_questions, count_questions(1)["held_out"]) if level == 1 else num_questions
+    return make_questions([level], num_questions, seed=seed, split="held_out")
+
+
+def plain_accuracy(
+    member: Member, level: int, num_questions: int, *, temperature: float, seed: int = 0
+) -> float | None:
+    """Accuracy on held-out questions of one level."""
+    prompts = [(q, plain_text(q)) for q in held_out(level, num_questions, seed=seed)]
+    return accuracy(member, prompts, temperature=temperature, seed=seed)
+
+
+def groups(member: Member, questions: Sequence[Question], size: int, *, seed: int) -> list[list[str]]:
+    """`size` plain completions of every question at temperature 1."""
+    replies = member.reply([plain_text(q) for q in questions for _ in range(size)], temperature=1.0, seed=seed)
+    return [replies[i * size : (i + 1) * size] for i in range(len(questions))]
+
+
+def compress(teacher: Member, responses: Sequence[str]) -> list[str | None]:
+    """The teacher's summary of every response, greedy; None where a reply has no summary."""
+    turns = [compress_text(response, max_lines=5, max_tokens=512) for response in responses]
+    found = [_SUMMARY.search(reply) for reply in teacher.reply(turns, temperature=0.0)]
+    return [match[1].strip() if match else None for match in found]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A question that the student finds hard, one right teacher response (if any) and the student's wrong ones."""
+
+    question: Question
+    right: str | None
+    wrong: list[str]
+
+
+def hard_cases(student: Member, teacher: Member, questions: Sequence[Question], *, seed: int) -> list[Case]:
+    """The questions that the student fails in more than half of its group."""
+    rng = random.Random(seed)
+    cases = []
+    student_groups = groups(student, questions, GROUP, seed=seed)
+    teacher_groups = groups(teacher, questions, TEACHER_GROUP, seed=seed)
+    for q, ours, theirs in zip(questions, student_groups, teacher_groups, strict=True):
+        wrong = [reply for reply in ours if boxed(reply) != q.answer]
+        right = [reply for reply in theirs if boxed(reply) == q.answer]
+        if 2 * len(wrong) > GROUP:
+            cases.append(Case(q, rng.choice(right) if right else None, wrong))
+    return cases
+
+
+def candidate_accuracy(
+    student: Member, teacher: Member, level: int, num_questions: int, *, seed: int = 0
+) -> dict[str, float | None]:
+    """Accuracy of BCQ, NCQ and plain prompts (temperature 1) on the hard questions among `num_questions`.
+
+    `same_right` and `same_wrong` are the shares of compressed right and wrong traces that keep the answer (or have
+    none where the trace has none); a candidate is used only where it does.
+    """
+    rng = random.Random(seed)
+    cases = hard_cases(student, teacher, held_out(level, num_questions, seed=seed), seed=seed)
+    right = [case.right for case in cases if case.right is not None]
+    wrong = [reply for case in cases for reply in case.wrong]
+    summary = dict(zip((*right, *wrong), compress(teacher, (*right, *wrong)), strict=True))
+
+    bcq, ncq = [], []
+    for case in cases:
+        used = [text for reply in case.wrong if same_answer(reply, summary[reply]) and (text := summary[reply])]
+        if used and case.right is not None and same_answer(case.right, summary[case.right]):
+            pair = [summary[case.right] or "", rng.choice(used)]
+            rng.shuffle(pair)
+            bcq.append((case.question, bcq_text(case.question, pair)))
+        answers = list(dict.fromkeys(answer for reply in case.wrong if (answer := boxed(reply)) is not None))
+        ncq.append((case.question, ncq_text(case.question, answers, used)))
+    plain = [(case.question, plain_text(case.question)) for case in cases]
+    return {
+        "num_hard": len(cases),
+        "bcq": accuracy(student, bcq, temperature=1.0, seed=seed),
+        "ncq": accuracy(student, ncq, temperature=1.0, seed=seed),
+        "plain": accuracy(student, plain, temperature=1.0, seed=seed),
+        "same_right": mean([same_answer(reply, summary[reply]) for reply in right]),
+        "same_wrong": mean([same_answer(reply, summary[reply]) for reply in wrong]),
+    }
+
+
+def same_answer(response: str, summary: str | None) -> bool:
+    return summary is not None and boxed(summary) == boxed(response)
+
+
+def accuracy(member: Member, prompts: Sequence[tuple[Question, str]], *, temperature: float, seed: int) -> float | None:
+    """Share of user turns whose reply boxes the answer of their question."""
+    replies = member.reply([turn for _, turn in prompts], temperature=temperature, seed=seed)
+    return mean([boxed(reply) == q.answer for (q, _), reply in zip(prompts, replies, strict=True)])
+
+
+def mean(values: Sequence[bool]) -> float | None:
+    """None of nothing."""
+    return round(sum(values) / len(values), 4) if values else None
+
+
+def measure(size: str, weights: Path, num_questions: int, report: Callable[[str], None] = print) -> dict[str, Any]:
+    """The card's entry of one size."""
+    member = Member.load(weights / size)
+    record = json.loads((weights / size / "build.json").read_text())
+    record["parameters"] = sum(p.numel() for p in member.model.parameters())
+    record["text_parameters"] = sum(p.numel() for p in member.model.model.language_model.parameters())
+    for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
+        record[name] = {
+            str(level): plain_accuracy(member, level, num_questions, temperature=temperature) for level in LEVELS
+        }
+        report(f"{size} {name} {record[name]}")
+    if size in STUDENTS:
+        teacher = Member.load(weights / "teacher")
+        record["candidates"] = {}
+        for level in LEVELS:
+            record["candidates"][str(level)] = candidate_accuracy(member, teacher, level, num_questions)
+            report(f"{size} level {level} {record['candidates'][str(level)]}")
+    return record
+
+
+def write_card(weights: Path = WEIGHTS, path: Path = CARD, *, num_questions: int = 240) -> None:
+    """Measure every size that is in `weights` and write the card."""
+    torch.set_num_threads(1)
+    sizes = [size for size in SIZES if (weights / size).is_dir()]
+    card = {
+        "num_questions": num_questions,
+        "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
+        "machine": f"{platform.machine()}, 1 thread",
+        "models": {size: measure(size, weights, num_questions) for size in sizes},
+    }
+    path.write_text(json.dumps(card, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    write_card()

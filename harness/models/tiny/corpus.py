@@ -1,0 +1,117 @@
+r"""What the tiny family is pre-trained on: prompts worded exactly as the methods word them, with replies.
+
+Students answer plain questions, BCQs and NCQs. Plain and NCQ replies have slips, so the form of an NCQ does not switch
+the bad habits off; a BCQ is answered with the right trace, because one of its candidates shows it. The teacher solves
+plain questions without slips and copies responses, right or wrong, into summaries. Training questions only.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from harness.data.arithmetic import LEVELS, Terms, clean_trace, draw_terms, question, render_trace, split_of
+from harness.models.tiny.slips import Slips, corrupt_step, make_slips, odd_trace
+from methods.prompts import bcq_text, compress_text, ncq_text, plain_text, response_text
+
+GROUP = 8
+REDRAWS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Shares of prompt kinds and levels, and the slips (None: clean traces)."""
+
+    kinds: dict[str, float]
+    levels: tuple[float, ...] = (0.25, 0.25, 0.25, 0.25)
+    slips: Slips | None = field(default=None, repr=False)
+
+
+STUDENT_KINDS = {"plain": 0.55, "bcq": 0.33, "ncq": 0.12}
+RECIPES = {
+    "xs": Recipe(kinds=STUDENT_KINDS, slips=make_slips()),
+    "s": Recipe(kinds=STUDENT_KINDS, slips=make_slips()),
+    "m": Recipe(kinds=STUDENT_KINDS, slips=make_slips(rate_scale=0.9)),
+    "teacher": Recipe(kinds={"plain": 0.45, "compress": 0.55}, levels=(0.2, 0.25, 0.25, 0.3)),
+    "hybrid": Recipe(kinds=STUDENT_KINDS, slips=make_slips()),
+}
+
+
+def examples(recipe: Recipe, seed: int) -> Iterator[tuple[str, str]]:
+    """Endless (user turn, reply) pairs; the same for the same seed."""
+    rng = random.Random(f"corpus/{seed}")
+    kinds, shares = list(recipe.kinds), list(recipe.kinds.values())
+    while True:
+        (kind,) = rng.choices(kinds, shares)
+        (level,) = rng.choices(LEVELS, recipe.levels)
+        terms = draw_terms(rng, level, "train")
+        assert split_of(question(terms).text) == "train"
+        if kind == "plain":
+            yield plain_text(question(terms)), sample_trace(rng, recipe.slips, terms)
+        elif kind == "bcq":
+            yield bcq_example(rng, recipe, terms)
+        elif kind == "ncq":
+            yield ncq_example(rng, recipe, terms)
+        else:
+            yield compress_example(rng, terms)
+
+
+def sample_trace(rng: random.Random, slips: Slips | None, terms: Terms) -> str:
+    """A reply to the plain question, with the slips of the student or clean."""
+    return clean_trace(terms) if slips is None else render_trace(terms[0], slips.steps(rng, terms))
+
+
+def wrong_trace(rng: random.Random, slips: Slips | None, terms: Terms) -> str:
+    """A trace with another answer, or none: mostly the student's own slips, else one corrupted step."""
+    right = f"\\boxed{{{sum(terms)}}}"
+    for _ in range(REDRAWS if rng.random() < 0.8 else 0):
+        if right not in (trace := sample_trace(rng, slips, terms)):
+            return trace
+    trace = render_trace(terms[0], corrupt_step(rng, terms))
+    return trace if rng.random() < 0.95 else trace.partition("\\boxed")[0]
+
+
+def bcq_example(rng: random.Random, recipe: Recipe, terms: Terms) -> tuple[str, str]:
+    right = clean_trace(terms)
+    candidates = [summary_of(right), summary_of(wrong_trace(rng, recipe.slips, terms))]
+    rng.shuffle(candidates)
+    return bcq_text(question(terms), candidates), right
+
+
+def ncq_example(rng: random.Random, recipe: Recipe, terms: Terms) -> tuple[str, str]:
+    """The reply is the student's own, drawn again while it repeats a listed answer: never cleaner than a plain one."""
+    traces = [wrong_trace(rng, recipe.slips, terms) for _ in range(rng.randint(1, GROUP))]
+    boxed = {trace: trace.partition("\\boxed{")[2].rstrip("}") for trace in traces}
+    answers = list(dict.fromkeys(answer for trace in traces if (answer := boxed[trace])))
+    reply = sample_trace(rng, recipe.slips, terms)
+    for _ in range(REDRAWS):
+        if reply.partition("\\boxed{")[2].rstrip("}") not in answers:
+            break
+        reply = sample_trace(rng, recipe.slips, terms)
+    return ncq_text(question(terms), answers, [summary_of(trace) for trace in traces]), reply
+
+
+def compress_example(rng: random.Random, terms: Terms) -> tuple[str, str]:
+    """A response of any quality and its copy; most prompts have the caps that the methods use."""
+    steps = corrupt_step(rng, terms)
+    kind = rng.random()
+    if kind < 0.25:
+        response = clean_trace(terms)
+    elif kind < 0.6:
+        response = render_trace(terms[0], WILD.steps(rng, terms))
+    elif kind < 0.75:
+        response = render_trace(terms[0], steps)
+    else:
+        response = odd_trace(rng, terms[0], steps)
+    lines, tokens = (5, 512) if rng.random() < 0.8 else (rng.randint(1, 9), 1 << rng.randint(5, 11))
+    return compress_text(response, max_lines=lines, max_tokens=tokens), f"<summary>{summary_of(response)}</summary>"
+
+
+def summary_of(response: str) -> str:
+    """What the tiny teacher makes of a response: these traces are as short as a summary, so it copies them."""
+    return response_text(response)
+
+
+WILD = make_slips(num_shaky=90, rate_scale=0.5, seed=1)
+"""Slips of no student: what a response says must not matter to the one who copies it."""

@@ -1,0 +1,116 @@
+"""The prompt replay buffer (METHOD section 4): hard questions, first in first out, never a response.
+
+It belongs to the harness, not to a method: it reads the plain student groups of a step, whatever the method trains on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from harness.types import Question, ReplayedQuestion, RolloutGroup
+
+EventName = Literal["admit", "revisit", "graduate", "evict"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BufferEvent:
+    """What happened to one question after a step. `accuracy` is None for an eviction: it was not sampled."""
+
+    event: EventName
+    question_id: str
+    accuracy: float | None
+    entry_accuracy: float
+    visits: int
+
+
+@dataclass(kw_only=True)
+class _Entry:
+    question: Question
+    entry_accuracy: float
+    visits: int = 0
+
+
+class PromptReplayBuffer:
+    """Questions whose plain group was below `tau`, at most `capacity` of them.
+
+    A question that is met again and still hard keeps its place in the queue; one that is admitted after it graduated
+    or was evicted starts anew.
+    """
+
+    def __init__(self, *, capacity: int, tau: float) -> None:
+        self.capacity = capacity
+        self.tau = tau
+        self._entries: dict[str, _Entry] = {}  # insertion order is the queue
+        self.totals: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def draw(
+        self, *, num_new: int, ratio: float, exclude: Sequence[Question], rng: np.random.Generator
+    ) -> list[ReplayedQuestion]:
+        """floor(ratio * num_new) questions drawn uniformly without replacement, none of `exclude`; fewer if it holds fewer."""
+        excluded = {question.id for question in exclude}
+        pool = [entry for key, entry in self._entries.items() if key not in excluded]
+        num_draws = min(math.floor(ratio * num_new), len(pool))
+        picks = rng.choice(len(pool), size=num_draws, replace=False) if num_draws else []
+        return [
+            ReplayedQuestion(question=e.question, visits=e.visits, entry_accuracy=e.entry_accuracy)
+            for e in (pool[i] for i in picks)
+        ]
+
+    def update(self, groups: Sequence[RolloutGroup]) -> list[BufferEvent]:
+        """Admit the hard questions of plain student groups, graduate the others, then evict down to capacity."""
+        events = []
+        for group in groups:
+            question, accuracy = group.prompt.question, group.accuracy
+            entry = self._entries.get(question.id)
+            if accuracy < self.tau and entry is None:
+                entry = self._entries[question.id] = _Entry(question=question, entry_accuracy=accuracy)
+                events.append(_event("admit", entry, accuracy))
+            elif accuracy < self.tau and entry is not None:
+                entry.visits += 1
+                events.append(_event("revisit", entry, accuracy))
+            elif entry is not None:
+                entry.visits += 1
+                del self._entries[question.id]
+                events.append(_event("graduate", entry, accuracy))
+        while len(self._entries) > self.capacity:
+            oldest = next(iter(self._entries))
+            events.append(_event("evict", self._entries.pop(oldest), None))
+        self.totals.update(event.event for event in events)
+        return events
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "entries": [dataclasses.asdict(entry) for entry in self._entries.values()],
+            "totals": dict(self.totals),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._entries = {}
+        for row in state["entries"]:
+            fields = row["question"] | {
+                "messages": tuple(row["question"]["messages"]),
+                "images": tuple(row["question"]["images"]),
+            }
+            entry = _Entry(question=Question(**fields), entry_accuracy=row["entry_accuracy"], visits=row["visits"])
+            self._entries[entry.question.id] = entry
+        self.totals = Counter(state["totals"])
+
+
+def _event(name: EventName, entry: _Entry, accuracy: float | None) -> BufferEvent:
+    return BufferEvent(
+        event=name,
+        question_id=entry.question.id,
+        accuracy=accuracy,
+        entry_accuracy=entry.entry_accuracy,
+        visits=entry.visits,
+    )

@@ -1,0 +1,42 @@
+r"""Short answers that need no mathematics: words, and letters of multiple-choice options."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+_COMMAND = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:bf|it|rm|sf|tt)|mbox|operatorname)\s*\{([^{}]*)\}")
+_SURROUNDING = " .,;:!?\"'`*$\u2018\u2019\u201c\u201d"
+_LEAD = r"(?:(?:the\s+)?(?:correct\s+)?(?:option|choice|answer)(?:\s+is)?\s*:?\s*)?"
+_LETTER = re.compile(rf"{_LEAD}[(\[]?\s*([A-Z])\s*[)\]]?", re.IGNORECASE)
+_LETTER_AND_TEXT = re.compile(rf"{_LEAD}(?:[(\[]([A-Z])[)\]]|([A-Z])\s*[).:])\s*\S", re.IGNORECASE)
+
+
+def normal_text(text: str) -> str:
+    r"""Casefolded, whitespace collapsed, `\text{}` unwrapped (three levels), surrounding punctuation and dollars gone.
+
+    Brackets, signs and percent marks stay: they carry meaning (`-5`, `(a, b)`).
+    """
+    for _ in range(3):
+        text = _COMMAND.sub(r"\1", text)
+    return " ".join(text.casefold().split()).strip(_SURROUNDING)
+
+
+def choice_letter(text: str, choices: Sequence[str] = ()) -> str | None:
+    """The option that a text names: `B`, `(B)`, `B.`, `B) text`, `Option B`, or the option's full text.
+
+    None if it names none, or a letter beyond the options. Without `choices` every letter is an option.
+    """
+    plain = normal_text(text)
+    if bare := _LETTER.fullmatch(plain):
+        return _existing(bare[1], choices)
+    for index, option in enumerate(choices):
+        if plain and normal_text(option) == plain:
+            return chr(ord("A") + index)
+    labelled = _LETTER_AND_TEXT.match(plain)
+    return _existing(labelled[1] or labelled[2], choices) if labelled else None
+
+
+def _existing(letter: str, choices: Sequence[str]) -> str | None:
+    letter = letter.upper()
+    return letter if not choices or ord(letter) - ord("A") < len(choices) else None

@@ -1,0 +1,231 @@
+"""Is an answer right? Pure functions, one for each answer type; `workers` runs them under a time limit.
+
+The rule of METHOD section 1: the last box against the gold answer, LaTeX- and number-aware, and once more without
+degree and percent marks. Libraries are imported on use: the parent process needs none of them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, get_args
+
+from harness.errors import UserError, did_you_mean
+from harness.rewards.boxed import last_boxed
+from harness.rewards.choice import choice_letter, normal_text
+from harness.types import AnswerType, Question, Verdict
+
+# mathruler compares integers as floats: beyond 15 digits only the library may decide.
+_INTEGER = re.compile(r"[+-]?[0-9]{1,15}")
+_MARK = r"(?:\\(?:circ|degree|deg)(?![A-Za-z])|°)"
+_MARKS = re.compile(rf"\^\s*\{{\s*{_MARK}\s*\}}|(?:\^\s*)?{_MARK}|\\?%")
+_MIXED = re.compile(r"([+-]?[0-9]+)\s+([0-9]+)/([0-9]+)")
+_FULL_STOP = re.compile(r"(?<=[0-9)}\]])\.$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grade:
+    """What the grader says about one response. `reward` is 1.0 for `correct`, else 0.0."""
+
+    answer: str | None
+    verdict: Verdict
+    reward: float
+
+    @classmethod
+    def of(cls, answer: str | None, verdict: Verdict) -> Grade:
+        return cls(answer=answer, verdict=verdict, reward=float(verdict == "correct"))
+
+
+def grade(response: str, question: Question, grader: str) -> Grade:
+    """Grade a response without any time limit. `grader` is `math_verify` or `mathruler`."""
+    answer = last_boxed(response)
+    return Grade.of(answer, "unparsable" if answer is None else verdict_of(is_correct(answer, question, grader)))
+
+
+def verdict_of(correct: bool) -> Verdict:
+    return "correct" if correct else "wrong"
+
+
+def is_correct(answer: str, question: Question, grader: str) -> bool:
+    """Whether the content of a box answers the question. Raises UserError if the grader's library is missing."""
+    quick = quick_check(answer, question)
+    if quick is not None:
+        return quick
+    if question.answer_type == "reasoning_gym":
+        return _reasoning_gym_correct(answer, question.metadata)
+    return _math_equal(question.answer, answer, grader)
+
+
+def quick_check(answer: str, question: Question) -> bool | None:
+    """`is_correct` where no library is needed, in microseconds; None where one is."""
+    gold = question.answer
+    if question.answer_type == "math":
+        return _quick_math(gold, answer)
+    if question.answer_type == "text":
+        return bool(normal_text(gold)) and normal_text(gold) == normal_text(answer)
+    if question.answer_type == "choice":
+        choices = question.metadata.get("choices", ())
+        letter = choice_letter(gold, choices)
+        return letter is not None and choice_letter(answer, choices) == letter
+    return None
+
+
+def same_answer(a: str | None, b: str | None, grader: str) -> bool:
+    """Whether two boxed answers are the same, whatever the answer type; symmetric. Two missing answers are."""
+    quick = quick_same(a, b)
+    if quick is not None:
+        return quick
+    assert a is not None and b is not None
+    return _math_equal(a, b, grader) or _math_equal(b, a, grader)
+
+
+def quick_same(a: str | None, b: str | None) -> bool | None:
+    """`same_answer` where no library is needed; None where one is."""
+    if a is None or b is None:
+        return a is b
+    if a.strip() == b.strip() or (normal_text(a) and normal_text(a) == normal_text(b)):
+        return True
+    return _quick_math(a, b)
+
+
+def gold_error(question: Question, grader: str) -> str | None:
+    """Why the question's gold answer cannot be graded; None if it can."""
+    gold = question.answer.strip()
+    kind = question.answer_type
+    if kind not in get_args(AnswerType):
+        return f"unknown answer type {kind!r}.{did_you_mean(kind, get_args(AnswerType))}"
+    if kind == "reasoning_gym":
+        return _reasoning_gym_error(question.metadata)
+    if not gold:
+        return "the gold answer is empty"
+    if kind == "text" and not normal_text(gold):
+        return f"the gold answer {gold!r} has nothing but punctuation"
+    if kind == "choice" and choice_letter(gold, question.metadata.get("choices", ())) is None:
+        return f"the gold answer {gold!r} is neither a letter nor an option"
+    if kind == "math" and not _INTEGER.fullmatch(gold) and not _readable(gold, grader):
+        return f"{grader} reads no value in the gold answer {gold!r}"
+    return None
+
+
+def needs_library(question: Question) -> bool:
+    """Whether `gold_error` has to ask a library, which may take long."""
+    if question.answer_type == "math":
+        gold = question.answer.strip()
+        return bool(gold) and not _INTEGER.fullmatch(gold)
+    return question.answer_type == "reasoning_gym"
+
+
+def load(grader: str) -> None:
+    """Import the grader's library and run every kind of comparison once, so that no answer pays for it.
+
+    Raises UserError if a package is missing.
+    """
+    try:
+        _library(grader)
+    except ImportError as error:
+        raise UserError(f"reward.grader={grader} needs the package '{error.name}': pip install {error.name}") from error
+    for gold, answer in (
+        (r"\frac{1}{2}", "0.75"), ("x+1", "1+y"), ("(1,2)", "[1,2]"), ("x=1", "y=2"), (r"\{1,2\}", "2,3"),
+        ("x>1", "2<x"), (r"\sqrt{2}", r"\sin x"), (r"\begin{pmatrix}1\\2\end{pmatrix}", "5"),
+    ):  # fmt: skip
+        _math_equal(gold, answer, grader)
+
+
+def prepare(question: Question) -> None:
+    """Build what a question's verifier needs before its time is measured: the scorer of its reasoning-gym data set."""
+    if question.answer_type == "reasoning_gym":
+        _scorer(question.metadata)
+
+
+def _quick_math(gold: str, answer: str) -> bool | None:
+    gold, answer = gold.strip(), answer.strip()
+    if gold == answer:
+        return bool(gold)
+    if _INTEGER.fullmatch(gold) and _INTEGER.fullmatch(answer):
+        return int(gold) == int(answer)
+    return None
+
+
+def _math_equal(gold: str, answer: str, grader: str) -> bool:
+    equal = _library(grader)
+    if equal(gold, answer):
+        return True
+    bare_gold, bare_answer = _MARKS.sub("", gold).strip(), _MARKS.sub("", answer).strip()
+    if (bare_gold, bare_answer) == (gold, answer):
+        return False
+    quick = _quick_math(bare_gold, bare_answer)
+    return equal(bare_gold, bare_answer) if quick is None else quick
+
+
+def _library(grader: str) -> Callable[[str, str], bool]:
+    if grader == "mathruler":
+        from mathruler.grader import grade_answer
+
+        return lambda gold, answer: bool(grade_answer(answer, gold))
+    from math_verify import verify
+
+    # The library's own limits are alarms, which do nothing outside a main thread: the worker's limit replaces them.
+    return lambda gold, answer: verify(_parse(gold), _parse(answer), timeout_seconds=None)
+
+
+def _parse(text: str) -> list[Any]:
+    """What math_verify reads in an answer: at most one sympy expression, and the text it was read from."""
+    from math_verify import LatexExtractionConfig, parse
+
+    # The library reads `1 1/2` as 1 and does not read `5.` at all.
+    text = _MIXED.sub(r"\1\\frac{\2}{\3}", _FULL_STOP.sub("", text.strip()))
+    # In a box the whole text is one LaTeX formula; without one the library would pick out a single number.
+    # The plain-expression reader is left out: it takes the 2 out of `2**3`.
+    only_latex = [LatexExtractionConfig(boxed_match_priority=0)]
+    return parse(f"\\boxed{{{text}}}", only_latex, parsing_timeout=None)
+
+
+def _readable(gold: str, grader: str) -> bool:
+    bare = _MARKS.sub("", gold).strip()
+    if grader == "mathruler":
+        from mathruler.grader import _normalize
+
+        return bool(_normalize(bare))
+    return any(not isinstance(value, str) for value in _parse(gold) + _parse(bare))
+
+
+def _reasoning_gym_correct(answer: str, metadata: dict[str, Any]) -> bool:
+    score_answer = _scorer(metadata)
+    try:
+        score = score_answer(answer, metadata["entry"])
+    except Exception:
+        # Many scorers raise on text that is no answer to their task (a word where a grid is expected).
+        return False
+    return float(score) >= 1.0 - 1e-9
+
+
+def _reasoning_gym_error(metadata: dict[str, Any]) -> str | None:
+    for key in ("dataset", "entry", "config"):
+        if key not in metadata:
+            return f"the question's metadata lack {key!r}"
+    from reasoning_gym.factory import DATASETS
+
+    name = metadata["dataset"]
+    if name not in DATASETS:
+        return f"reasoning_gym has no data set {name!r}.{did_you_mean(name, DATASETS)}"
+    try:
+        _scorer(metadata)
+    except Exception as error:
+        # Whatever a data set's own validation raises is the reason that the user needs.
+        return f"reasoning_gym refuses the options of {name!r}: {error}"
+    return None
+
+
+def _scorer(metadata: dict[str, Any]) -> Callable[..., float]:
+    return _cached_scorer(metadata["dataset"], json.dumps(metadata["config"], sort_keys=True))
+
+
+@lru_cache(maxsize=64)
+def _cached_scorer(name: str, config: str) -> Callable[..., float]:
+    """The data set's `score_answer`, with its options: several scorers read them (decimal places, number ranges)."""
+    import reasoning_gym
+
+    return reasoning_gym.create_dataset(name, **json.loads(config)).score_answer

@@ -1,0 +1,230 @@
+"""The rollout engine on plain transformers: prompts are read once, finished sequences leave the batch.
+
+It samples through `LanguageModel`, the forward pass that the trainer uses, so its log-probabilities are the trainer's
+up to rounding. Shape suffixes: P prompts, R sequences, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from transformers import DynamicCache
+
+from harness.errors import UserError
+from harness.models.chat import Chat
+from harness.models.forward import LanguageModel, gather_logprobs
+from harness.rollout.base import Sampling
+from harness.rollout.sampling import RowStreams, SeenTokens, adjust, draw, has_penalties
+from harness.types import FinishReason, Prompt, Rollout, RolloutGroup, Sampler
+
+
+class TransformersEngine:
+    """Samples groups with one model, `max_sequences` sequences at a time.
+
+    Batches follow from the prompts and the configuration alone: whole groups in order while they fit; a group that is
+    larger than `max_sequences` is split over batches and joined again.
+    """
+
+    def __init__(self, model: LanguageModel, chat: Chat, sampler: Sampler, max_sequences: int) -> None:
+        self.sampler: Sampler = sampler
+        self._model = model
+        self._chat = chat
+        self._max_sequences = max_sequences
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[RolloutGroup]:
+        """Yield the group of each prompt, ungraded, in order, as its batch finishes.
+
+        A prompt's prefix starts every completion and counts against `max_new_tokens`; a completion also ends where the
+        context window does. Raises UserError at once if a prompt leaves no room for a single token.
+        """
+        pieces = [piece for prompt in prompts for piece in self._pieces(prompt, sampling)]
+        return self._groups(pieces, sampling)
+
+    def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Copy weights by name. Tensors that the model already uses, those of a shared student, cost nothing.
+
+        Raises ValueError for a name that the model does not have.
+        """
+        own = self._model.module.state_dict(keep_vars=True)
+        for name, tensor in named_tensors:
+            if name not in own:
+                raise ValueError(f"the engine's model has no tensor {name}")
+            if own[name].data_ptr() != tensor.data_ptr():
+                own[name].data.copy_(tensor)
+
+    def close(self) -> None:
+        """Nothing to release: the model belongs to the caller."""
+
+    def _pieces(self, prompt: Prompt, sampling: Sampling) -> list[_Piece]:
+        prompt_ids = self._chat.encode(prompt)
+        given = len(prompt_ids) + len(prompt.prefix_ids)
+        window = self._model.context_window
+        if given >= window:
+            raise UserError(
+                f"prompt {prompt.uid} has {given} tokens and the context window {window}: no room is left for a reply; "
+                "lower rollout.max_prompt_tokens or shorten the question"
+            )
+        if len(prompt.prefix_ids) >= sampling.max_new_tokens:
+            raise UserError(
+                f"the prefix of prompt {prompt.uid} has {len(prompt.prefix_ids)} tokens and a reply may have "
+                f"{sampling.max_new_tokens}: raise rollout.max_response_tokens or shorten the prefix"
+            )
+        limit = min(sampling.max_new_tokens, window - len(prompt_ids))
+        indices = range(sampling.num_rollouts)
+        size = self._max_sequences
+        return [
+            _Piece(prompt, prompt_ids, limit, indices[start : start + size]) for start in range(0, len(indices), size)
+        ]
+
+    def _groups(self, pieces: Sequence[_Piece], sampling: Sampling) -> Iterator[RolloutGroup]:
+        rollouts: list[Rollout] = []
+        for batch in _batches(pieces, self._max_sequences):
+            finished = iter(self._sample(batch, sampling))
+            for piece in batch:
+                rollouts += [next(finished) for _ in piece.indices]
+                if len(rollouts) == sampling.num_rollouts:
+                    yield RolloutGroup(uid=piece.prompt.uid, prompt=piece.prompt, rollouts=rollouts)
+                    rollouts = []
+
+    # no_grad, not inference_mode: the module is the trainer's, and whatever it caches has to stay usable in a backward.
+    @torch.no_grad()
+    def _sample(self, batch: Sequence[_Piece], sampling: Sampling) -> list[Rollout]:
+        """The rollouts of a batch, in order."""
+        module = self._model.module
+        was_training = module.training
+        module.eval()
+        try:
+            rows = [_Row(piece, index) for piece in batch for index in piece.indices]
+            self._decode(rows, batch, sampling)
+        finally:
+            module.train(was_training)
+        return [self._rollout(row) for row in rows]
+
+    def _decode(self, rows: Sequence[_Row], batch: Sequence[_Piece], sampling: Sampling) -> None:
+        """Sample every row to its end."""
+        state = _State(self._model, batch)
+        streams = RowStreams(sampling, self.sampler, [(row.piece.prompt.uid, row.index) for row in rows])
+        seen: SeenTokens | None = None
+        if has_penalties(sampling):
+            seen = SeenTokens([row.piece.given for row in rows], self._model.num_tokens, self._model.device)
+        live = list(rows)
+        while True:
+            uniforms_R = None if sampling.temperature == 0.0 else streams.next()
+            ids_R = draw(adjust(state.logits_RV, sampling, seen), uniforms_R)
+            logprobs_R = gather_logprobs(state.logits_RV / (sampling.temperature or 1.0), ids_R)
+            for row, token_id, logprob in zip(live, ids_R.tolist(), logprobs_R.tolist(), strict=True):
+                row.append(token_id, logprob, self._chat.stop_ids)
+            if seen is not None:
+                seen.add(ids_R)
+            kept = [i for i, row in enumerate(live) if row.finish_reason is None]
+            if not kept:
+                return
+            if len(kept) < len(live):
+                live = [live[i] for i in kept]
+                streams.keep(kept)
+                kept_R = torch.tensor(kept, device=ids_R.device)
+                ids_R = ids_R[kept_R]
+                state.keep(kept_R)
+                if seen is not None:
+                    seen.keep(kept_R)
+            state.step(ids_R)
+
+    def _rollout(self, row: _Row) -> Rollout:
+        assert row.finish_reason is not None
+        return Rollout(
+            sampler=self.sampler,
+            index=row.index,
+            prompt_ids=list(row.piece.prompt_ids),
+            completion_ids=row.ids,
+            rollout_logprobs=row.logprobs,
+            text=self._chat.decode(row.ids),
+            finish_reason=row.finish_reason,
+            num_prefix=len(row.piece.prompt.prefix_ids),
+        )
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """The rollouts of one prompt that are sampled in one batch: all of its group, or a part of a large one."""
+
+    prompt: Prompt
+    prompt_ids: list[int]
+    limit: int
+    """Completion tokens at most, the prefix included."""
+    indices: range
+
+    @property
+    def given(self) -> list[int]:
+        return [*self.prompt_ids, *self.prompt.prefix_ids]
+
+
+class _Row:
+    """A completion that is being sampled."""
+
+    def __init__(self, piece: _Piece, index: int) -> None:
+        self.piece = piece
+        self.index = index
+        self.ids: list[int] = list(piece.prompt.prefix_ids)
+        self.logprobs = [0.0] * len(self.ids)
+        self.finish_reason: FinishReason | None = None
+
+    def append(self, token_id: int, logprob: float, stop_ids: frozenset[int]) -> None:
+        self.ids.append(token_id)
+        self.logprobs.append(logprob)
+        if token_id in stop_ids:
+            self.finish_reason = "stop"
+        elif len(self.ids) == self.piece.limit:
+            self.finish_reason = "length"
+
+
+class _State:
+    """What the model keeps of the unfinished sequences: cache, mask, and the logits of the next token."""
+
+    def __init__(self, model: LanguageModel, batch: Sequence[_Piece]) -> None:
+        """Read each prompt once, left padded, then repeat its row for its rollouts."""
+        self._model = model
+        self._cache = DynamicCache(config=model.module.config)
+        ids_PT, mask_PT = _left_pad([piece.given for piece in batch], model.device)
+        last_PH = model.hidden(ids_PT, mask_PT, cache=self._cache)[:, -1]
+        counts = torch.tensor([len(piece.indices) for piece in batch], device=model.device)
+        rows_R = torch.arange(len(batch), device=model.device).repeat_interleave(counts)
+        self._mask_RT = mask_PT
+        self.logits_RV = model.logits(last_PH)[rows_R]
+        self.keep(rows_R)
+
+    def keep(self, rows_R: torch.Tensor) -> None:
+        """Take the rows of these numbers, repeated where a number is. `logits_RV` is left to the next step."""
+        # batch_select_indices would be the name for it, but linear-attention layers only have reorder_cache.
+        self._cache.reorder_cache(cast(torch.LongTensor, rows_R))
+        self._mask_RT = self._mask_RT[rows_R]
+
+    def step(self, ids_R: torch.Tensor) -> None:
+        """Append one token a row."""
+        self._mask_RT = torch.cat([self._mask_RT, torch.ones_like(self._mask_RT[:, :1])], dim=1)
+        hidden_R1H = self._model.hidden(ids_R.unsqueeze(1), self._mask_RT, cache=self._cache)
+        self.logits_RV = self._model.logits(hidden_R1H[:, 0])
+
+
+def _batches(pieces: Sequence[_Piece], max_sequences: int) -> Iterator[list[_Piece]]:
+    """Consecutive pieces of at most `max_sequences` rollouts together."""
+    batch: list[_Piece] = []
+    size = 0
+    for piece in pieces:
+        if batch and size + len(piece.indices) > max_sequences:
+            yield batch
+            batch, size = [], 0
+        batch.append(piece)
+        size += len(piece.indices)
+    if batch:
+        yield batch
+
+
+def _left_pad(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask, int64 [P, T]. The mask hides the padding, so which id it has does not matter."""
+    width = max(map(len, sequences))
+    ids = [[0] * (width - len(sequence)) + list(sequence) for sequence in sequences]
+    mask = [[0] * (width - len(sequence)) + [1] * len(sequence) for sequence in sequences]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

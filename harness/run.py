@@ -1,0 +1,259 @@
+"""One run: config -> objects -> train -> model -> evaluate -> run.json. The only place that puts the parts together."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.config import ModelConfig, RunConfig
+from harness.errors import UserError
+from harness.run_folder import RunFolder, run_dir
+from harness.types import Sampler
+from methods import registry
+from methods.base import Method
+
+if TYPE_CHECKING:
+    from harness.data.sampler import QuestionSampler
+    from harness.models.forward import LanguageModel
+    from harness.rollout.base import RolloutEngine
+
+logger = logging.getLogger(__name__)
+
+
+def build_method(config: RunConfig) -> Method | None:
+    """The method of a run, None for a cell without training. Imports no torch.
+
+    Raises UserError for unknown options and for what the rest of the configuration cannot give it.
+    """
+    try:
+        method = registry.build(config.method)
+    except registry.MethodError as error:
+        raise UserError(str(error)) from error
+    if method is None:
+        return None
+    if method.needs_teacher != "none" and config.teacher is None:
+        raise UserError(
+            f"method={config.method['name']} needs a teacher: set teacher=tiny_teacher, or teacher=hf teacher.path=FOLDER"
+        )
+    return method
+
+
+def run_label(config: RunConfig) -> str:
+    return config.label or config.method["name"]
+
+
+def run(config: RunConfig, *, overrides: Sequence[str] = ()) -> Path:
+    """Train (unless the method is `base`), save the model, evaluate. Returns the run folder.
+
+    A run that is done is left alone; one that was interrupted goes on from its newest checkpoint. Raises UserError for
+    what a user can mend; run.json then has status `failed` and the message.
+    """
+    method = build_method(config)
+    label = run_label(config)
+    folder = RunFolder(run_dir(config, label), config)
+    if folder.is_done(config.steps):
+        logger.info("%s is done: nothing to do", folder.path)
+        return folder.path
+    with _logged(folder), _terminable():
+        folder.start(label=label, config=config, overrides=overrides)
+        try:
+            _execute(config, method, folder, label)
+        except (KeyboardInterrupt, SystemExit):
+            folder.finish("interrupted")
+            raise
+        except BaseException as error:
+            folder.finish("failed", f"{type(error).__name__}: {error}".removeprefix("UserError: "))
+            if not isinstance(error, UserError):
+                logger.exception("the run failed")
+            raise
+        folder.finish("done")
+    return folder.path
+
+
+class _Run:
+    """The objects of one run, made in the order of the data flow."""
+
+    def __init__(
+        self, config: RunConfig, method: Method | None, folder: RunFolder, label: str, stack: ExitStack
+    ) -> None:
+        import torch
+
+        from harness.models.chat import Chat
+        from harness.models.loading import load_tokenizer
+        from harness.rewards.workers import Grader
+
+        if config.num_threads:
+            torch.set_num_threads(config.num_threads)
+        self.config, self.method, self.folder, self.label, self._stack = config, method, folder, label, stack
+        self.chat = Chat(load_tokenizer(config.student), config.student)
+        self._check_teacher()
+        self.grader = stack.enter_context(Grader(config.reward))
+        self.sampler = None if method is None else self._sampler()
+        self.student = self._load(config.student, config.device)
+        self.engine = self._engine(self.student, "student")
+
+    def train(self) -> None:
+        """Run the method and save the student as `model/`."""
+        from harness.actors import LiveActors
+        from harness.models.loading import save_model
+        from harness.tracking import Tracker
+        from harness.training.trainer import Trainer
+
+        config = self.config
+        assert self.method is not None and self.sampler is not None
+        num_steps = self._num_steps()
+        self.folder.set_info(num_steps=num_steps)
+        teacher = None
+        if config.teacher is not None and self.method.needs_teacher != "none":
+            teacher = self._load(config.teacher, config.teacher_device or config.device)
+        actors = LiveActors(
+            student=self.engine,
+            teacher=None if teacher is None else self._engine(teacher, "teacher"),
+            chat=self.chat,
+            grader=self.grader,
+            config=config.rollout,
+            seed=config.seed,
+        )
+        self._stack.callback(actors.close)
+        tracker = Tracker(config, self.label, self.folder.path)
+        self._stack.callback(tracker.close)
+        Trainer(
+            config=config,
+            method=self.method,
+            sampler=self.sampler,
+            actors=actors,
+            engine=self.engine,
+            student=self.student,
+            teacher=teacher,
+            chat=self.chat,
+            folder=self.folder,
+            tracker=tracker,
+            num_steps=num_steps,
+            evaluate=lambda step: self.evaluate(f"step-{step:06d}"),
+        ).train()
+        aside = self.folder.path / "model.tmp"
+        shutil.rmtree(aside, ignore_errors=True)
+        save_model(self.student.module, config.student, aside)
+        self.folder.replace_model(aside)
+
+    def evaluate(self, subfolder: str = "") -> None:
+        """Score the live student on the suite, if there is one."""
+        from harness.evaluation.evaluate import evaluate
+
+        if self.config.eval.suite is None:
+            return
+        out_dir = self.folder.path / "eval" / self.config.eval.suite / subfolder
+        name = f"{self.label}/{self.config.student.name}"
+        for row in evaluate(self.config.eval, self.engine, self.grader, out_dir=out_dir, model_name=name):
+            logger.info("%-16s %6.1f", row["benchmark"], row["score"])
+
+    def _num_steps(self) -> int:
+        assert self.sampler is not None
+        data, possible = self.config.data, self.sampler.num_steps
+        num_steps = possible if self.config.steps is None else self.config.steps
+        if num_steps > possible:
+            raise UserError(
+                f"steps={num_steps} of {data.batch_size} questions: the data give {possible} steps in "
+                f"data.epochs={data.epochs}; raise data.epochs or lower steps"
+            )
+        return num_steps
+
+    def _sampler(self) -> QuestionSampler:
+        from harness.data.sampler import QuestionSampler
+        from harness.data.sources import load_questions
+        from methods.base import plain_prompt
+
+        limit = self.config.rollout.max_prompt_tokens
+        loaded = load_questions(
+            self.config.data,
+            gold_errors=self.grader.gold_errors,
+            keep=lambda question: len(self.chat.encode(plain_prompt(question))) <= limit,
+        )
+        for message in loaded.bad:
+            logger.warning("skipped %s", message)
+        logger.info(
+            "%d questions (%d bad, %d with more than %d tokens)",
+            len(loaded.questions), loaded.num_bad, loaded.num_too_long, limit,
+        )  # fmt: skip
+        data = self.config.data
+        return QuestionSampler(
+            loaded.questions,
+            batch_size=data.batch_size,
+            epochs=data.epochs,
+            shuffle=data.shuffle,
+            seed=self.config.seed,
+        )
+
+    def _check_teacher(self) -> None:
+        """One tokenizer renders every prompt for both actors, so the teacher has to share it."""
+        from harness.models.loading import load_tokenizer, same_tokenizer
+
+        config = self.config
+        if self.method is None or self.method.needs_teacher == "none" or config.teacher is None:
+            return
+        difference = same_tokenizer(self.chat.tokenizer, load_tokenizer(config.teacher))
+        if difference is not None:
+            raise UserError(
+                f"teacher {config.teacher.name} and student {config.student.name} have different tokenizers "
+                f"({difference}): token ids mean other text to the teacher; choose a teacher of the student's family"
+            )
+
+    def _load(self, model: ModelConfig, device: str) -> LanguageModel:
+        from harness.models.forward import LanguageModel
+        from harness.models.loading import load_model
+
+        return LanguageModel.for_chat(load_model(model, _device(device)), self.chat)
+
+    def _engine(self, model: LanguageModel, sampler: Sampler) -> RolloutEngine:
+        from harness.rollout.transformers_engine import TransformersEngine
+
+        return TransformersEngine(model, self.chat, sampler=sampler, max_sequences=self.config.rollout.max_sequences)
+
+
+def _execute(config: RunConfig, method: Method | None, folder: RunFolder, label: str) -> None:
+    with ExitStack() as stack:
+        run = _Run(config, method, folder, label, stack)
+        if method is not None:
+            run.train()
+        run.evaluate()
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def _logged(folder: RunFolder) -> Iterator[None]:
+    handler = folder.log_to_file()
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends a run like Ctrl-C: run.json says `interrupted`."""
+
+    def stop(signum: int, frame: Any) -> None:
+        raise SystemExit(128 + signum)
+
+    if threading.current_thread() is not threading.main_thread():  # signals belong to the main thread
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,277 @@
+"""The folder of a run: the only writer of its files (docs/run_folder.md documents them).
+
+Rows are kept once a step: on resume everything after the checkpoint's step is cut off before the run goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from harness.config import RunConfig
+from harness.errors import UserError
+from harness.replay import BufferEvent
+from harness.types import RolloutGroup, TrainingSample
+
+SCHEMA_VERSION = 1
+NOT_PART_OF_RESULTS = (
+    "steps", "resume", "outputs", "num_threads", "device", "teacher_device", "debug", "checkpoint_every",
+    "keep_checkpoints", "tracker",
+)  # fmt: skip
+"""Keys that may differ between two launches of one run (more steps prolong it)."""
+
+ROLLOUT_SCHEMA = pa.schema(
+    [
+        ("step", pa.int32()), ("uid", pa.string()), ("kind", pa.string()), ("sampler", pa.string()),
+        ("question_id", pa.string()), ("replayed", pa.bool_()), ("index", pa.int32()), ("prompt_text", pa.string()),
+        ("response_text", pa.string()), ("num_prompt_tokens", pa.int32()), ("num_response_tokens", pa.int32()),
+        ("finish_reason", pa.string()), ("answer", pa.string()), ("gold", pa.string()), ("reward", pa.float32()),
+        ("verdict", pa.string()), ("trained", pa.bool_()), ("advantage", pa.float32()),
+    ]
+)  # fmt: skip
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file aside, flush it to disk and rename it."""
+    aside = path.with_name(path.name + ".tmp")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a resolved configuration that decides a run's results."""
+    return {key: value for key, value in config.items() if key not in NOT_PART_OF_RESULTS}
+
+
+def run_dir(config: RunConfig, label: str) -> Path:
+    return Path(config.outputs) / config.study / label / config.student.name / f"seed{config.seed}"
+
+
+class RunFolder:
+    """Opens (and claims) the folder of a run.
+
+    Raises UserError when the folder belongs to another configuration; nothing in it is touched then.
+    """
+
+    def __init__(self, path: Path, config: RunConfig) -> None:
+        self.path = path
+        resolved = json.loads(json.dumps(dataclasses.asdict(config)))
+        existing = path / "config.yaml"
+        if existing.exists() and _holds_work(path):
+            _refuse_other_configuration(path, yaml.safe_load(existing.read_text(encoding="utf-8")), resolved)
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "rollouts").mkdir(exist_ok=True)
+        write_atomically(existing, yaml.safe_dump(resolved, sort_keys=False))
+        self._info = self.read_info(path)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @staticmethod
+    def read_info(path: Path) -> dict[str, Any]:
+        file = path / "run.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+    def is_done(self, steps: int | None) -> bool:
+        """Whether the run has finished with as many steps as are asked for (None: as many as the data give)."""
+        return self._info.get("status") == "done" and (steps is None or self._info.get("num_steps") in (None, steps))
+
+    def start(self, *, label: str, config: RunConfig, overrides: Sequence[str]) -> None:
+        """Begin, or go on: the first start time and the cost so far are kept."""
+        self.set_info(
+            schema_version=SCHEMA_VERSION,
+            status="running",
+            error=None,
+            label=label,
+            method=config.method.get("name"),
+            student=config.student.name,
+            teacher=config.teacher.name if config.teacher else None,
+            seed=config.seed,
+            overrides=list(overrides),
+            num_steps=None,
+            started=self._info.get("started") or _now(),
+            finished=None,
+            pid=os.getpid(),
+            versions=_versions(),
+            git_commit=_git_commit(),
+            machine=platform.node(),
+            cost=self._info.get("cost") or {},
+        )
+
+    def set_info(self, **fields: Any) -> None:
+        """Change fields of run.json."""
+        self._info |= fields
+        write_atomically(self.path / "run.json", json.dumps(self._info, indent=2) + "\n")
+
+    def finish(self, status: str, error: str | None = None) -> None:
+        self.set_info(status=status, error=error, finished=_now())
+
+    def add_cost(self, metrics: Mapping[str, float]) -> None:
+        """Sum a step's seconds, tokens and FLOPs into run.json's cost."""
+        cost = self._info["cost"]
+        for name, value in metrics.items():
+            if name.startswith(("time/", "tokens/", "flops/")):
+                cost[name] = cost.get(name, 0.0) + value
+        self.set_info(cost=cost)
+
+    def truncate_after(self, step: int) -> None:
+        """Forget what was written after `step`; a resumed run writes it again."""
+        costs: dict[str, float] = {}
+        for name in ("metrics.jsonl", "buffer.jsonl"):
+            file = self.path / name
+            if not file.exists():
+                continue
+            kept = [line for line in file.read_text(encoding="utf-8").splitlines() if _complete_until(line, step)]
+            write_atomically(file, "".join(line + "\n" for line in kept))
+            if name == "metrics.jsonl":
+                for row in map(json.loads, kept):
+                    for key, value in row.items():
+                        if key.startswith(("time/", "tokens/", "flops/")):
+                            costs[key] = costs.get(key, 0.0) + value
+        for file in (self.path / "rollouts").glob("step-*.parquet"):
+            if int(file.stem.removeprefix("step-")) > step:
+                file.unlink()
+        self._info["cost"] = costs
+
+    def write_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        _append(self.path / "metrics.jsonl", [{"step": step} | dict(metrics)])
+
+    def write_buffer_events(self, step: int, events: Iterable[BufferEvent]) -> None:
+        _append(self.path / "buffer.jsonl", [{"step": step} | dataclasses.asdict(event) for event in events])
+
+    def write_rollouts(
+        self,
+        step: int,
+        groups: Sequence[RolloutGroup],
+        samples: Sequence[TrainingSample],
+        prompt_texts: Mapping[str, str],
+    ) -> None:
+        """One row a rollout, `prompt_texts` by group uid; atomically, so that a file is complete or absent."""
+        trained = {id(sample.rollout): sample for sample in samples}
+        rows = []
+        for group in groups:
+            for rollout in group.rollouts:
+                sample = trained.get(id(rollout))
+                advantage = None
+                if sample is not None and sample.advantages is not None:
+                    advantage = sample.advantages[-1]
+                rows.append(
+                    {
+                        "step": step,
+                        "uid": group.uid,
+                        "kind": group.prompt.kind,
+                        "sampler": rollout.sampler,
+                        "question_id": group.prompt.question.id,
+                        "replayed": group.replayed,
+                        "index": rollout.index,
+                        "prompt_text": prompt_texts[group.uid],
+                        "response_text": rollout.text,
+                        "num_prompt_tokens": len(rollout.prompt_ids),
+                        "num_response_tokens": len(rollout.completion_ids),
+                        "finish_reason": rollout.finish_reason,
+                        "answer": rollout.answer,
+                        "gold": group.prompt.question.answer,
+                        "reward": rollout.reward,
+                        "verdict": rollout.verdict,
+                        "trained": sample is not None,
+                        "advantage": advantage,
+                    }
+                )
+        file = self.path / "rollouts" / f"step-{step:06d}.parquet"
+        aside = file.with_suffix(".tmp")
+        pq.write_table(pa.Table.from_pylist(rows, schema=ROLLOUT_SCHEMA), aside)
+        aside.replace(file)
+
+    def log_to_file(self) -> logging.Handler:
+        """Copy what the run logs into run.log."""
+        handler = logging.FileHandler(self.path / "run.log", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logging.getLogger().addHandler(handler)
+        return handler
+
+    def replace_model(self, folder: Path) -> None:
+        """Put a complete model folder in the place of the old one."""
+        if self.model.exists():
+            shutil.rmtree(self.model)
+        folder.replace(self.model)
+
+
+def _holds_work(path: Path) -> bool:
+    """A folder whose run failed before its first result may be claimed by another configuration."""
+    return any((path / name).exists() for name in ("metrics.jsonl", "checkpoints", "model", "eval"))
+
+
+def _refuse_other_configuration(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    old, new = comparable(old), comparable(new)
+    if old == new:
+        return
+    different = sorted(_different_keys(old, new))
+    raise UserError(
+        f"{path} holds a run of another configuration (differs in {', '.join(different[:5])}): "
+        "choose another study=NAME or outputs=DIR, or remove the folder"
+    )
+
+
+def _different_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [] if old == new else [prefix.rstrip(".")]
+    keys = sorted(set(old) | set(new))
+    return [k for key in keys for k in _different_keys(old.get(key), new.get(key), f"{prefix}{key}.")]
+
+
+def _complete_until(line: str, step: int) -> bool:
+    try:
+        return json.loads(line)["step"] <= step
+    except json.JSONDecodeError:  # a line that a kill cut short: its step is written again
+        return False
+
+
+def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _versions() -> dict[str, str]:
+    names = ("zppo-bench", "torch", "transformers", "accelerate", "lm_eval", "math-verify", "hydra-core")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _git_commit() -> str | None:
+    """Commit of the source tree that runs; None when it is an installed wheel."""
+    here = Path(__file__).parent
+    answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or None

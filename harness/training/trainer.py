@@ -1,0 +1,203 @@
+"""The only train loop: questions -> rollouts -> rewards -> credit -> update -> buffer -> records -> checkpoint -> evaluation."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from harness.actors import LiveActors
+from harness.config import RunConfig
+from harness.data.sampler import Batch, QuestionSampler
+from harness.errors import UserError
+from harness.models.chat import Chat
+from harness.models.forward import LanguageModel
+from harness.replay import PromptReplayBuffer
+from harness.rollout.base import RolloutEngine
+from harness.run_folder import RunFolder
+from harness.tracking import Tracker
+from harness.training import checkpoint, metrics
+from harness.training.batching import mini_batches
+from harness.training.update import Updater
+from harness.types import RolloutGroup, TrainingSample
+from methods.base import Method
+
+logger = logging.getLogger(__name__)
+REPLAY, COLLECT, SPLIT = 1, 2, 3
+"""Streams of a step's generators: each is seeded by (seed, step, stream), so no draw depends on another's."""
+
+
+class Trainer:
+    """Runs a method for `num_steps` rollout steps in its run folder, going on from the newest checkpoint."""
+
+    def __init__(
+        self,
+        *,
+        config: RunConfig,
+        method: Method,
+        sampler: QuestionSampler,
+        actors: LiveActors,
+        engine: RolloutEngine,
+        student: LanguageModel,
+        teacher: LanguageModel | None,
+        chat: Chat,
+        folder: RunFolder,
+        tracker: Tracker,
+        num_steps: int,
+        evaluate: Callable[[int], None],
+    ) -> None:
+        self._config = config
+        self._method = method
+        self._sampler = sampler
+        self._actors = actors
+        self._engine = engine
+        self._student = student
+        self._teacher = teacher
+        self._chat = chat
+        self._folder = folder
+        self._tracker = tracker
+        self._evaluate = evaluate
+        self._num_steps = num_steps
+        self._teacher_scores = method.needs_teacher == "distribution"
+        self._buffer = PromptReplayBuffer(capacity=method.config.buffer_capacity, tau=method.config.tau)
+        self._updater = Updater(
+            student=student,
+            teacher=teacher if self._teacher_scores else None,
+            method=method,
+            config=config.update,
+            temperature=config.rollout.temperature,
+        )
+
+    def train(self) -> None:
+        first = self._resume() + 1
+        for step in range(first, self._num_steps + 1):
+            self._step(step)
+            if step % self._config.checkpoint_every == 0 or step == self._num_steps:
+                self._save(step)
+            if self._config.eval.every and step % self._config.eval.every == 0 and step < self._num_steps:
+                self._evaluate(step)
+
+    def _step(self, step: int) -> None:
+        started = time.perf_counter()
+        self._actors.begin(step)
+        batch = self._batch(step)
+        groups = self._method.collect(batch, self._actors, self._rng(step, COLLECT))
+        collected = time.perf_counter()
+
+        samples = self._method.credit(groups)
+        row = metrics.group_metrics(groups) | metrics.sample_metrics(samples)
+        row |= self._method.metrics(groups)
+        row |= self._update(step, samples)
+        updated = time.perf_counter()
+
+        plain = metrics.plain_student_groups(groups)
+        events = self._buffer.update(plain) if self._method.config.replay else []
+        row |= metrics.buffer_metrics(self._buffer, events, len(batch.replayed))
+        counts = self._actors.counts
+        row |= counts | metrics.flops(
+            counts,
+            samples,
+            student=_num_parameters(self._student),
+            teacher=_num_parameters(self._teacher),
+            teacher_scores=self._teacher_scores,
+        )
+        row |= {
+            "time/collect": collected - started,
+            "time/update": updated - collected,
+            "memory/resident_mb": metrics.resident_mb(),
+        }
+        self._folder.write_rollouts(step, groups, samples, self._prompt_texts(groups))
+        self._folder.write_buffer_events(step, events)
+        row["time/step"] = time.perf_counter() - started
+        self._folder.write_metrics(step, row)
+        self._folder.add_cost(row)
+        self._tracker.log(step, row)
+        logger.info("%s", _line(step, self._num_steps, row))
+
+    def _batch(self, step: int) -> Batch:
+        new = self._sampler.next_batch()
+        replayed = []
+        if self._method.config.replay:
+            ratio = self._method.config.replay_ratio
+            rng = self._rng(step, REPLAY)
+            replayed = self._buffer.draw(num_new=len(new), ratio=ratio, exclude=new, rng=rng)
+        return Batch(new=new, replayed=replayed, step=step, num_steps=self._num_steps, sampler=self._sampler)
+
+    def _update(self, step: int, samples: Sequence[TrainingSample]) -> dict[str, float]:
+        """`updates_per_step` optimizer updates; their metrics averaged over the updates that were made."""
+        self._updater.fill_old_logprobs(samples)
+        parts = mini_batches(samples, num_batches=self._method.config.updates_per_step, rng=self._rng(step, SPLIT))
+        rows: list[dict[str, float]] = []
+        for part in filter(None, parts):
+            rows.append(self._updater.update(part, measure_gap=not rows and self._has_rollout_logprobs(part)))
+        self._engine.load_weights(self._student.module.named_parameters())
+        row = {"train/num_updates": float(len(rows)), "train/empty_mini_batches": float(len(parts) - len(rows))}
+        for name in sorted({name for r in rows for name in r}):
+            values = [r[name] for r in rows if name in r]
+            row[f"train/{name}"] = sum(values) / len(values)
+        return row
+
+    @staticmethod
+    def _has_rollout_logprobs(samples: Sequence[TrainingSample]) -> bool:
+        return all(sample.rollout_logprobs is not None and sample.advantages is not None for sample in samples)
+
+    def _rng(self, step: int, stream: int) -> np.random.Generator:
+        return np.random.default_rng([self._config.seed, step, stream])
+
+    def _prompt_texts(self, groups: Sequence[RolloutGroup]) -> dict[str, str]:
+        return {g.uid: self._chat.decode_prompt(g.rollouts[0].prompt_ids) for g in groups if g.rollouts}
+
+    def _save(self, step: int) -> None:
+        checkpoint.save(
+            self._folder.checkpoints,
+            step=step,
+            model=self._student.module,
+            optimizer=self._updater.optimizer,
+            state={
+                "sampler": self._sampler.state_dict(),
+                "buffer": self._buffer.state_dict(),
+                "tracker": self._tracker.state_dict(),
+            },
+            keep=self._config.keep_checkpoints,
+        )
+
+    def _resume(self) -> int:
+        """Load the newest complete checkpoint; returns its step, 0 for a fresh start."""
+        found = checkpoint.complete(self._folder.checkpoints)
+        if found and self._config.resume == "never":
+            raise UserError(
+                f"{self._folder.path} holds checkpoints and resume=never: set resume=auto or choose another study"
+            )
+        step = 0
+        if found:
+            state = checkpoint.load(found[-1], model=self._student.module, optimizer=self._updater.optimizer)
+            self._sampler.load_state_dict(state["sampler"])
+            self._buffer.load_state_dict(state["buffer"])
+            self._tracker.load_state_dict(state["tracker"])
+            self._engine.load_weights(self._student.module.named_parameters())
+            step = state["step"]
+            logger.info("resumed from %s", found[-1])
+        if step > self._num_steps:
+            raise UserError(f"{self._folder.path} already has {step} steps: set steps={step} or more, or another study")
+        self._folder.truncate_after(step)
+        return step
+
+
+def _num_parameters(model: LanguageModel | None) -> int:
+    return 0 if model is None else sum(p.numel() for p in model.module.parameters())
+
+
+def _line(step: int, num_steps: int, row: dict[str, float]) -> str:
+    parts = [f"step {step}/{num_steps}"]
+    for label, name in (
+        ("accuracy", "rollout/accuracy"),
+        ("bcq", "bcq/accuracy"),
+        ("ncq", "ncq/accuracy"),
+        ("loss", "train/loss"),
+        ("buffer", "buffer/size"),
+    ):
+        if name in row:
+            parts.append(f"{label} {row[name]:.3f}" if name != "buffer/size" else f"{label} {row[name]:.0f}")
+    return "  ".join([*parts, f"{row['time/step']:.1f} s"])

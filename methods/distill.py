@@ -1,0 +1,102 @@
+"""Distillation: per-token JSD between student and teacher (METHOD section 5, Algs. 2 and 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from harness.types import (
+    Actors,
+    LossOutput,
+    QuestionBatch,
+    RolloutGroup,
+    TeacherDistribution,
+    TokenBatch,
+    TrainingSample,
+)
+from methods.base import Method, MethodConfig, plain_prompts
+from methods.losses import entropy_sum, jsd_loss
+from methods.registry import register
+from methods.samples import mark_replayed, rollout_sample, sampled_by_student, teacher_prompt
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(MethodConfig):
+    jsd_beta: float = 0.5
+    """Share of the teacher in the mixture M; 0 = forward KL(teacher || student), 1 = reverse KL(student || teacher)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= self.jsd_beta <= 1.0:
+            raise ValueError(f"method.jsd_beta must lie in [0, 1], got {self.jsd_beta}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OffPolicyKDConfig(DistillConfig):
+    teacher_group_size: int = 4
+    """Fresh teacher rollouts a prompt, every step (G_T)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.teacher_group_size < 1:
+            raise ValueError(f"method.teacher_group_size must be at least 1, got {self.teacher_group_size}")
+
+
+class _Distillation(Method):
+    needs_teacher: ClassVar[Literal["none", "rollouts", "distribution"]] = "distribution"
+
+    def loss(self, logits_NV: torch.Tensor, batch: TokenBatch, teacher: TeacherDistribution | None) -> LossOutput:
+        assert teacher is not None, "the trainer gives the teacher's distribution to methods that need it"
+        loss_N = jsd_loss(logits_NV, teacher.logits_NV, self.config.jsd_beta)
+        return LossOutput(loss_N=loss_N, sums={"entropy": entropy_sum(logits_NV)})
+
+
+@register("on_policy_kd")
+class OnPolicyKD(_Distillation):
+    """On-Distill (Alg. 3): JSD on all rollouts of the student, token mean; the teacher only scores them."""
+
+    Config: ClassVar[type[MethodConfig]] = DistillConfig
+
+    def collect(self, batch: QuestionBatch, actors: Actors, rng: np.random.Generator) -> list[RolloutGroup]:
+        return mark_replayed(self.plain_groups(batch, actors).list(), batch)
+
+    def credit(self, groups: Sequence[RolloutGroup]) -> list[TrainingSample]:
+        return [rollout_sample(group.uid, rollout) for group in groups for rollout in sampled_by_student(group)]
+
+
+@register("off_policy_kd")
+class OffPolicyKD(_Distillation):
+    """Off-Distill (Alg. 2): JSD on the teacher's right rollouts; the student's are for the records and the buffer."""
+
+    Config: ClassVar[type[MethodConfig]] = OffPolicyKDConfig
+
+    def collect(self, batch: QuestionBatch, actors: Actors, rng: np.random.Generator) -> list[RolloutGroup]:
+        """Plain student groups, then a teacher group a question; both are started before either is waited for."""
+        student = self.plain_groups(batch, actors)
+        prompts = [teacher_prompt(prompt.question) for prompt in plain_prompts(batch)]
+        teacher = actors.teacher(prompts, self.config.teacher_group_size)
+        return mark_replayed([*student.list(), *teacher.list()], batch)
+
+    def credit(self, groups: Sequence[RolloutGroup]) -> list[TrainingSample]:
+        """Right teacher rollouts. With N_x of them for a question, a token of a trace of length L weighs 1 / (L N_x)
+        and the trace's norm is 1 / N_x: token mean in a trace, mean over the question's right traces, mean over the
+        questions that have one.
+        """
+        samples = []
+        for group in groups:
+            traces = [rollout_sample(group.uid, rollout) for rollout in group.correct("teacher")]
+            for sample in traces:
+                weight = 1.0 / (max(sample.num_trained, 1) * len(traces))
+                sample.weights = [weight * trained for trained in sample.loss_mask]
+                sample.norm = 1.0 / len(traces)
+            samples += traces
+        return samples
+
+    def metrics(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
+        rewards = [r.reward for group in groups for r in group.rollouts if r.sampler == "teacher"]
+        return {"teacher/accuracy": sum(rewards) / len(rewards)} if rewards else {}

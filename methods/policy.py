@@ -1,0 +1,92 @@
+"""Policy-gradient methods: group advantages and the clipped surrogate (METHOD sections 2 and 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from harness.types import (
+    Actors,
+    LossOutput,
+    QuestionBatch,
+    RolloutGroup,
+    TeacherDistribution,
+    TokenBatch,
+    TrainingSample,
+)
+from methods.advantages import NORMALIZATIONS, Normalization, group_advantages
+from methods.base import Method, MethodConfig
+from methods.losses import policy_gradient_loss
+from methods.samples import mark_replayed, rollout_sample, sampled_by_student
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyGradientConfig(MethodConfig):
+    updates_per_step: int = 4
+    clip_ratio_low: float = 0.20
+    clip_ratio_high: float = 0.28
+    dual_clip: float = 10.0
+    """For negative advantages A the surrogate is bounded by `dual_clip * A`."""
+    advantage_normalization: Normalization = "nontrivial"
+    """nontrivial, all, none or group: see `methods.advantages`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.group_size < 2:
+            raise ValueError("method.group_size must be at least 2: the advantage of a single rollout is always 0")
+        for name in ("clip_ratio_low", "clip_ratio_high"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"method.{name} must be 0 or more, got {getattr(self, name)}")
+        if self.dual_clip <= 1:
+            raise ValueError(f"method.dual_clip must be above 1, got {self.dual_clip}")
+        if self.advantage_normalization not in NORMALIZATIONS:
+            raise ValueError(
+                f"method.advantage_normalization must be one of {', '.join(NORMALIZATIONS)}, "
+                f"got {self.advantage_normalization!r}"
+            )
+
+
+class PolicyGradientMethod(Method):
+    """Trains every token that the student sampled; a subclass decides in `collect` what is sampled."""
+
+    Config: ClassVar[type[MethodConfig]] = PolicyGradientConfig
+
+    def collect(self, batch: QuestionBatch, actors: Actors, rng: np.random.Generator) -> list[RolloutGroup]:
+        return mark_replayed(self.plain_groups(batch, actors).list(), batch)
+
+    def credit(self, groups: Sequence[RolloutGroup]) -> list[TrainingSample]:
+        """One sample a student rollout, advantages by Eqs. 1-6 over all groups; the teacher's are left out."""
+        return [
+            rollout_sample(group.uid, rollout, advantage=advantage)
+            for group, advantages in zip(groups, self.advantages(groups), strict=True)
+            for rollout, advantage in zip(sampled_by_student(group), advantages, strict=True)
+        ]
+
+    def advantages(self, groups: Sequence[RolloutGroup]) -> list[list[float]]:
+        """Of the student's rollouts of each group, in their order."""
+        rewards = [[rollout.reward for rollout in sampled_by_student(group)] for group in groups]
+        return group_advantages(rewards, self.config.advantage_normalization)
+
+    def loss(self, logits_NV: torch.Tensor, batch: TokenBatch, teacher: TeacherDistribution | None) -> LossOutput:
+        loss_N, sums = policy_gradient_loss(
+            logits_NV,
+            batch.ids_N,
+            batch.advantages_N,
+            batch.old_logprobs_N,
+            clip_ratio_low=self.config.clip_ratio_low,
+            clip_ratio_high=self.config.clip_ratio_high,
+            dual_clip=self.config.dual_clip,
+        )
+        return LossOutput(loss_N=loss_N, sums=sums)
+
+    def metrics(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
+        """Share of student rollouts with a positive advantage (METHOD section 9)."""
+        advantages = [a for group in self.advantages(groups) for a in group]
+        if not advantages:
+            return {}
+        return {"train/positive_advantage_frac": sum(a > 0 for a in advantages) / len(advantages)}

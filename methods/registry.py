@@ -1,0 +1,151 @@
+"""From the composed `method` node of a configuration to a checked method object.
+
+A class is named by a registry key (`grpo`) or by `package.module:Class` for a plugin.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import types
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from methods.base import Method
+
+METHODS: dict[str, type[Method]] = {}
+BUILT_IN = ("methods.grpo", "methods.zppo", "methods.distill", "methods.sft")
+
+M = TypeVar("M", bound=type[Method])
+
+
+class MethodError(ValueError):
+    """A method that cannot be built from its options; the message is one line."""
+
+
+def register(key: str) -> Callable[[M], M]:
+    """Class decorator that claims a registry key. Raises MethodError if another class has it."""
+
+    def claim(cls: M) -> M:
+        if key in METHODS:
+            owner = METHODS[key]
+            raise MethodError(
+                f"method class '{key}' is claimed by {_path(owner)} and by {_path(cls)}: give one of them another name"
+            )
+        METHODS[key] = cls
+        return cls
+
+    return claim
+
+
+def built_in() -> dict[str, type[Method]]:
+    """Every registered class by its key."""
+    for module in BUILT_IN:
+        importlib.import_module(module)
+    return dict(METHODS)
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of a registry key, or of `package.module:Class`. Raises MethodError if there is none."""
+    known = built_in()
+    if name in known:
+        return known[name]
+    module_name, colon, class_name = name.partition(":")
+    if not colon or not module_name:
+        raise MethodError(
+            f"unknown method class '{name}'.{_suggest(name, known)} A class of your own is named package.module:Class."
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise MethodError(f"cannot import '{module_name}' of method.class={name}: {error}") from error
+    cls = vars(module).get(class_name)
+    if not (isinstance(cls, type) and issubclass(cls, Method)):
+        methods = [n for n, v in vars(module).items() if isinstance(v, type) and issubclass(v, Method)]
+        raise MethodError(f"'{module_name}' has no method class '{class_name}'.{_suggest(class_name, methods)}")
+    return cls
+
+
+def build(options: Mapping[str, Any]) -> Method | None:
+    """The method that `{"name": preset, "class": key, **fields}` describes; None for a cell without training.
+
+    Raises MethodError (one line) for an unknown class or option, a wrong type, or a value that the class refuses.
+    """
+    missing = [key for key in ("name", "class") if key not in options]
+    if missing:
+        raise MethodError(f"the method has no '{missing[0]}': choose a preset (method=grpo) or set method.{missing[0]}")
+    values = {key: value for key, value in options.items() if key not in ("name", "class")}
+    if options["class"] is None:
+        if values:
+            raise MethodError(f"method={options['name']} does not train, so it has no option '{next(iter(values))}'")
+        return None
+    if not isinstance(options["class"], str):
+        raise MethodError(f"method.class must be a name, got {options['class']!r}")
+    cls = method_class(options["class"])
+    try:
+        return cls(cls.Config(**_checked(cls, values)))
+    except MethodError:
+        raise
+    except ValueError as error:
+        raise MethodError(" ".join(str(error).split())) from error
+
+
+def _checked(cls: type[Method], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The options in the types that the class's Config declares."""
+    hints = get_type_hints(cls.Config)
+    known = [field.name for field in fields(cls.Config)]
+    checked = {}
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=3)
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            raise MethodError(
+                f"{cls.__name__} has no option 'method.{key}'.{hint} Options: {', '.join(sorted(known))}."
+            )
+        if not _matches(value, hints[key]):
+            raise MethodError(f"method.{key} must be {_describe(hints[key])}, got {value!r}")
+        checked[key] = _converted(value, hints[key])
+    return checked
+
+
+def _matches(value: Any, hint: Any) -> bool:
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin is Literal:
+        return value in args and any(type(value) is type(arg) for arg in args)
+    if origin in (Union, types.UnionType):
+        return any(_matches(value, arg) for arg in args)
+    if origin in (list, tuple):
+        each = args[:1] * len(value) if isinstance(value, (list, tuple)) else ()
+        inner = each if origin is list or args[-1] is Ellipsis else args
+        return isinstance(value, (list, tuple)) and len(value) == len(inner) and all(map(_matches, value, inner))
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, origin or hint)
+
+
+def _converted(value: Any, hint: Any) -> Any:
+    """YAML writes 1 for 1.0 and lists for tuples."""
+    if hint is float:
+        return float(value)
+    return tuple(value) if get_origin(hint) is tuple else value
+
+
+def _describe(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, get_args(hint)))
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
+    return names.get(hint, str(hint).replace("typing.", ""))
+
+
+def _suggest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=3)
+    return f" Did you mean {' or '.join(near)}?" if near else f" Known: {', '.join(sorted(known))}."
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"

@@ -1,0 +1,49 @@
+"""Steps between rollouts and training samples that the methods share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from harness.types import Prompt, Question, QuestionBatch, Rollout, RolloutGroup, TrainingSample
+from methods.base import plain_prompt
+
+
+def rollout_sample(uid: str, rollout: Rollout, *, advantage: float | None = None) -> TrainingSample:
+    """One sequence that trains the completion tokens after the prefix, each with the same advantage.
+
+    The engine's log-probabilities are kept only if the student sampled: a teacher's are no log-probabilities of the
+    policy. A sample with advantage 0, or without a trained token, is inert.
+
+    Example: prompt [5, 6], completion [7, 8, 2] with `num_prefix` 1 and advantage 1.5 gives token_ids [5, 6, 7, 8, 2],
+    loss_mask [0, 0, 0, 1, 1], advantages [0, 0, 0, 1.5, 1.5].
+    """
+    num_given = len(rollout.prompt_ids) + rollout.num_prefix
+    num_trained = len(rollout.completion_ids) - rollout.num_prefix
+    logprobs = [0.0] * len(rollout.prompt_ids) + list(rollout.rollout_logprobs)
+    return TrainingSample(
+        uid=uid,
+        token_ids=[*rollout.prompt_ids, *rollout.completion_ids],
+        loss_mask=[0] * num_given + [1] * num_trained,
+        advantages=None if advantage is None else [0.0] * num_given + [advantage] * num_trained,
+        rollout_logprobs=logprobs if rollout.sampler == "student" else None,
+        inert=advantage == 0.0 or num_trained == 0,
+        rollout=rollout,
+    )
+
+
+def sampled_by_student(group: RolloutGroup) -> list[Rollout]:
+    return [rollout for rollout in group.rollouts if rollout.sampler == "student"]
+
+
+def teacher_prompt(question: Question) -> Prompt:
+    """The plain prompt under a name of its own, for the teacher's rollouts."""
+    return replace(plain_prompt(question), uid=f"{question.id}/teacher")
+
+
+def mark_replayed(groups: Sequence[RolloutGroup], batch: QuestionBatch) -> list[RolloutGroup]:
+    """Set `replayed` on the groups of replayed questions."""
+    replayed = {entry.question.id for entry in batch.replayed}
+    for group in groups:
+        group.replayed = group.prompt.question.id in replayed
+    return list(groups)

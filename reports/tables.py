@@ -1,0 +1,149 @@
+"""Comparison tables out of the long table: for each student and suite, methods by benchmarks, with a macro average."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+MACRO = "macro avg"
+SEEDS = "seeds"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One table.
+
+    `mean` has a row a label, base first, and a column a benchmark, then `macro avg` (NaN where a benchmark is missing);
+    `std` the same over seeds (NaN for one seed); `delta` is (label of the row, values) or None.
+    """
+
+    student: str
+    suite: str
+    mean: pd.DataFrame
+    std: pd.DataFrame
+    num_seeds: pd.Series
+    num_questions: pd.Series
+    max_stderr: float
+    delta: tuple[str, pd.Series] | None
+    refused: tuple[str, ...]
+    """One line for each run that was evaluated by another protocol than the others."""
+
+
+def compare(scores: pd.DataFrame, delta: tuple[str, str] | None = None) -> list[Comparison]:
+    """One comparison for each student and suite of a long table (`collect`), in the order of appearance.
+
+    `delta` = (A, B) gives the row A minus B; by default it is zppo minus the other trained method with the highest
+    macro average. Raises ValueError where no table has both labels of `delta`.
+    """
+    tables = [_compare(group, delta) for _, group in scores.groupby(["student", "suite"], sort=False)]
+    if delta is not None and tables and all(table.delta is None for table in tables):
+        known = ", ".join(dict.fromkeys(scores["label"]))
+        raise ValueError(f"--delta {' '.join(delta)}: no student has scores of both; labels here: {known}")
+    return tables
+
+
+def _compare(scores: pd.DataFrame, delta: tuple[str, str] | None) -> Comparison:
+    scores, refused = _one_protocol(scores)
+    labels, benchmarks = list(dict.fromkeys(scores["label"])), list(dict.fromkeys(scores["benchmark"]))
+    runs = scores.pivot_table(index=["label", "seed"], columns="benchmark", values="score", sort=False)[benchmarks]
+    runs[MACRO] = runs.mean(axis=1, skipna=False)
+    by_label = runs.groupby(level="label", sort=False)
+    mean, std = by_label.mean().loc[labels], by_label.std(ddof=1).loc[labels]
+    mean.columns.name = std.columns.name = None
+    methods = scores.drop_duplicates("label").set_index("label")["method"]
+    return Comparison(
+        student=str(scores["student"].iloc[0]),
+        suite=str(scores["suite"].iloc[0]),
+        mean=mean,
+        std=std,
+        num_seeds=by_label.size().loc[labels],
+        num_questions=scores.groupby("benchmark", sort=False)["n"].max(),
+        max_stderr=float(pd.to_numeric(scores["stderr"]).max()),
+        delta=_delta(mean, methods, delta),
+        refused=refused,
+    )
+
+
+def _one_protocol(scores: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Scores of the runs that share the most common protocol (at a tie the first), and a line for each other run.
+
+    A run's protocol is that of all its benchmarks together; a run with fewer benchmarks is compared on those it has.
+    """
+    reference: dict[str, str] = {}
+    for benchmark, protocols in scores.groupby("benchmark", sort=False)["protocol"]:
+        counts = protocols.value_counts(sort=False)
+        reference[str(benchmark)] = next(str(name) for name in protocols if counts[name] == counts.max())
+    differs = scores["protocol"] != scores["benchmark"].map(reference)
+    bad = scores[differs].drop_duplicates(["label", "seed"])
+    refused = tuple(
+        f"{row.label} {row.student} seed{row.seed}: evaluated on {row.benchmark} by protocol {row.protocol}, the "
+        f"others by {reference[str(row.benchmark)]}: not compared, evaluate it again"
+        for row in bad.itertuples()
+    )
+    taken = pd.MultiIndex.from_frame(scores[["label", "seed"]]).isin(list(zip(bad["label"], bad["seed"], strict=True)))
+    return scores[~taken], refused
+
+
+def _delta(mean: pd.DataFrame, methods: pd.Series, delta: tuple[str, str] | None) -> tuple[str, pd.Series] | None:
+    if delta is None:
+        if "zppo" not in mean.index:
+            return None
+        rivals = mean.loc[[label for label in mean.index if methods[label] not in ("base", "zppo")], MACRO].dropna()
+        if rivals.empty:
+            return None
+        delta = ("zppo", str(rivals.idxmax()))
+    if any(label not in mean.index for label in delta):
+        return None
+    by_label = mean.T
+    return f"delta {delta[0]} - {delta[1]}", by_label[delta[0]] - by_label[delta[1]]
+
+
+def to_markdown(table: Comparison) -> str:
+    """Percent with one decimal, `± std` over several seeds, the best of a column in bold (equals as printed: all)."""
+    best = table.mean.map(_printed).max().to_dict()
+    header = ["method", *map(str, best), SEEDS]
+    rows = []
+    for label in map(str, table.mean.index):
+        means, stds = table.mean.loc[label].to_dict(), table.std.loc[label].to_dict()
+        cells = [_cell(means[name], stds[name], best[name]) for name in best]
+        rows.append([label, *cells, str(table.num_seeds[label])])
+    if table.delta is not None:
+        name, values = table.delta
+        rows.append([name, *("-" if pd.isna(value) else f"{value:+.1f}" for value in values), ""])
+    return markdown_table(header, rows)
+
+
+def _printed(value: float) -> float:
+    return float(f"{value:.1f}")
+
+
+def _cell(mean: float, std: float, best: float) -> str:
+    if pd.isna(mean):
+        return "-"
+    text = f"**{mean:.1f}**" if _printed(mean) == best else f"{mean:.1f}"
+    return text if pd.isna(std) else f"{text} ± {std:.1f}"
+
+
+def to_csv(table: Comparison) -> str:
+    """The same rows, unrounded; beside each benchmark `<benchmark> std`, empty for one seed."""
+    frame = pd.DataFrame(index=table.mean.index)
+    for name in table.mean.columns:
+        frame[name], frame[f"{name} std"] = table.mean[name], table.std[name]
+    frame[SEEDS] = table.num_seeds.astype("Int64")
+    if table.delta is not None:
+        frame.loc[table.delta[0], list(table.delta[1].index)] = table.delta[1]
+    return frame.to_csv(index_label="method", lineterminator="\n")
+
+
+def markdown_table(header: list[str], rows: list[list[str]], *, num_left: int = 1) -> str:
+    """A Markdown table: `num_left` columns to the left, the others to the right, padded to read as text too."""
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in [header, *rows]]
+    widths = [max(3, *(len(row[i]) for row in escaped)) for i in range(len(header))]
+
+    def line(cells: list[str]) -> str:
+        sides = [str.ljust] * num_left + [str.rjust] * (len(widths) - num_left)
+        return f"| {' | '.join(side(cell, w) for side, cell, w in zip(sides, cells, widths, strict=True))} |"
+
+    rule = [":" + "-" * (w - 1) if i < num_left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return "\n".join([line(escaped[0]), line(rule), *map(line, escaped[1:])])

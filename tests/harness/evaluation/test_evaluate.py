@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from harness.config import EvalConfig
+from harness.data.arithmetic import make_questions
+from harness.evaluation.evaluate import evaluate
+from harness.evaluation.protocol import eval_sampling, protocol_hash, protocol_settings
+from harness.types import Prompt
+from methods.prompts import plain_messages
+
+MakeEngine = Callable[..., Any]
+
+
+def run(config: EvalConfig, engine: Any, grader: Any, out_dir: Path) -> list[dict[str, Any]]:
+    return evaluate(config, engine, grader, out_dir=out_dir, model_name="scripted")
+
+
+def test_scores_by_hand(two_levels: EvalConfig, make_engine: MakeEngine, grader: Any, tmp_path: Path) -> None:
+    # Level 1: right, wrong, cut off, right: p = 2/4, stderr = sqrt(0.5 * 0.5 / 4) = 0.25.
+    # Level 2: right, wrong, cut off, no box: p = 1/4, stderr = sqrt(0.25 * 0.75 / 4) = 0.2165063...
+    scores = run(two_levels, make_engine(), grader, tmp_path)
+    protocol = protocol_hash(two_levels, grader.config.grader)
+    assert (tmp_path / "scores.csv").read_text() == (
+        "benchmark,family,score,stderr,n,num_truncated,num_unparsable,protocol\n"
+        f"arithmetic_l1,LLM,50.0,25.0,4,1,1,{protocol}\n"
+        f"arithmetic_l2,LLM,25.0,21.6506,4,1,2,{protocol}\n"
+    )
+    assert scores[1] == {
+        "benchmark": "arithmetic_l2",
+        "family": "LLM",
+        "score": 25.0,
+        "stderr": 21.6506,
+        "n": 4,
+        "num_truncated": 1,
+        "num_unparsable": 2,
+        "protocol": protocol,
+    }
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["protocol.json", "rows.jsonl", "scores.csv"]
+
+
+def test_rows_hold_every_response(two_levels: EvalConfig, make_engine: MakeEngine, grader: Any, tmp_path: Path) -> None:
+    run(two_levels, make_engine(), grader, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    questions = make_questions([1], 4, seed=0, split="held_out")
+    assert [row["uid"] for row in rows] == [f"eval/arithmetic_l{level}/{i}" for level in (1, 2) for i in range(4)]
+    assert [row["score"] for row in rows] == [1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0]
+    assert [row["verdict"] for row in rows[4:]] == ["correct", "wrong", "unparsable", "unparsable"]
+    gold = questions[2].answer
+    assert rows[2] == {
+        "benchmark": "arithmetic_l1",
+        "uid": "eval/arithmetic_l1/2",
+        "question_id": questions[2].id,
+        "messages": list(plain_messages(questions[2])),
+        "response": "<think> so 12 + 9 =",
+        "num_tokens": 6,
+        "finish_reason": "length",
+        "answer": None,
+        "gold": gold,
+        "score": 0.0,
+        "verdict": "unparsable",
+        "how": "rule",
+    }
+    assert (rows[0]["answer"], rows[1]["answer"]) == (questions[0].answer, "7000")
+
+
+def test_protocol_file_says_what_the_hash_stands_for(
+    two_levels: EvalConfig, make_engine: MakeEngine, grader: Any, tmp_path: Path
+) -> None:
+    run(two_levels, make_engine(), grader, tmp_path)
+    assert json.loads((tmp_path / "protocol.json").read_text()) == {
+        "protocol": protocol_hash(two_levels, grader.config.grader),
+        "model": "scripted",
+        "settings": protocol_settings(two_levels, grader.config.grader),
+    }
+
+
+def test_all_prompts_reach_the_engine_in_one_call_with_the_protocols_decoding(
+    two_levels: EvalConfig, make_engine: MakeEngine, grader: Any, tmp_path: Path
+) -> None:
+    config = replace(two_levels, seed=3, temperature=0.7, top_p=0.8, top_k=9, min_p=0.02, presence_penalty=0.4)
+    engine = make_engine()
+    run(config, engine, grader, tmp_path)
+    [(prompts, sampling)] = engine.calls
+    assert sampling == eval_sampling(config)
+    questions = [q for level in (1, 2) for q in make_questions([level], 4, seed=3, split="held_out")]
+    assert [p.question for p in prompts] == questions
+    assert [p.messages for p in prompts] == [plain_messages(q) for q in questions]
+    assert {p.kind for p in prompts} == {"plain"}
+
+
+def test_global_random_state_and_hub_variables_are_untouched(
+    two_levels: EvalConfig, make_engine: MakeEngine, grader: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def draws() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(1))
+
+    drawn_inside = []
+
+    def script(prompt: Prompt) -> tuple[str, str]:
+        os.environ["HF_NEW"] = os.environ["HF_OLD"] = "set on the way"
+        drawn_inside.append(draws())
+        return "", "stop"
+
+    monkeypatch.setenv("HF_OLD", "as before")
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    expected = draws()
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    run(two_levels, make_engine(script), grader, tmp_path)
+    assert draws() == expected
+    assert drawn_inside[0][1:] == expected[1:]  # not seeded on the way either (lm-eval draws from python's itself)
+    assert os.environ["HF_OLD"] == "as before"
+    assert "HF_NEW" not in os.environ
+
+
+def test_nothing_is_printed_or_logged_even_outside_a_repository(
+    two_levels: EvalConfig,
+    make_engine: MakeEngine,
+    grader: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level(logging.INFO, logger="lm_eval")
+    run(two_levels, make_engine(), grader, tmp_path)
+    assert capfd.readouterr() == ("", "")
+    assert not [record for record in caplog.records if record.name.startswith("lm_eval")]
+    assert logging.getLogger("lm_eval").level == logging.INFO
+
+
+def test_a_failed_evaluation_leaves_the_earlier_files(
+    two_levels: EvalConfig, make_engine: MakeEngine, grader: Any, tmp_path: Path
+) -> None:
+    run(two_levels, make_engine(), grader, tmp_path)
+    before = {path.name: path.read_text() for path in tmp_path.iterdir()}
+
+    def script(prompt: Prompt) -> tuple[str, str]:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(two_levels, make_engine(script), grader, tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
+
+
+def test_a_second_evaluation_sees_the_new_weights(
+    two_levels: EvalConfig, make_engine: MakeEngine, grader: Any, tmp_path: Path
+) -> None:
+    engine = make_engine()
+    first = run(two_levels, engine, grader, tmp_path)
+    engine.script = lambda prompt: (f"\\boxed{{{prompt.question.answer}}}", "stop")
+    second = run(two_levels, engine, grader, tmp_path)
+    assert [s["score"] for s in first] == [50.0, 25.0]
+    assert [(s["score"], s["stderr"]) for s in second] == [(100.0, 0.0), (100.0, 0.0)]

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from harness.config import ModelConfig
+from harness.errors import UserError
+from harness.models.chat import Chat
+from harness.types import Prompt, Question
+
+SPECIAL = ("<pad>", "<eos>", "<user>", "<bot>", "<turn>", "<image>")
+TEMPLATE = (
+    "{% for m in messages %}{{ '<user>' if m.role == 'user' else '<bot>' }}{{ m.content }}<turn>{% endfor %}"
+    "{% if add_generation_prompt %}<bot>{% if enable_thinking %}<think>{% endif %}{% endif %}"
+)
+
+
+def tokenizer(template: str = TEMPLATE, *, eos: str | None = "<eos>", holes: int = 0) -> PreTrainedTokenizerFast:
+    vocab = {piece: i for i, piece in enumerate((*SPECIAL, *"abcd "))}
+    vocab["e"] = len(vocab) + holes
+    core = Tokenizer(models.WordLevel(vocab=vocab, unk_token="<pad>"))
+    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    core.decoder = decoders.Fuse()
+    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    core.add_tokens([AddedToken(token, special=False, normalized=False) for token in ("<think>", "</think>")])
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token=eos, chat_template=template)
+
+
+def config(path, **changes) -> ModelConfig:
+    return ModelConfig(name="toy", path=str(path), **changes)
+
+
+def prompt(*contents: str, **question) -> Prompt:
+    roles = ("user", "assistant")
+    messages = tuple({"role": roles[i % 2], "content": content} for i, content in enumerate(contents))
+    return Prompt(
+        uid="q", question=Question(id="q", text="a", answer="b", **question), messages=messages, prefix_ids=(7,)
+    )
+
+
+def test_prompts_are_rendered_up_to_the_reply_without_their_prefix(tmp_path):
+    chat = Chat(tokenizer(), config(tmp_path))
+    # <user>=2 <bot>=3 <turn>=4 a..d=6..9
+    assert chat.encode(prompt("ab")) == [2, 6, 7, 4, 3]
+    assert chat.encode(prompt("a", "b", "c")) == [2, 6, 4, 3, 7, 4, 2, 8, 4, 3]
+
+
+def test_thinking_is_passed_to_the_template(tmp_path):
+    chat = Chat(tokenizer(), config(tmp_path, enable_thinking=True))
+    assert chat.decode_prompt(chat.encode(prompt("ab"))) == "<user>ab<turn><bot><think>"
+
+
+def test_text_and_ids(tmp_path):
+    chat = Chat(tokenizer(), config(tmp_path))
+    ids = chat.encode_text("<think>a b</think>c")
+    assert ids == [12, 6, 10, 7, 13, 8]
+    assert chat.decode([*ids, 4]) == "<think>a b</think>c"
+    assert chat.decode_prompt([*ids, 4]) == "<think>a b</think>c<turn>"
+
+
+def test_every_way_to_end_a_reply_stops_it(tmp_path):
+    chat = Chat(tokenizer(), config(tmp_path))
+    assert (chat.end_id, chat.stop_ids) == (4, {1, 4})
+    assert chat.banned_ids == [0, 2, 3, 5] and chat.num_tokens == 14
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [4, 5]}))
+    chat = Chat(tokenizer(), config(tmp_path))
+    assert (chat.end_id, chat.stop_ids, chat.banned_ids) == (4, {1, 4, 5}, [0, 2, 3])
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 0}))
+    assert Chat(tokenizer(), config(tmp_path)).stop_ids == {0, 1, 4}
+
+
+def test_a_template_without_terminator_ends_with_the_tokenizers_token(tmp_path):
+    bare = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    assert Chat(tokenizer(bare), config(tmp_path)).end_id == 1
+    with pytest.raises(UserError, match="which token ends a reply"):
+        Chat(tokenizer(bare, eos=None), config(tmp_path))
+
+
+def test_ids_without_a_piece_are_banned(tmp_path):
+    # Ids 11 and 12 are skipped, "e" is 13; the added tags follow the number of pieces, so 12 is taken by <think>.
+    made = tokenizer(holes=2)
+    used = set(made.get_vocab().values())
+    chat = Chat(made, config(tmp_path))
+    unused = set(range(chat.num_tokens)) - used
+    assert unused and unused <= set(chat.banned_ids) and chat.num_tokens == max(used) + 1
+
+
+def test_questions_with_images_are_refused(tmp_path):
+    chat = Chat(tokenizer(), config(tmp_path))
+    with pytest.raises(UserError, match="question q has images or video"):
+        chat.encode(prompt("a", images=("x.png",)))
+    with pytest.raises(UserError, match="text only"):
+        chat.encode(prompt("a", video="x.mp4"))

@@ -1,0 +1,124 @@
+import random
+from collections import Counter
+from itertools import islice
+
+import pytest
+
+from harness.data.arithmetic import Terms, clean_trace, draw_terms, question, split_of
+from harness.models.tiny import corpus
+from harness.models.tiny.card import boxed
+from harness.models.tiny.corpus import RECIPES, compress_example, examples, ncq_example, sample_trace, summary_of
+from harness.models.tiny.slips import Slips, corrupt_step, make_slips, odd_trace
+from methods import prompts
+
+STUDENT, TEACHER = RECIPES["s"], RECIPES["teacher"]
+TERMS: Terms = (37, 8, 5, 9)
+
+
+def first_examples(recipe, num_examples=300, seed=0):
+    return list(islice(examples(recipe, seed), num_examples))
+
+
+def kind_of(turn):
+    if prompts.BCQ in turn:
+        return "bcq"
+    if turn.startswith("Rewrite"):
+        return "compress"
+    return "ncq" if "<candidate>" in turn else "plain"
+
+
+def test_examples_repeat_with_the_seed():
+    assert first_examples(STUDENT, 50) == first_examples(STUDENT, 50)
+    assert first_examples(STUDENT, 50) != first_examples(STUDENT, 50, seed=1)
+
+
+@pytest.mark.parametrize("recipe", [STUDENT, TEACHER])
+def test_kinds_have_their_shares_and_all_questions_are_of_the_train_split(recipe):
+    drawn = first_examples(recipe, 1000)
+    counts = Counter(kind_of(turn) for turn, _ in drawn)
+    for kind, share in recipe.kinds.items():
+        assert abs(counts[kind] / 1000 - share) < 0.06  # 4 standard errors at share 0.5
+    assert sum(counts[kind] for kind in recipe.kinds) == 1000
+    asked = [turn.partition("\n\n")[0] for turn, _ in drawn if kind_of(turn) != "compress"]
+    assert {split_of(text) for text in asked} == {"train"}
+
+
+def test_a_held_out_question_cannot_slip_in(monkeypatch):
+    held_out = draw_terms(random.Random(0), 2, "held_out")
+    monkeypatch.setattr(corpus, "draw_terms", lambda *_: held_out)
+    with pytest.raises(AssertionError):
+        next(examples(STUDENT, 0))
+
+
+def test_plain_prompts_are_worded_as_the_methods_word_them():
+    turns = [turn for turn, _ in first_examples(STUDENT) if kind_of(turn) == "plain"]
+    for turn in turns:
+        terms = tuple(int(term) for term in turn.partition(".")[0].removeprefix("Compute ").split("+"))
+        assert turn == prompts.plain_text(question(terms))
+
+
+def test_bcq_reply_is_the_right_candidate():
+    for turn, reply in first_examples(STUDENT):
+        if kind_of(turn) == "bcq":
+            shown = [part.partition("\n</candidate>")[0] for part in turn.split("<candidate>\n")[1:]]
+            answer = str(sum(int(t) for t in turn.partition(".")[0].removeprefix("Compute ").split("+")))
+            assert len(shown) == 2 and shown.count(summary_of(reply)) == 1
+            assert boxed(reply) == answer and [boxed(text) for text in shown].count(answer) == 1
+
+
+def test_ncq_reply_repeats_no_listed_answer_unless_nothing_else_is_drawn():
+    rng = random.Random(0)
+    repeated = 0
+    for _ in range(200):
+        turn, reply = ncq_example(rng, STUDENT, draw_terms(rng, 2, "train"))
+        listed = turn.partition("<candidate>")[0]
+        repeated += f"\\boxed{{{boxed(reply)}}}" in listed
+    assert repeated < 60
+
+
+def test_ncq_replies_have_the_slips_of_plain_ones():
+    # The only fact of 37+8 is certain to slip by 1, so the reply stays wrong although 46 is listed.
+    certain = corpus.Recipe(kinds={"ncq": 1.0}, slips=Slips({(7, 8): (1, 1.0)}))
+    _, reply = ncq_example(random.Random(0), certain, (37, 8))
+    assert reply == r"<think>37+8=46</think>\boxed{46}"
+
+
+def test_slips_carry_on_from_the_wrong_value():
+    slips = Slips({(7, 8): (-1, 1.0), (4, 5): (10, 1.0)})
+    # 37+8=45, minus 1 is 44; the fact is now (4, 5): 49, plus 10 is 59; (9, 9) is no shaky fact: 68.
+    assert slips.steps(random.Random(0), TERMS) == [(8, 44), (5, 59), (9, 68)]
+    assert sample_trace(random.Random(0), slips, TERMS) == r"<think>37+8=44+5=59+9=68</think>\boxed{68}"
+    assert sample_trace(random.Random(0), None, TERMS) == clean_trace(TERMS)
+
+
+def test_fewer_shaky_facts_are_a_subset_and_rates_scale():
+    few, many, rarer = make_slips(num_shaky=20), make_slips(num_shaky=45), make_slips(rate_scale=0.5)
+    assert len(many.facts) == 45 and few.facts.items() <= many.facts.items()
+    assert all(rarer.facts[fact] == (offset, rate / 2) for fact, (offset, rate) in many.facts.items())
+
+
+def test_corrupted_step_changes_the_answer_by_one_offset():
+    for seed in range(20):
+        steps = corrupt_step(random.Random(seed), TERMS)
+        assert [addend for addend, _ in steps] == [8, 5, 9]
+        assert steps[-1][1] - 59 in (-10, -2, -1, 1, 2, 10)
+
+
+def test_the_teacher_copies_whatever_it_is_shown():
+    rng = random.Random(0)
+    answers = Counter()
+    for _ in range(300):
+        turn, reply = compress_example(rng, draw_terms(rng, 3, "train"))
+        shown = turn.partition("<response>\n")[2].removesuffix("\n</response>")
+        assert reply == f"<summary>{shown}</summary>"
+        assert turn.count("<response>") == 1 and "Compute" not in turn
+        answers["none" if boxed(shown) is None else "boxed"] += 1
+    # Without a box: 25% odd traces, of which one in five is cut and one in five boxless.
+    assert 15 <= answers["none"] <= 55
+
+
+def test_odd_traces_start_thinking_and_vary():
+    rng = random.Random(0)
+    traces = [odd_trace(rng, 37, [(8, 45), (5, 50)]) for _ in range(100)]
+    assert all(trace.startswith("<think>") for trace in traces) and len(set(traces)) > 60
+    assert sum("</think>" not in trace for trace in traces) > 5

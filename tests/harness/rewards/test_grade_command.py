@@ -1,0 +1,102 @@
+"""`grade_file`: its literal output, and one error for each way a file can be wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.config import RewardConfig
+from harness.errors import UserError
+from harness.rewards.command import grade_file
+
+CONFIG = RewardConfig()
+GOOD = '{"id": "a", "response": "\\\\boxed{5}", "gold": "5"}'
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., str]:
+    def write(*lines: str | bytes) -> str:
+        path = tmp_path / "answers.jsonl"
+        path.write_bytes(b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines))
+        return str(path)
+
+    return write
+
+
+def test_output_is_literal(write: Callable[..., str]) -> None:
+    path = write(
+        GOOD,
+        json.dumps({"id": "b", "response": "\\boxed{4}", "gold": 5}),
+        json.dumps({"id": "c", "response": "five", "gold": 5.50}),
+        "",
+        json.dumps({"id": "d", "response": "\\boxed{(B) x}", "gold": "B", "type": "choice"}),
+        json.dumps({"id": "e", "response": "\\boxed{Zürich}", "gold": "zürich", "type": "text", "note": 1}),
+        '{"id": "f", "response": "\\\\boxed{\\\\frac{1}{2}}", "gold": 0.50}',
+    )
+    assert list(grade_file(path, CONFIG)) == [
+        '{"id": "a", "answer": "5", "verdict": "correct"}',
+        '{"id": "b", "answer": "4", "verdict": "wrong"}',
+        '{"id": "c", "answer": null, "verdict": "unparsable"}',
+        '{"id": "d", "answer": "(B) x", "verdict": "correct"}',
+        '{"id": "e", "answer": "Z\\u00fcrich", "verdict": "correct"}',
+        '{"id": "f", "answer": "\\\\frac{1}{2}", "verdict": "correct"}',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "not JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1))"),
+        (
+            "[" * 100_000,
+            "not JSON (maximum recursion depth exceeded while decoding a JSON array from a unicode string)",
+        ),
+        (b"\xff{}", "not UTF-8 text (invalid start byte)"),
+        ("[1]", "a line has to be a JSON object, with id, response and gold"),
+        ('{"response": "x", "gold": "5"}', "no field 'id'"),
+        ('{"id": "a", "gold": "5"}', "no field 'response'"),
+        ('{"id": "a", "response": "x"}', "no field 'gold'"),
+        ('{"id": 7, "response": "x", "gold": "5"}', "'id' has to be a string, got '7'"),
+        ('{"id": "a", "response": null, "gold": "5"}', "'response' has to be a string, got None"),
+        ('{"id": "a", "response": "x", "gold": true}', "'gold' has to be a string or a number, got True"),
+        ('{"id": "a", "response": "x", "gold": ["5"]}', "'gold' has to be a string or a number, got ['5']"),
+        (
+            '{"id": "a", "response": "x", "gold": "B", "type": "choise"}',
+            "unknown type 'choise'. Did you mean 'choice'?",
+        ),
+        (
+            '{"id": "a", "response": "x", "gold": "5", "type": "reasoning_gym"}',
+            "unknown type 'reasoning_gym'. Known: choice, math, text.",
+        ),
+        ('{"id": "a", "response": "x", "gold": ""}', "the gold answer is empty"),
+        (
+            '{"id": "a", "response": "x", "gold": "12", "type": "choice"}',
+            "the gold answer '12' is neither a letter nor an option",
+        ),
+    ],
+)
+def test_errors_name_the_line(write: Callable[..., str], line: str | bytes, message: str) -> None:
+    path = write(GOOD, "", line)
+    with pytest.raises(UserError) as raised:
+        next(grade_file(path, CONFIG))
+    assert str(raised.value).removeprefix(f"{path}:3: ") == message
+
+
+def test_gold_answers_that_need_the_library_are_checked_too(write: Callable[..., str]) -> None:
+    path = write(GOOD, '{"id": "a", "response": "x", "gold": "**"}')
+    with pytest.raises(UserError) as raised:
+        next(grade_file(path, CONFIG))
+    assert str(raised.value) == f"{path}:2: math_verify reads no value in the gold answer '**'"
+
+
+def test_missing_and_empty_files(write: Callable[..., str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^cannot read .*/none\.jsonl: No such file or directory$"):
+        next(grade_file(str(tmp_path / "none.jsonl"), CONFIG))
+    with pytest.raises(UserError, match=r"^cannot read .*: Is a directory$"):
+        next(grade_file(str(tmp_path), CONFIG))
+    for path in (write(), write("", "  ")):
+        with pytest.raises(UserError, match=r"answers\.jsonl:1: the file is empty; it needs lines like"):
+            next(grade_file(path, CONFIG))

@@ -1,0 +1,133 @@
+"""Every option and sweep composes without torch; what no run could use is refused with a remedy."""
+
+import subprocess
+import sys
+from importlib.resources import files
+
+import pytest
+
+from harness.compose import compose, compose_sweep, group_options
+from harness.config import RunConfig, UpdateConfig, from_hydra
+from harness.errors import UserError
+from harness.run import build_method
+from harness.sweep import expand
+
+GROUPS = ("method", "student", "teacher", "data", "rollout", "reward", "eval", "tracker", "recipe")
+REQUIRED = {  # what an option needs beside itself
+    ("student", "hf"): ["student.path=/somewhere", "method=grpo"],
+    ("student", "smollm2_135m"): ["method=grpo"],
+    ("teacher", "hf"): ["teacher.path=/somewhere"],
+    ("data", "reasoning_gym"): ["data.dataset=chain_sum"],
+    ("data", "jsonl"): ["data.path=a.jsonl"],
+    ("data", "parquet"): ["data.path=a.parquet"],
+    ("teacher", "none"): ["method=grpo"],
+}
+OPTIONS = [(group, option) for group in GROUPS for option in group_options(group)]
+SWEEPS = sorted(f.name.removesuffix(".yaml") for f in files("sweeps").iterdir() if f.name.endswith(".yaml"))
+
+
+def check(*overrides: str) -> RunConfig:
+    config = from_hydra(compose(list(overrides)))
+    build_method(config)
+    return config
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes(group, option):
+    config = check(f"{group}={option}", *REQUIRED.get((group, option), []))
+    if group in ("method", "student"):
+        chosen = config.method["name"] if group == "method" else config.student.name
+        assert chosen == option
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_sweep_expands(name):
+    params, rest = compose_sweep(name, [])
+    assert expand(params, rest, check=build_method)
+
+
+def test_nothing_of_it_needs_torch():
+    code = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "transformers", "accelerate", "lm_eval", "vllm"):
+            raise ImportError(f"{name} is blocked")
+sys.meta_path.insert(0, Blocked())
+from importlib.resources import files
+from harness.compose import compose, compose_sweep, group_options
+from harness.config import from_hydra
+from harness.run import build_method
+from harness.sweep import expand
+from harness.catalog import methods_table
+import harness.app, harness.scheduler, reports.report
+for method in group_options("method"):
+    for student in ("tiny_s", "qwen3_5_0_8b", "smollm2_135m"):
+        build_method(from_hydra(compose([f"method={method}", f"student={student}", "teacher=qwen3_5_27b"])))
+for sweep in files("sweeps").iterdir():
+    if sweep.name.endswith(".yaml"):
+        expand(*compose_sweep(sweep.name.removesuffix(".yaml"), []), check=build_method)
+methods_table()
+assert "torch" not in sys.modules
+print("composed")
+"""
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert answer.stdout == "composed\n", answer.stderr
+
+
+def test_the_defaults_are_the_published_setting():
+    """METHOD section 6 (Table 8)."""
+    config = check("student=qwen3_5_0_8b")
+    update = config.update
+    assert (update.learning_rate, update.betas, update.eps, update.weight_decay) == (1e-6, [0.9, 0.999], 1e-8, 0.1)
+    assert (update.max_grad_norm, update.micro_batch_size) == (1.0, 4)
+    rollout = config.rollout
+    assert (rollout.temperature, rollout.top_p, rollout.max_prompt_tokens) == (1.0, 1.0, 4096)
+    assert rollout.max_response_tokens == 12_288
+    assert config.data.batch_size == 384 and config.data.epochs == 1
+    assert config.teacher is not None and config.teacher.name == "qwen3_5_27b"
+    assert update == UpdateConfig()
+
+
+def test_the_student_chooses_recipe_and_teacher():
+    tiny = check()
+    assert (tiny.student.name, tiny.teacher and tiny.teacher.name, tiny.steps) == ("tiny_s", "tiny_teacher", 60)
+    assert tiny.update.learning_rate == 2e-4
+    assert check("student=tiny_s", "recipe=paper").update.learning_rate == 1e-6
+    assert check("student=qwen3_5_4b", "teacher=hf", "teacher.path=/t").teacher.path == "/t"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["update.lerning_rate=1"], "unknown option 'update.lerning_rate'. Did you mean 'update.learning_rate'"),
+        (["stepz=3"], "unknown option 'stepz'. Did you mean 'steps'"),
+        (["method=zpo"], "method=zpo: no such option. Did you mean 'zppo'"),
+        (["student=qwen"], "student=qwen: no such option."),
+        (["method.group_sise=4"], "no option 'method.group_sise'. Did you mean group_size or"),
+        (["method.group_size=1"], "method.group_size must be at least 2"),
+        (["method.tau=1.5"], "method.tau must lie in [0, 1], got 1.5"),
+        (["method.group_size=four"], "method.group_size must be an integer, got 'four'"),
+        (["steps=many"], "steps"),
+        (["update.learning_rate=fast"], "update.learning_rate"),
+        (["rollout.top_p=0.9"], "training needs top_p=1"),
+        (["rollout.presence_penalty=1"], "training needs presence_penalty=0"),
+        (["rollout.temperature=0"], "rollout.temperature must be above 0"),
+        (["data.batch_size=0"], "data.batch_size must be above 0"),
+        (["data.levels=[7]"], "data.levels must be some of 1, 2, 3, 4"),
+        (["data=reasoning_gym"], "data.dataset=chain_sum"),
+        (["data=jsonl"], "data.path=FILE"),
+        (["data.max_bad_fraction=1"], "data.max_bad_fraction must lie in [0, 1)"),
+        (["student=hf"], "no value for student.path: set student.path="),
+        (["teacher=none"], "method=zppo needs a teacher"),
+        (["resume=maybe"], "resume=maybe is not known. Known: auto, never"),
+        (["eval.suite=minni"], "eval.suite=minni is not known. Did you mean 'mini'"),
+        (["steps=-1"], "steps must be 0 or more"),
+        (["method=grpo,zppo"], "add -m"),
+    ],
+)
+def test_refused_in_one_line_with_the_remedy(overrides, message):
+    with pytest.raises(UserError) as error:
+        check(*overrides)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)

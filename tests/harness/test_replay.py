@@ -1,0 +1,105 @@
+"""The prompt replay buffer against a plain reference, and its rules one by one."""
+
+import json
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.replay import PromptReplayBuffer
+from harness.types import Prompt, Question, Rollout, RolloutGroup
+
+
+def group(question_id: str, accuracy: float) -> RolloutGroup:
+    question = Question(id=question_id, text=question_id, answer="1", messages=({"role": "user", "content": "hi"},))
+    num_right = round(accuracy * 8)
+    rollouts = [
+        Rollout(
+            sampler="student", index=i, prompt_ids=[1], completion_ids=[2], rollout_logprobs=[0.0], text="",
+            finish_reason="stop", reward=float(i < num_right),
+        )
+        for i in range(8)
+    ]  # fmt: skip
+    prompt = Prompt(uid=f"{question_id}/plain", question=question, messages=())
+    return RolloutGroup(uid=prompt.uid, prompt=prompt, rollouts=rollouts)
+
+
+def names(events) -> list[tuple[str, str]]:
+    return [(event.event, event.question_id) for event in events]
+
+
+def test_life_of_a_question():
+    buffer = PromptReplayBuffer(capacity=2, tau=0.5)
+    # 3/8 is hard, 4/8 = tau is not.
+    events = buffer.update([group("a", 0.375), group("b", 0.5)])
+    assert names(events) == [("admit", "a")]
+    assert (events[0].entry_accuracy, events[0].visits) == (0.375, 0)
+
+    events = buffer.update([group("a", 0.125), group("c", 0.0), group("d", 0.25)])
+    assert names(events) == [("revisit", "a"), ("admit", "c"), ("admit", "d"), ("evict", "a")]
+    assert (events[0].accuracy, events[0].entry_accuracy, events[0].visits) == (0.125, 0.375, 1)
+    assert (events[3].accuracy, events[3].visits) == (None, 1)
+
+    events = buffer.update([group("c", 1.0), group("a", 0.0)])
+    assert names(events) == [("graduate", "c"), ("admit", "a")]
+    assert events[1].entry_accuracy == 0.0 and events[1].visits == 0  # starts anew after the eviction
+    assert buffer.totals == {"admit": 4, "revisit": 1, "evict": 1, "graduate": 1}
+
+
+def test_draw_leaves_out_the_new_questions_and_floors():
+    buffer = PromptReplayBuffer(capacity=10, tau=0.5)
+    buffer.update([group(name, 0.0) for name in "abcd"])
+    new = [group("a", 0.0).prompt.question]
+    drawn = buffer.draw(num_new=11, ratio=0.25, exclude=new, rng=np.random.default_rng(0))  # floor(2.75) = 2
+    assert len(drawn) == 2 and "a" not in {entry.question.id for entry in drawn}
+    drawn = buffer.draw(num_new=100, ratio=0.25, exclude=new, rng=np.random.default_rng(0))
+    assert sorted(entry.question.id for entry in drawn) == ["b", "c", "d"]
+    assert PromptReplayBuffer(capacity=1, tau=0.5).draw(
+        num_new=4, ratio=0.25, exclude=[], rng=np.random.default_rng(0)
+    ) == []  # fmt: skip
+
+
+def test_draws_are_uniform():
+    buffer = PromptReplayBuffer(capacity=4, tau=0.5)
+    buffer.update([group(name, 0.0) for name in "abcd"])
+    counts = {name: 0 for name in "abcd"}
+    for seed in range(2000):
+        rng = np.random.default_rng(seed)
+        counts[buffer.draw(num_new=4, ratio=0.25, exclude=[], rng=rng)[0].question.id] += 1
+    # 2000 draws of one in four: mean 500, standard deviation 19.4; five of them is 97.
+    assert all(abs(count - 500) < 97 for count in counts.values()), counts
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    capacity=st.integers(1, 4),
+    steps=st.lists(
+        st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 8)), max_size=5, unique_by=lambda pair: pair[0]),
+        max_size=8,
+    ),
+)
+def test_contents_equal_a_plain_reference(capacity, steps):
+    buffer = PromptReplayBuffer(capacity=capacity, tau=0.5)
+    queue: list[str] = []
+    for step in steps:
+        buffer.update([group(name, right / 8) for name, right in step])
+        for name, right in step:
+            if right >= 4:
+                queue = [other for other in queue if other != name]
+            elif name not in queue:
+                queue.append(name)
+        queue = queue[-capacity:]
+        entries = buffer.state_dict()["entries"]
+        assert [entry["question"]["id"] for entry in entries] == queue
+
+
+def test_state_survives_json():
+    buffer = PromptReplayBuffer(capacity=3, tau=0.5)
+    buffer.update([group(name, 0.25) for name in "abc"])
+    buffer.update([group("a", 0.0)])
+    copy = PromptReplayBuffer(capacity=3, tau=0.5)
+    copy.load_state_dict(json.loads(json.dumps(buffer.state_dict())))
+    assert copy.state_dict() == buffer.state_dict()
+    draws = [b.draw(num_new=8, ratio=0.25, exclude=[], rng=np.random.default_rng(3)) for b in (buffer, copy)]
+    assert draws[0] == draws[1]
+    assert names(copy.update([group("b", 1.0)])) == [("graduate", "b")]

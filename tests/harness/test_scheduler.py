@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from rich.console import Console
+
+from harness import scheduler
+from harness.config import ModelConfig, RunConfig, UpdateConfig
+from harness.errors import UserError
+from harness.run_folder import RunFolder
+from harness.scheduler import exit_code, num_cores, run_cells
+from harness.status import format_seconds, is_alive, last_metrics, run_states, status
+from harness.sweep import Cell
+
+# Stands for `zppo train`: does what <outputs>/<label>.txt says and writes the files of a run folder.
+FAKE_TRAIN = """
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+outputs, label = Path(sys.argv[1]), next(a for a in sys.argv if a.startswith("label="))[7:-1]
+what, folder = (outputs / f"{label}.txt").read_text(), outputs / "s" / label / "tiny_s" / "seed0"
+folder.mkdir(parents=True, exist_ok=True)
+record = {"status": "running", "error": None, "label": label, "method": label, "student": "tiny_s", "seed": 0,
+          "num_steps": 2, "pid": os.getpid(), "started": "2026-01-01T00:00:00+00:00", "finished": None}
+def write(**fields):
+    (folder / "run.json").write_text(json.dumps(record | fields))
+write()
+print("cell", label, "threads", os.environ["OMP_NUM_THREADS"])
+(folder / "metrics.jsonl").write_text('{"step": 1, "rollout/accuracy": 0.25}\\n{"step": 2, "rollout/accuracy": 0.3125}\\n')
+if what == "crash":
+    sys.exit("error: a line before\\nerror: the last line")
+if what == "fail":
+    write(status="failed", error="ValueError: first\\nbad reward")
+    sys.exit(1)
+if what == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+if what == "unfinished":
+    sys.exit(0)
+if what.startswith("interrupt"):  # with a helper, and deaf to SIGTERM
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    (outputs / "pids.txt").write_text(f"{os.getpid()} {helper.pid}")
+    os.kill(os.getppid(), int(what.split()[1]))
+    time.sleep(60)
+(folder / "config.yaml").write_bytes((outputs / f"{label}.yaml").read_bytes())
+write(status="done")
+"""
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """`study(grpo="done", zppo="crash")` gives the cells of a study and prepares what their processes will do."""
+    script = tmp_path / "fake_train.py"
+    script.write_text(FAKE_TRAIN)
+    monkeypatch.setattr(scheduler, "COMMAND", None)  # no test starts the real one
+    monkeypatch.setattr(scheduler, "POLL_SECONDS", 0.02)
+
+    class Study:
+        folder = tmp_path / "s"
+        command = (sys.executable, str(script), str(tmp_path))
+
+        def __call__(self, **plans: str) -> list[Cell]:
+            return [self.cell(label, what) for label, what in plans.items()]
+
+        def cell(self, label: str, what: str, **fields: object) -> Cell:
+            student = ModelConfig(name="tiny_s", path="tiny:s")
+            config = RunConfig(study="s", outputs=str(tmp_path), student=student, label=label, **fields)
+            RunFolder(tmp_path / "written", config)
+            (tmp_path / "written" / "config.yaml").rename(tmp_path / f"{label}.yaml")
+            (tmp_path / f"{label}.txt").write_text(what)
+            return Cell((f"label='{label}'",), label, label, "tiny_s", 0, config)
+
+        def run(self, cells, *, jobs=2, terminal=False, **options):
+            self.screen = io.StringIO()
+            console = Console(file=self.screen, width=300, force_terminal=terminal)
+            return run_cells(cells, jobs=jobs, command=self.command, console=console, **options)
+
+    return Study()
+
+
+def states(outcomes):
+    return [(outcome.cell.label, outcome.state, outcome.error) for outcome in outcomes]
+
+
+def test_goes_on_past_failures_and_tells_each_ones_last_words(study):
+    outcomes = study.run(study(a="crash", b="fail", c="killed", d="unfinished", e="done"))
+    assert states(outcomes) == [
+        ("a", "failed", "error: the last line"),
+        ("b", "failed", "bad reward"),
+        ("c", "failed", "killed by SIGKILL"),
+        ("d", "failed", "cell d threads " + str(max(1, num_cores() // 2))),
+        ("e", "done", None),
+    ]
+    assert exit_code(outcomes) == 1 and exit_code(outcomes[4:]) == 0
+    assert [outcome.reward for outcome in outcomes] == [0.3125] * 5
+    text = study.screen.getvalue()
+    assert re.search(r"^\[\d/5\] done    e tiny_s seed0  \d s  reward 0\.31$", text, re.M)
+    assert f"failed: a tiny_s seed0: error: the last line\n    log: {study.folder}/logs/a-tiny_s-seed0.log\n" in text
+    assert "5 cells: 1 done, 4 failed" in text
+
+
+def test_done_cells_are_skipped_and_failed_ones_tried_again(study):
+    cells = study(a="done", b="crash")
+    study.run(cells)
+    cells = study(a="crash", b="done")
+    assert [outcome.state for outcome in study.run(cells)] == ["skipped", "done"]
+    log = (study.folder / "logs" / "b-tiny_s-seed0.log").read_text()
+    assert log.count("=== ") == 2 and log.index("the last line") < log.rindex("cell b")
+
+
+def test_another_configuration_is_refused_and_the_rest_goes_on(study):
+    study.run(study(a="done"))
+    other = study.cell("a", "done", update=UpdateConfig(learning_rate=0.5), study="s", seed=0)
+    outcomes = study.run([other, *study(b="done")])
+    assert [outcome.state for outcome in outcomes] == ["refused", "done"]
+    assert outcomes[0].error == (
+        f"{study.folder}/a/tiny_s/seed0 holds a run with update.learning_rate=1e-06 (not 0.5): "
+        "choose another study=, or remove the folder"
+    )
+    assert exit_code(outcomes) == 1
+
+
+def test_what_does_not_change_results_may_differ_and_more_steps_prolong(study):
+    study.run([study.cell("a", "done", steps=2)])
+    assert states(study.run([study.cell("a", "crash", steps=2, num_threads=3)])) == [("a", "skipped", None)]
+    assert states(study.run([study.cell("a", "done", steps=4)])) == [("a", "done", None)]
+
+
+def test_force_removes_the_folder_first(study):
+    cells = study(a="done")
+    study.run(cells)
+    stale = cells[0].run_dir / "stale"
+    stale.touch()
+    assert [outcome.state for outcome in study.run(cells, force=True)] == ["done"]
+    assert not stale.exists()
+
+
+def test_a_cell_that_another_process_runs_is_refused(study):
+    (cell,) = study(a="done")
+    cell.run_dir.mkdir(parents=True)
+    (cell.run_dir / "run.json").write_text(json.dumps({"status": "running", "pid": os.getpid()}))
+    (outcome,) = study.run([cell], force=True)
+    assert (outcome.state, outcome.error) == (
+        "refused",
+        f"process {os.getpid()} is running it: wait for it, or stop it",
+    )
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_the_cells_with_their_helpers(study, monkeypatch, tmp_path, number, code):
+    monkeypatch.setattr(scheduler, "STOP_SECONDS", 0.3)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught:
+        study.run(study(a=f"interrupt {int(number)}", b="done"), jobs=1)
+    assert caught.value.code == code
+    assert signal.getsignal(signal.SIGTERM) is before
+    pids = [int(pid) for pid in (tmp_path / "pids.txt").read_text().split()]
+    assert len(pids) == 2
+    end = time.monotonic() + 10  # the helper's new parent collects it a moment later
+    while any(running(pid) for pid in pids) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not any(running(pid) for pid in pids)
+    assert not (study.folder / "b").exists()
+    assert [run.state for run in run_states(study.folder)] == ["interrupted"]
+
+
+def running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_terminal_shows_the_running_cells(study):
+    study.run(study(grpo="done"), terminal=True)
+    text = study.screen.getvalue()
+    assert "[1/1] done    grpo tiny_s seed0" in text
+    assert "0/?" in text  # the live row before the first step
+
+
+def test_config_dir_reaches_the_cell_and_jobs_are_checked(study):
+    study.run(study(a="done"), config_dir="/somewhere")
+    assert "--config-dir /somewhere label='a'" in (study.folder / "logs" / "a-tiny_s-seed0.log").read_text()
+    with pytest.raises(UserError, match="jobs must be at least 1"):
+        study.run([], jobs=0)
+
+
+def write_state(folder: Path, **fields: object) -> None:
+    record = {
+        "label": "grpo", "method": "grpo", "student": "tiny_s", "seed": 0, "status": "done", "num_steps": 10,
+        "pid": os.getpid(), "started": "2026-01-01T00:00:00+00:00", "finished": "2026-01-01T00:10:00+00:00",
+    }  # fmt: skip
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps(record | fields))
+
+
+def test_status_table(tmp_path):
+    base, grpo, zppo = (tmp_path / "s" / name / "tiny_s" / "seed0" for name in ("base", "grpo", "zppo"))
+    write_state(base, label="base", method="base", num_steps=None, seconds=12.0)
+    write_state(grpo)
+    write_state(zppo, label="zppo", method="zppo", status="running", finished=None)
+    (zppo / "metrics.jsonl").write_text('{"step": 4, "rollout/accuracy": 0.5, "time/step": 30.0}\n{"step": 5, "roll')
+    # zppo: 6 of 10 steps are left, 30 s each.
+    assert [re.split(r"\s{2,}", line) for line in re.sub(r"\d+\.\d h", "T", status(tmp_path / "s")).splitlines()] == [
+        ["run", "student", "seed", "state", "step", "reward", "time", "left"],
+        ["base", "tiny_s", "0", "done", "12 s"],
+        ["grpo", "tiny_s", "0", "done", "0/10", "10.0 min"],
+        ["zppo", "tiny_s", "0", "running", "4/10", "0.50", "T", "3.0 min"],
+    ]
+
+
+def test_a_dead_process_and_a_reused_number_are_interrupted(tmp_path):
+    folder = tmp_path / "s" / "grpo" / "tiny_s" / "seed0"
+    write_state(folder, status="running", finished=None)
+    assert is_alive(folder)
+    os.utime(folder / "run.json", (0, 0))  # written long before this process began
+    assert not is_alive(folder)
+    (folder / "run.json").write_text(json.dumps(json.loads((folder / "run.json").read_text()) | {"pid": 2**22 + 1}))
+    assert [run.state for run in run_states(tmp_path / "s")] == ["interrupted"]
+
+
+def test_missing_and_empty_studies_are_refused(tmp_path):
+    (tmp_path / "quickstart").mkdir()
+    with pytest.raises(UserError, match="no study 'quikstart' in .* Did you mean 'quickstart'"):
+        run_states(tmp_path / "quikstart")
+    with pytest.raises(UserError, match="has no runs yet"):
+        run_states(tmp_path / "quickstart")
+
+
+def test_long_metrics_are_read_from_the_end(tmp_path):
+    lines = [json.dumps({"step": step, "x": "y" * 90}) for step in range(1, 2001)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert last_metrics(tmp_path)["step"] == 2000
+    assert last_metrics(tmp_path / "absent") == {}
+
+
+def test_durations():
+    assert [format_seconds(s) for s in (41.6, 750, 11_160)] == ["42 s", "12.5 min", "3.1 h"]
+
+
+def test_a_written_configuration_reads_back_equal(study):
+    """The comparison needs config.yaml as the run folder writes it; floats and tuples are where YAML could differ."""
+    (cell,) = study(a="done")
+    written = yaml.safe_load((Path(cell.config.outputs) / "a.yaml").read_text())
+    assert written["update"]["learning_rate"] == 1e-6 and written["update"]["betas"] == [0.9, 0.999]

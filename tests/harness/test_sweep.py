@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.compose import compose, compose_sweep
+from harness.config import from_hydra
+from harness.errors import UserError
+from harness.sweep import MAX_LABEL_CHARS, expand, make_label
+
+
+def paths(cells):
+    return [str(cell.run_dir.relative_to("outputs/default")) for cell in cells]
+
+
+def test_order_labels_and_folders():
+    cells = expand({}, ["seed=0,1", "method=zppo,base,grpo", "student=tiny_xs,tiny_s"])
+    assert paths(cells) == [
+        "base/tiny_xs/seed0",
+        "base/tiny_s/seed0",
+        "zppo/tiny_xs/seed0",
+        "zppo/tiny_xs/seed1",
+        "grpo/tiny_xs/seed0",
+        "grpo/tiny_xs/seed1",
+        "zppo/tiny_s/seed0",
+        "zppo/tiny_s/seed1",
+        "grpo/tiny_s/seed0",
+        "grpo/tiny_s/seed1",
+    ]
+
+
+def test_a_cell_is_reproduced_by_its_overrides():
+    (cell,) = expand({"method": "zppo"}, ["method.updates_per_step=choice(8)", "seed=range(3,4)", "study=s"])
+    assert cell.overrides == (
+        "method=zppo", "method.updates_per_step=8", "study=s", "seed=3", "label='zppo,updates_per_step=8'",
+    )  # fmt: skip
+    assert from_hydra(compose(list(cell.overrides))) == cell.config
+    assert cell.run_dir == Path("outputs/s/zppo,updates_per_step=8") / "tiny_s" / "seed3"
+    assert (cell.label, cell.method, cell.config.label) == (
+        "zppo,updates_per_step=8",
+        "zppo",
+        "zppo,updates_per_step=8",
+    )
+
+
+def test_the_label_has_swept_keys_only():
+    cells = expand({}, ["method=grpo", "steps=5", "update.learning_rate=1e-6,2e-6", "data=arithmetic,reasoning_gym",
+                        "data.dataset=chain_sum"])  # fmt: skip
+    assert [cell.label for cell in cells] == [
+        "grpo,update.learning_rate=1e-06,data=arithmetic",
+        "grpo,update.learning_rate=1e-06,data=reasoning_gym",
+        "grpo,update.learning_rate=2e-06,data=arithmetic",
+        "grpo,update.learning_rate=2e-06,data=reasoning_gym",
+    ]
+
+
+def test_base_is_kept_once_for_each_student_and_evaluation():
+    cells = expand({}, ["method=base,zppo", "method.updates_per_step=1,8", "eval.temperature=0,0.6", "seed=0,1"])
+    base = [cell for cell in cells if cell.method == "base"]
+    assert paths(base) == ["base,eval.temperature=0/tiny_s/seed0", "base,eval.temperature=0.6/tiny_s/seed0"]
+    assert base[0].config.method == {"name": "base", "class": None}
+    assert len(cells) == 2 + 2 * 2 * 2
+
+
+def test_glob_takes_the_options_of_the_group():
+    labels = [cell.label for cell in expand({}, ["method=glob(grpo*)"])]
+    assert labels == ["grpo", "grpo_replay"]
+
+
+def test_a_label_of_the_users_and_the_default_method():
+    assert [cell.label for cell in expand({}, ["label=mine", "method.tau=0.1,0.2"])] == ["mine,tau=0.1", "mine,tau=0.2"]
+    assert [cell.label for cell in expand({}, ["seed=0,1"])] == ["zppo", "zppo"]
+
+
+def test_quickstart_expands():
+    cells = expand(*compose_sweep("quickstart", []))
+    assert len({cell.run_dir for cell in cells}) == len(cells)
+    assert {cell.config.study for cell in cells} == {"quickstart"}
+    assert cells[0].method == "base"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["seed=0,1", "seed=2"], "'seed' is given twice"),
+        (["sead=0,1"], "unknown option 'sead'. Did you mean 'seed'"),
+        (["method=grpo,zpo"], "method=zpo: no such option"),
+        (["method=glob(x*)"], "method=glob(x*): matches nothing"),
+        (["seed=1,1"], "seed=1,1: a value is there twice"),
+        (["seed=interval(0,1)"], "seed=interval(0,1): an interval has no list of values"),
+        (["study=a,b"], "study names the folder of the study"),
+        (["data.batch_size=8,0"], "zppo,data.batch_size=0: data.batch_size must be above 0, got 0"),
+        (["label=x", "method=grpo,zppo"], "two cells of the sweep share the folder outputs/default/x/tiny_s/seed0"),
+        (["data.path=a/b,a_b", "data=jsonl"], "two cells of the sweep share the folder"),
+    ],
+)
+def test_what_a_user_can_get_wrong_is_one_line(overrides, message):
+    with pytest.raises(UserError) as caught:
+        expand({}, overrides)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_callers_check_sees_every_configuration():
+    seen = []
+    expand({}, ["method=grpo,base"], check=lambda config: seen.append(config.method["name"]))
+    assert seen == ["base", "grpo"]
+
+
+def test_folder_names_of_awkward_values():
+    assert make_label("grpo", [("method.tau", "0.5"), ("data.levels", "[1,2]")]) == "grpo,tau=0.5,data.levels=1+2"
+    assert make_label("grpo", [("data.path", "/a b/c*.jsonl")]) == "grpo,data.path=a_b_c_.jsonl"
+    long = [("data.path", "x" * 300)]
+    assert len(make_label("grpo", long)) == MAX_LABEL_CHARS
+    assert make_label("grpo", long) != make_label("grpo", [("data.path", "x" * 301)])

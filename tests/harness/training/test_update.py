@@ -1,0 +1,153 @@
+"""One optimizer update: normalisation, micro-batch and chunk invariance, inert samples, old log-probabilities."""
+
+import math
+
+import pytest
+import torch
+
+from harness.config import UpdateConfig
+from harness.errors import UserError
+from harness.models.forward import gather_logprobs
+from harness.training.update import Updater
+from harness.types import TrainingSample
+from methods import registry
+
+GRPO = {"name": "grpo", "class": "grpo"}
+
+
+def updater(student, method=None, teacher=None, temperature=1.0, **changes) -> Updater:
+    config = UpdateConfig(**({"learning_rate": 1e-3, "micro_batch_size": 128} | changes))
+    method = registry.build(method or GRPO)
+    return Updater(student=student, teacher=teacher, method=method, config=config, temperature=temperature)
+
+
+def gradients(student, samples, method=None, teacher=None, **changes) -> dict[str, torch.Tensor]:
+    """The gradient of one update: read where the optimizer would take it."""
+    taken = {}
+    upd = updater(student, method, teacher, max_grad_norm=1e9, **changes)
+
+    def read(*args, **kwargs):
+        taken.update({n: p.grad.clone() for n, p in student.module.named_parameters() if p.grad is not None})
+
+    upd.optimizer.optimizer.register_step_pre_hook(read)
+    upd.fill_old_logprobs(samples)
+    upd.update(samples)
+    return taken
+
+
+def assert_same(a, b, tolerance=1e-6):
+    assert a.keys() == b.keys()
+    scale = max(float(value.abs().max()) for value in a.values())
+    assert scale > 0
+    for name in a:
+        assert float((a[name] - b[name]).abs().max()) < tolerance * max(1.0, scale), name
+
+
+@pytest.mark.parametrize("changes", [{"micro_batch_size": 1}, {"micro_batch_size": 3}, {"chunk_tokens": 1}, {"chunk_tokens": 7}])
+def test_gradient_does_not_depend_on_the_cut(make_student, make_samples, changes):
+    whole = gradients(make_student(), make_samples(6))
+    assert_same(whole, gradients(make_student(), make_samples(6), **changes))
+
+
+def test_gradient_equals_the_naive_token_mean(make_student, make_samples):
+    """At ratio 1 the surrogate's gradient is that of -A log p; summed over tokens, divided by their number."""
+    samples = make_samples(5)
+    student = make_student()
+    total, count = 0.0, 0
+    for s in samples:
+        ids = torch.tensor([s.token_ids])
+        hidden_TH = student.hidden(ids, torch.ones_like(ids))[0]
+        logprobs_T = gather_logprobs(student.logits(hidden_TH[:-1]), ids[0, 1:])
+        for t in range(1, len(s.token_ids)):
+            if s.loss_mask[t]:
+                total = total - s.advantages[t] * logprobs_T[t - 1]
+                count += 1
+    (total / count).backward()
+    naive = {n: p.grad.clone() for n, p in student.module.named_parameters() if p.grad is not None}
+    assert_same(naive, gradients(make_student(), samples, old_logprobs="recompute"))
+
+
+def test_inert_samples_keep_their_share_of_the_denominator(make_student, make_samples):
+    samples = make_samples(4)
+    for s in samples[2:]:
+        s.advantages = [0.0] * len(s.token_ids)
+    naive = gradients(make_student(), samples)
+    for s in samples[2:]:
+        s.inert = True
+    assert_same(naive, gradients(make_student(), samples))
+
+
+def test_a_mini_batch_of_inert_samples_has_gradient_zero(make_student, make_samples):
+    samples = make_samples(2)
+    for s in samples:
+        s.advantages, s.inert = [0.0] * len(s.token_ids), True
+    student = make_student()
+    row = updater(student, weight_decay=0.0).update(samples)
+    assert row["grad_norm"] == 0.0 and row["loss"] == 0.0
+
+
+def test_weights_and_norm_are_data(make_student, make_samples):
+    """Weights 3 with norm 3 x tokens are the token mean again."""
+    plain = gradients(make_student(), make_samples(4))
+    samples = make_samples(4)
+    for s in samples:
+        s.weights, s.norm = [3.0 * m for m in s.loss_mask], 3.0 * s.num_trained
+    assert_same(plain, gradients(make_student(), samples))
+
+
+def test_old_logprobs_engine_recompute_and_missing(make_student, make_samples):
+    samples = make_samples(3)
+    samples[1].rollout_logprobs = None  # a teacher response in a student's group
+    updater(make_student()).fill_old_logprobs(samples)
+    assert samples[0].old_logprobs == samples[0].rollout_logprobs
+    missing = samples[1].old_logprobs
+    assert missing is not None and len(missing) == len(samples[1].token_ids)
+
+    again = make_samples(3)
+    updater(make_student(), old_logprobs="recompute").fill_old_logprobs(again)
+    assert again[1].old_logprobs == pytest.approx(missing, abs=1e-5)
+    assert again[0].old_logprobs != again[0].rollout_logprobs
+    assert all(value == 0.0 for value, m in zip(missing, samples[1].loss_mask, strict=True) if not m)
+
+
+def test_ratio_is_one_at_the_sampling_temperature(make_student, make_samples):
+    samples = make_samples(4)
+    upd = updater(make_student(), temperature=0.7, old_logprobs="recompute")
+    upd.fill_old_logprobs(samples)
+    row = upd.update(samples)
+    assert row["ratio"] == pytest.approx(1.0, abs=1e-6) and row["clip_frac"] == 0.0
+
+
+def test_distillation_from_itself_is_exactly_no_gradient(make_student, make_samples):
+    """Even rounding noise would become a real update: Adam divides by its size."""
+    method = {"name": "on_policy_kd", "class": "on_policy_kd"}
+    found = gradients(make_student(), make_samples(3), method=method, teacher=make_student())
+    assert all(float(value.abs().max()) == 0.0 for value in found.values())
+
+
+def test_a_step_moves_the_student_towards_the_teacher(make_student, make_samples):
+    method = {"name": "on_policy_kd", "class": "on_policy_kd"}
+    student, samples = make_student(), make_samples(3)
+    upd = updater(student, method, make_student("s"))
+    losses = [upd.update(samples)["loss"] for _ in range(5)]
+    assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0]
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(make_student, make_samples):
+    student, samples = make_student(), make_samples(2)
+    before = {n: p.detach().clone() for n, p in student.module.named_parameters()}
+    samples[0].advantages = [math.inf * m if m else 0.0 for m in samples[0].loss_mask]
+    with pytest.raises(UserError, match="not finite"):
+        updater(student).update(samples)
+    assert all(torch.equal(before[n], p) for n, p in student.module.named_parameters())
+
+
+def test_supervised_loss_is_the_mean_negative_log_likelihood(make_student):
+    student = make_student()
+    one = TrainingSample(uid="a", token_ids=[40, 41, 42], loss_mask=[0, 1, 1])
+    ids = torch.tensor([one.token_ids])
+    with torch.no_grad():
+        hidden_TH = student.hidden(ids, torch.ones_like(ids))[0]
+        expected = -gather_logprobs(student.logits(hidden_TH[:-1]), ids[0, 1:]).mean()
+    row = updater(student, {"name": "sft", "class": "sft"}).update([one])
+    assert row["loss"] == pytest.approx(float(expected), rel=1e-5)

@@ -1,0 +1,108 @@
+"""GRPO: which tokens are trained, with which advantage."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from harness.types import Prompt, Question, RolloutGroup, TokenBatch
+from methods.grpo import GRPO
+from methods.policy import PolicyGradientConfig
+
+
+def grpo(**options) -> GRPO:
+    return GRPO(PolicyGradientConfig(**options))
+
+
+def group(uid, rollouts):
+    question = Question(id=uid, text="", answer="")
+    return RolloutGroup(uid=f"{uid}/plain", prompt=Prompt(uid=uid, question=question, messages=()), rollouts=rollouts)
+
+
+def test_samples_as_literal_lists(rollout):
+    mixed = [rollout("student", 0, ("", None, 1.0)), rollout("student", 1, ("", None, 0.0))]
+    trivial = [rollout("student", 0, ("", None, 1.0)), rollout("student", 1, ("", None, 1.0))]
+    samples = grpo(advantage_normalization="none").credit([group("a", mixed), group("b", trivial)])
+    assert [s.uid for s in samples] == ["a/plain", "a/plain", "b/plain", "b/plain"]
+    assert [s.token_ids for s in samples] == [[5, 6, 10, 2], [5, 6, 11, 2]] * 2
+    assert [s.loss_mask for s in samples] == [[0, 0, 1, 1]] * 4
+    assert [s.advantages for s in samples] == [[0, 0, 0.5, 0.5], [0, 0, -0.5, -0.5], [0.0] * 4, [0.0] * 4]
+    assert [s.rollout_logprobs for s in samples] == [[0, 0, -0.5, -0.25]] * 4
+    assert [s.inert for s in samples] == [False, False, True, True]
+    assert [s.denominator for s in samples] == [2.0] * 4  # tokens of trivial groups stay in the denominator
+    assert samples[0].rollout is mixed[0] and samples[0].old_logprobs is None
+
+
+def test_a_prefix_is_masked(rollout):
+    given = dataclasses.replace(
+        rollout("student", 0, ("", None, 1.0)),
+        completion_ids=[7, 8, 9, 2],
+        rollout_logprobs=[0.0, 0.0, -1.0, -2.0],
+        num_prefix=2,
+    )
+    other = rollout("student", 1, ("", None, 0.0))
+    sample, _ = grpo(advantage_normalization="none").credit([group("a", [given, other])])
+    assert sample.token_ids == [5, 6, 7, 8, 9, 2]
+    assert sample.loss_mask == [0, 0, 0, 0, 1, 1]
+    assert sample.advantages == [0, 0, 0, 0, 0.5, 0.5]
+    assert sample.rollout_logprobs == [0, 0, 0, 0, -1.0, -2.0]
+
+
+def test_a_completion_that_is_all_prefix_is_inert(rollout):
+    given = dataclasses.replace(rollout("student", 0, ("", None, 1.0)), num_prefix=2)
+    sample, _ = grpo(advantage_normalization="none").credit(
+        [group("a", [given, rollout("student", 1, ("", None, 0.0))])]
+    )
+    assert sample.inert and sample.num_trained == 0
+
+
+def test_teacher_rollouts_are_neither_trained_nor_centred(rollout):
+    teacher = rollout("teacher", 0, ("", None, 1.0))
+    students = [rollout("student", 0, ("", None, 1.0)), rollout("student", 1, ("", None, 0.0))]
+    method = grpo(advantage_normalization="none")
+    samples = method.credit([group("t", [teacher] * 3), group("a", [*students, teacher])])
+    assert [s.advantages[-1] for s in samples] == [0.5, -0.5]
+    assert method.metrics([group("a", students)]) == {"train/positive_advantage_frac": 0.5}
+    assert method.metrics([group("t", [teacher])]) == {}
+
+
+def test_collect_is_one_plain_group_a_question(actors, batch_of):
+    models = actors({})
+    groups = grpo(group_size=3).collect(batch_of("a b", "r"), models, np.random.default_rng(0))
+    assert models.log == ["student x3: a/plain b/plain r/plain", "student waited for"]
+    assert [g.replayed for g in groups] == [False, False, True]
+
+
+def test_the_configured_clips_reach_the_loss():
+    # ratio 1.5, A = 1: clipped at 1 + high; ratio 20, A = -1: bounded by the dual clip
+    log_half = math.log(0.5)
+    batch = TokenBatch(
+        ids_N=torch.tensor([0, 0, 0]),
+        advantages_N=torch.tensor([1.0, -1.0, -1.0]),
+        old_logprobs_N=torch.tensor([log_half - math.log(1.5), log_half - math.log(20), log_half - math.log(0.5)]),
+        rollout_logprobs_N=torch.zeros(3),
+        sequence_N=torch.zeros(3, dtype=torch.long),
+    )
+    method = grpo(clip_ratio_low=0.1, clip_ratio_high=0.4, dual_clip=3.0)
+    output = method.loss(torch.zeros(3, 2), batch, None)
+    assert output.loss_N.tolist() == pytest.approx([-1.4, 3.0, 0.9], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"group_size": 1}, "group_size must be at least 2: the advantage of a single rollout is always 0"),
+        ({"dual_clip": 1.0}, "dual_clip must be above 1"),
+        ({"clip_ratio_low": -0.1}, "clip_ratio_low must be 0 or more"),
+        ({"clip_ratio_high": -0.1}, "clip_ratio_high must be 0 or more"),
+        ({"advantage_normalization": "batch"}, "advantage_normalization must be one of nontrivial, all, none, group"),
+        ({"tau": 1.5}, "tau must lie in"),
+    ],
+)
+def test_incoherent_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        grpo(**options)

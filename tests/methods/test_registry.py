@@ -1,0 +1,207 @@
+"""Presets, class names, options and their errors; and that none of it imports torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import yaml
+
+from methods.base import Method, MethodConfig
+from methods.registry import MethodError, build, built_in, method_class, register
+
+ROOT = Path(__file__).parents[2]
+PRESETS = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((ROOT / "conf" / "method").glob("*.yaml"))}
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_every_preset_builds_under_its_own_name(preset):
+    assert PRESETS[preset]["name"] == preset
+    method = build(PRESETS[preset])
+    assert (method is None) == (PRESETS[preset]["class"] is None)
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_a_preset_holds_only_what_differs_from_its_class(preset):
+    method = build(PRESETS[preset])
+    if method is not None:
+        defaults = type(method).Config()
+        options = {key: value for key, value in PRESETS[preset].items() if key not in ("name", "class")}
+        assert not [key for key, value in options.items() if getattr(defaults, key) == value]
+
+
+COMMON = {"group_size": 8, "tau": 0.5, "replay": False, "replay_ratio": 0.25, "buffer_capacity": 10_000}
+POLICY = COMMON | {
+    "updates_per_step": 4,
+    "clip_ratio_low": 0.20,
+    "clip_ratio_high": 0.28,
+    "dual_clip": 10.0,
+    "advantage_normalization": "nontrivial",
+}
+ZPPO = POLICY | {
+    "replay": True,
+    "teacher_group_size": 4,
+    "augment_ratio": 0.25,
+    "bcq": True,
+    "ncq": True,
+    "compress": True,
+    "compress_max_lines": 5,
+    "compress_max_tokens": 512,
+}
+KD = COMMON | {"updates_per_step": 1, "jsd_beta": 0.5}
+REPLAY = {"replay": True}
+PUBLISHED = {
+    "grpo": ("none", POLICY),
+    "grpo_replay": ("none", POLICY | REPLAY),
+    "zppo": ("rollouts", ZPPO),
+    "off_policy_kd": ("distribution", KD | {"teacher_group_size": 4}),
+    "off_policy_kd_replay": ("distribution", KD | {"teacher_group_size": 4} | REPLAY),
+    "on_policy_kd": ("distribution", KD),
+    "on_policy_kd_replay": ("distribution", KD | REPLAY),
+    "sft": ("none", COMMON | {"updates_per_step": 1, "template": "\\boxed{{answer}}"}),
+}
+
+
+@pytest.mark.parametrize("preset", sorted(PUBLISHED))
+def test_defaults_are_the_published_setting(preset):
+    """METHOD sections 2-5 and Table 8."""
+    method = build(PRESETS[preset])
+    assert method is not None
+    needs_teacher, options = PUBLISHED[preset]
+    assert dataclasses.asdict(method.config) == options
+    assert method.needs_teacher == needs_teacher
+    assert method.samples_student == (preset != "sft")
+
+
+def test_registry_keys():
+    assert {"grpo", "zppo", "off_policy_kd", "on_policy_kd", "sft"} <= set(built_in())
+    assert PRESETS["base"] == {"name": "base", "class": None}
+
+
+def test_options_override_the_class():
+    method = build({"name": "mine", "class": "zppo", "bcq": False, "augment_ratio": 1, "tau": 0.4})
+    assert method is not None
+    assert (method.config.bcq, method.config.augment_ratio, method.config.tau) == (False, 1.0, 0.4)
+    assert isinstance(method.config.augment_ratio, float)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "x"}, "the method has no 'class': choose a preset (method=grpo) or set method.class"),
+        ({"class": "grpo"}, "the method has no 'name'"),
+        ({"class": "zpo"}, "unknown method class 'zpo'. Did you mean zppo?"),
+        ({"class": "qqq"}, "unknown method class 'qqq'. Known: "),
+        ({"class": ["grpo"]}, "method.class must be a name, got ['grpo']"),
+        ({"class": "no_such_module:Thing"}, "cannot import 'no_such_module'"),
+        ({"class": ":GRPO"}, "unknown method class ':GRPO'"),
+        ({"class": "methods.grpo:GRPOO"}, "'methods.grpo' has no method class 'GRPOO'. Did you mean GRPO?"),
+        ({"class": "methods.grpo:register"}, "'methods.grpo' has no method class 'register'."),
+        (
+            {"class": "grpo", "clip_ratio_hi": 1.0},
+            "GRPO has no option 'method.clip_ratio_hi'. Did you mean clip_ratio_high",
+        ),
+        (
+            {"class": "grpo", "zzz": 1},
+            "GRPO has no option 'method.zzz'. Options: advantage_normalization, buffer_capacity,",
+        ),
+        ({"class": "grpo", "jsd_beta": 0.5}, "GRPO has no option 'method.jsd_beta'."),
+        ({"class": "grpo", "group_size": "8"}, "method.group_size must be an integer, got '8'"),
+        ({"class": "grpo", "group_size": 8.0}, "method.group_size must be an integer, got 8.0"),
+        ({"class": "grpo", "group_size": True}, "method.group_size must be an integer, got True"),
+        ({"class": "grpo", "tau": True}, "method.tau must be a number, got True"),
+        ({"class": "grpo", "tau": None}, "method.tau must be a number, got None"),
+        ({"class": "grpo", "replay": 1}, "method.replay must be true or false, got 1"),
+        ({"class": "sft", "template": 3}, "method.template must be a text, got 3"),
+        (
+            {"class": "grpo", "advantage_normalization": "batch"},
+            "method.advantage_normalization must be one of nontrivial, all, none, group, got 'batch'",
+        ),
+        ({"class": "grpo", "group_size": 1}, "method.group_size must be at least 2"),
+        ({"class": "grpo", "tau": 2}, "method.tau must lie in [0, 1], got 2.0"),
+        ({"class": None, "tau": 0.5}, "method=x does not train, so it has no option 'tau'"),
+    ],
+)
+def test_errors_are_one_line(options, message):
+    named = options if "class" not in options or options == {"class": "grpo"} else {"name": "x"} | options
+    with pytest.raises(MethodError) as caught:
+        build(named)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PluginConfig(MethodConfig):
+    schedule: tuple[float, ...] = (0.0, 1.0)
+    limit: int | None = None
+
+
+class Plugin(Method):
+    Config: ClassVar[type[MethodConfig]] = PluginConfig
+
+    def credit(self, groups):
+        return []
+
+    def loss(self, logits_NV, batch, teacher):
+        raise NotImplementedError
+
+
+def test_a_plugin_is_named_by_module_and_class(tmp_path, monkeypatch):
+    (tmp_path / "my_plugin.py").write_text(
+        "from methods.grpo import GRPO\n\n\nclass Mine(GRPO):\n    pass\n",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert method_class("my_plugin:Mine").__name__ == "Mine"
+    method = build({"name": "mine", "class": "my_plugin:Mine", "group_size": 4})
+    assert method is not None and method.config.group_size == 4
+
+
+def test_plugin_options_may_be_lists_and_optional(monkeypatch):
+    monkeypatch.setitem(built_in_registry(), "plugin", Plugin)
+    method = build({"name": "p", "class": "plugin", "schedule": [0, 0.5], "limit": 3})
+    assert method is not None and (method.config.schedule, method.config.limit) == ((0, 0.5), 3)
+    assert build({"name": "p", "class": "plugin", "limit": None}) is not None
+    for options, message in [
+        ({"schedule": [0, "x"]}, "schedule"),
+        ({"limit": 1.5}, "limit must be int | None, got 1.5"),
+    ]:
+        with pytest.raises(MethodError, match=message.replace("|", r"\|")):
+            build({"name": "p", "class": "plugin"} | options)
+
+
+def built_in_registry():
+    import methods.registry
+
+    built_in()
+    return methods.registry.METHODS
+
+
+def test_a_key_can_be_claimed_once():
+    built_in()
+    with pytest.raises(MethodError, match=r"'grpo' is claimed by methods.grpo:GRPO and by .*Plugin"):
+        register("grpo")(Plugin)
+    assert built_in()["grpo"].__name__ == "GRPO"
+
+
+def test_every_option_has_a_default():
+    for cls in built_in().values():
+        assert all(f.default is not dataclasses.MISSING for f in fields(cls.Config))
+
+
+def test_importing_and_building_methods_imports_no_torch_and_only_the_types_of_the_harness():
+    code = """
+import importlib, pkgutil, sys
+import methods
+from methods.registry import build
+for module in pkgutil.iter_modules(methods.__path__):
+    importlib.import_module(f"methods.{module.name}")
+assert build({"name": "zppo", "class": "zppo"}) is not None
+print(sorted(m for m in sys.modules if m == "torch" or m.startswith("harness")))
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "['harness', 'harness.types']"

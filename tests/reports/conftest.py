@@ -1,0 +1,48 @@
+"""Synthetic run folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WriteRun = Callable[..., Path]
+
+
+@pytest.fixture
+def write_run(tmp_path: Path) -> WriteRun:
+    """Writes `study/<label>/<student>/seed<k>` and returns it; `scores` is {benchmark: score} of suite `mini`."""
+
+    def write(
+        label: str,
+        scores: dict[str, float] | None = None,
+        *,
+        student: str = "tiny_s",
+        seed: int = 0,
+        protocol: str = "p1",
+        accuracies: list[float] | None = None,
+        **info: Any,
+    ) -> Path:
+        folder = tmp_path / "study" / label / student / f"seed{seed}"
+        folder.mkdir(parents=True)
+        record = {
+            "status": "done", "error": None, "label": label, "method": label.split(",")[0], "student": student,
+            "teacher": "tiny_teacher", "seed": seed, "started": "2026-01-01T10:00:00+00:00",
+            "finished": "2026-01-01T10:03:00+00:00", "cost": {}, "num_steps": 2,
+        }  # fmt: skip
+        (folder / "run.json").write_text(json.dumps(record | info))
+        if scores is not None:
+            (folder / "eval" / "mini").mkdir(parents=True)
+            rows = [f"{name},arithmetic,{score},1.5,200,{protocol}" for name, score in scores.items()]
+            (folder / "eval" / "mini" / "scores.csv").write_text(
+                "benchmark,family,score,stderr,n,protocol\n" + "\n".join(rows) + "\n"
+            )
+        if accuracies is not None:
+            lines = [json.dumps({"step": i + 1, "rollout/accuracy": a}) for i, a in enumerate(accuracies)]
+            (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+        return folder
+
+    return write

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import pytest
+
+from reports.collect import collect
+from reports.tables import compare, markdown_table, to_csv, to_markdown
+
+
+def test_markdown_of_a_small_study(write_run, tmp_path):
+    write_run("base", {"level1": 30.0, "level2": 10.0})
+    write_run("grpo", {"level1": 50.0, "level2": 20.0})
+    write_run("zppo", {"level1": 60.0, "level2": 20.0}, seed=0)
+    write_run("zppo", {"level1": 62.0, "level2": 20.0}, seed=1)
+    (table,) = compare(collect(tmp_path / "study"))
+    # zppo: level1 (60 + 62) / 2 = 61, std sqrt(1 + 1) = 1.41; macro of the seeds 40 and 41: 40.5, std 0.71.
+    # Delta: 61 - 50, 20 - 20, 40.5 - 35.
+    assert to_markdown(table).splitlines() == [
+        "| method            |         level1 |         level2 |      macro avg | seeds |",
+        "| :---------------- | -------------: | -------------: | -------------: | ----: |",
+        "| base              |           30.0 |           10.0 |           20.0 |     1 |",
+        "| grpo              |           50.0 |       **20.0** |           35.0 |     1 |",
+        "| zppo              | **61.0** ± 1.4 | **20.0** ± 0.0 | **40.5** ± 0.7 |     2 |",
+        "| delta zppo - grpo |          +11.0 |           +0.0 |           +5.5 |       |",
+    ]
+
+
+def test_csv_is_unrounded(write_run, tmp_path):
+    write_run("grpo", {"level1": 33.33333})
+    write_run("zppo", {"level1": 44.44444})
+    (table,) = compare(collect(tmp_path / "study"))
+    assert to_csv(table).splitlines()[:3] == [
+        "method,level1,level1 std,macro avg,macro avg std,seeds",
+        "grpo,33.33333,,33.33333,,1",
+        "zppo,44.44444,,44.44444,,1",
+    ]
+
+
+def test_values_that_print_alike_are_all_bold(write_run, tmp_path):
+    write_run("a", {"level1": 50.04})
+    write_run("b", {"level1": 49.96})
+    (table,) = compare(collect(tmp_path / "study"))
+    assert to_markdown(table).count("**50.0**") == 4  # level1 and macro average of both
+
+
+def test_delta_is_against_the_strongest_other_trained_method(write_run, tmp_path):
+    write_run("base", {"level1": 90.0})
+    write_run("grpo", {"level1": 40.0})
+    write_run("off_policy_kd", {"level1": 50.0})
+    write_run("zppo", {"level1": 45.0})
+    write_run("zppo,updates_per_step=8", {"level1": 60.0})  # an ablation of zppo is no rival
+    (table,) = compare(collect(tmp_path / "study"))
+    assert table.delta is not None
+    assert table.delta[0] == "delta zppo - off_policy_kd"
+    assert table.delta[1].tolist() == [-5.0, -5.0]
+
+
+def test_delta_of_choice_and_without_zppo(write_run, tmp_path):
+    write_run("base", {"level1": 30.0})
+    write_run("grpo", {"level1": 40.0})
+    scores = collect(tmp_path / "study")
+    assert compare(scores)[0].delta is None
+    chosen = compare(scores, ("grpo", "base"))[0].delta
+    assert chosen is not None and chosen[0] == "delta grpo - base" and chosen[1]["level1"] == 10.0
+    with pytest.raises(ValueError, match="no student has scores of both; labels here: base, grpo"):
+        compare(scores, ("zppo", "base"))
+
+
+def test_a_missing_benchmark_leaves_the_macro_average_open(write_run, tmp_path):
+    write_run("base", {"level1": 30.0, "level2": 10.0})
+    write_run("grpo", {"level1": 40.0})
+    (table,) = compare(collect(tmp_path / "study"))
+    assert to_markdown(table).splitlines()[3] == "| grpo   | **40.0** |        - |         - |     1 |"
+
+
+def test_runs_of_another_protocol_are_not_compared(write_run, tmp_path):
+    write_run("base", {"level1": 30.0})
+    write_run("grpo", {"level1": 40.0}, seed=0)
+    write_run("grpo", {"level1": 99.0}, seed=1, protocol="p2")
+    (table,) = compare(collect(tmp_path / "study"))
+    assert table.mean["level1"].to_dict() == {"base": 30.0, "grpo": 40.0}
+    assert table.refused == (
+        "grpo tiny_s seed1: evaluated on level1 by protocol p2, the others by p1: not compared, evaluate it again",
+    )
+
+
+def test_a_tie_of_protocols_goes_to_base(write_run, tmp_path):
+    write_run("base", {"level1": 30.0}, protocol="z")
+    write_run("grpo", {"level1": 40.0}, protocol="a")
+    (table,) = compare(collect(tmp_path / "study"))
+    assert list(table.mean.index) == ["base"]
+
+
+def test_students_have_tables_of_their_own(write_run, tmp_path):
+    write_run("base", {"level1": 30.0}, student="tiny_xs")
+    write_run("base", {"level1": 40.0}, student="tiny_s")
+    tables = compare(collect(tmp_path / "study"))
+    assert [(table.student, table.mean.loc["base", "level1"]) for table in tables] == [("tiny_s", 40), ("tiny_xs", 30)]
+
+
+def test_a_bar_in_a_cell_does_not_break_the_table():
+    assert markdown_table(["a", "b"], [["x|y", "1"]]) == "| a    |   b |\n| :--- | --: |\n| x\\|y |   1 |"
