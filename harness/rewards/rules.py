@@ -186,9 +186,9 @@ def _parse(text: str) -> list[Any]:
 def _readable(gold: str, grader: str) -> bool:
     bare = _MARKS.sub("", gold).strip()
     if grader == "mathruler":
-        from mathruler.grader import _normalize
+        from mathruler.math_normalize import normalize_answer
 
-        return bool(_normalize(bare))
+        return bool(normalize_answer(bare))
     return any(not isinstance(value, str) for value in _parse(gold) + _parse(bare))
 
 

@@ -29,7 +29,7 @@ class Grader:
     """Grades responses in `config.num_workers` processes, which start when the first answer needs one.
 
     Thread-safe: several threads may call at the same time. Use it as a context manager, or call `close`.
-    All calls raise UserError if the grader's library is missing, RuntimeError after `close`.
+    A call that needs a worker raises UserError if the grader's library is missing, RuntimeError after `close`.
     """
 
     def __init__(self, config: RewardConfig) -> None:

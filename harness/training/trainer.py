@@ -1,4 +1,4 @@
-"""The only train loop: questions -> rollouts -> rewards -> credit -> update -> buffer -> records -> checkpoint -> evaluation."""
+"""The only train loop: questions, rollouts and rewards, credit, update, buffer, records, checkpoint, evaluation."""
 
 from __future__ import annotations
 
@@ -74,9 +74,12 @@ class Trainer:
         first = self._resume() + 1
         for step in range(first, self._num_steps + 1):
             self._step(step)
-            if step % self._config.checkpoint_every == 0 or step == self._num_steps:
+            last = step == self._num_steps or self._sampler.num_steps_left == 0  # a method may have taken more questions
+            if step % self._config.checkpoint_every == 0 or last:
                 self._save(step)
-            if self._config.eval.every and step % self._config.eval.every == 0 and step < self._num_steps:
+            if last:
+                return
+            if self._config.eval.every and step % self._config.eval.every == 0:
                 self._evaluate(step)
 
     def _step(self, step: int) -> None:
@@ -84,6 +87,9 @@ class Trainer:
         self._actors.begin(step)
         batch = self._batch(step)
         groups = self._method.collect(batch, self._actors, self._rng(step, COLLECT))
+        replayed = {entry.question.id for entry in batch.replayed}
+        for group in groups:
+            group.replayed = group.prompt.question.id in replayed
         collected = time.perf_counter()
 
         samples = self._method.credit(groups)

@@ -66,7 +66,9 @@ def test_teacher_rollouts_are_neither_trained_nor_centred(rollout):
     method = grpo(advantage_normalization="none")
     samples = method.credit([group("t", [teacher] * 3), group("a", [*students, teacher])])
     assert [s.advantages[-1] for s in samples] == [0.5, -0.5]
-    assert method.metrics([group("a", students)]) == {"train/positive_advantage_frac": 0.5}
+    assert method.metrics([group("a", students), group("b", students[1:] * 2)]) == {
+        "train/positive_advantage_frac": 0.25
+    }
     assert method.metrics([group("t", [teacher])]) == {}
 
 

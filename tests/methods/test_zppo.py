@@ -277,6 +277,13 @@ def test_a_freed_slot_goes_to_the_next_instance_of_the_walk(actors, batch_of, ex
     }  # fmt: skip
 
 
+def test_a_freed_slot_never_goes_past_the_pre_cap(actors, batch_of, example):
+    """Cap 1 keeps question c only; its NCQ fails, and b, which is not kept, gets nothing."""
+    models = actors(example, rewriter=failing("c2"))
+    groups = zppo(augment_ratio=0.25).collect(batch_of("a b c d"), models, rng())
+    assert {group.prompt.kind for group in groups} == {"plain"}
+
+
 def test_a_shared_trace_that_failed_is_not_tried_again(actors, batch_of, example):
     """b2 fails: b/bcq, then b/ncq are skipped, with one greedy and one sampled rewrite of b2 in all."""
     models = actors(example, rewriter=failing("b2"))

@@ -26,7 +26,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3_5ForCo
 from harness.errors import UserError, did_you_mean
 from harness.models.tiny import SIZES
 from harness.models.tiny.corpus import RECIPES, examples
-from harness.models.tiny.shapes import make_config
+from harness.models.tiny.shapes import SHAPES, make_config
 from harness.models.tiny.tokenizer import chat_frame, make_processor, make_tokenizer
 
 STEPS = {"xs": 2000, "s": 2500, "m": 1500, "teacher": 3500, "hybrid": 300}
@@ -72,8 +72,8 @@ def build(
     ):
         reports = manager.Queue()
         tasks = {size: bars.add_task(f"tiny:{size}", total=steps or STEPS[size]) for size in sizes}
-        # Longest first, so that the last core is not left alone with it.
-        order = sorted(sizes, key=lambda size: list(SIZES).index(size) if size != "teacher" else -1)
+        # Longest first, so that no core is left alone with it at the end.
+        order = sorted(sizes, key=lambda size: -STEPS[size] * SHAPES[size].hidden)
         futures = [pool.submit(_job, size, out_dir, steps, seed, reports) for size in order]
         while not all(future.done() for future in futures) or not reports.empty():
             try:
@@ -89,7 +89,6 @@ def train(
     size: str, *, steps: int, seed: int = 0, report: Callable[[int, float], None] | None = None
 ) -> tuple[Qwen3_5ForConditionalGeneration, dict[str, float]]:
     """Pre-train one size from seeded random weights; with the cost (steps, tokens, CPU seconds, last loss)."""
-    torch.set_num_threads(1)
     tokenizer = make_tokenizer()
     model = make_model(size, tokenizer, seed=seed)
     model.train()
@@ -161,6 +160,7 @@ def save(model: Qwen3_5ForConditionalGeneration, size: str, folder: Path, *, see
 
 
 def _job(size: str, out_dir: str | Path, steps: int | None, seed: int, reports: Any) -> None:
+    torch.set_num_threads(1)  # sums in another order, with more threads, would give other weights
     model, cost = train(
         size, steps=steps or STEPS[size], seed=seed, report=lambda step, loss: reports.put((size, step, loss))
     )

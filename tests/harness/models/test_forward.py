@@ -103,7 +103,7 @@ def test_padding_on_either_side_changes_nothing(model, sequences, left):
 
 
 def test_continuing_a_cache_equals_one_pass(model, sequences):
-    continued = [ids + [13, 14, 15] for ids in sequences]
+    continued = [[*ids, 13, 14, 15] for ids in sequences]
     ids_BT, mask_BT = padded(sequences, left=True)
     cache = DynamicCache(config=model.module.config)
     with torch.no_grad():
@@ -162,7 +162,7 @@ def test_banned_ids_have_probability_zero_and_padded_rows_do_not_exist():
     assert logits_NV[:, [0, 3]].eq(BANNED_LOGIT).all() and math.isfinite(BANNED_LOGIT)
     assert logits_NV.softmax(-1)[:, [0, 3]].eq(0).all()
     others = [i for i in range(37) if i not in (0, 3)]
-    assert torch.equal(logits_NV[:, others], LanguageModel(module).logits(hidden_NH)[:, others])
+    torch.testing.assert_close(logits_NV[:, others], LanguageModel(module).logits(hidden_NH)[:, others])
 
 
 def test_16_bit_weights_give_fp32_sums():

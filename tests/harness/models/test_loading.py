@@ -109,7 +109,7 @@ def test_an_unreachable_hub_model_is_one_line(monkeypatch):
 def test_incomplete_folders_are_refused(tmp_path, folder):
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(UserError, match="has no config.json"):
+    with pytest.raises(UserError, match=r"has no config\.json"):
         load_model(config(empty), "cpu")
     with pytest.raises(UserError, match="has no tokenizer"):
         load_tokenizer(config(empty))
@@ -122,9 +122,9 @@ def test_chat_template_is_the_tokenizers_or_the_given_file(tmp_path):
     tokenizer().save_pretrained(tmp_path / "instruct")
     tokenizer(template=None).save_pretrained(tmp_path / "base")
     assert load_tokenizer(config(tmp_path / "instruct")).chat_template == TEMPLATE
-    with pytest.raises(UserError, match="no chat template: use its instruct model, or .* student.chat_template=FILE"):
+    with pytest.raises(UserError, match=r"no chat template: use its instruct model, or .* student.chat_template=FILE"):
         load_tokenizer(config(tmp_path / "base"))
-    with pytest.raises(UserError, match="no chat template file nowhere.jinja"):
+    with pytest.raises(UserError, match=r"no chat template file nowhere\.jinja"):
         load_tokenizer(config(tmp_path / "base", chat_template="nowhere.jinja"))
     (tmp_path / "own.jinja").write_text("own")
     own = str(tmp_path / "own.jinja")
@@ -165,7 +165,7 @@ def test_a_saved_model_needs_nothing_of_its_source(folder, tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == "own"
     assert (tmp_path / "out" / "processor_config.json").read_text() == '{"x": 1}'
     assert not (tmp_path / "out" / "preprocessor_config.json").exists()
-    assert load_tokenizer(config(tmp_path / "out")).get_vocab() == tokenizer().get_vocab()
+    assert same_tokenizer(load_tokenizer(config(tmp_path / "out")), load_tokenizer(source)) is None
 
 
 def test_source_file_is_none_where_there_is_none(folder):

@@ -58,7 +58,7 @@ def test_prompts_are_short():
     trace = summary_of(clean_trace((99, 9, 9, 9, 9)))
     assert len(chat_ids(prompts.plain_text(longest))) == 20
     assert len(chat_ids(prompts.bcq_text(longest, [trace, trace]))) < 110
-    assert len(chat_ids(prompts.ncq_text(longest, ["135"] * 8, [trace] * 8))) < 360
+    assert len(chat_ids(prompts.ncq_text(longest, ["135"] * 8, [trace] * 8))) < 400
     assert len(chat_ids(prompts.compress_text(clean_trace((37, 8)), max_lines=5, max_tokens=512))) < 40
 
 

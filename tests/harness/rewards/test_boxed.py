@@ -18,6 +18,8 @@ TABLE = [
     (r"\boxed{1} then \boxed{2}", "2"),
     (r"\boxed{1} then \boxed{2", "1"),
     (r"\boxed{1 then \boxed{2}", "2"),
+    (r"\boxed{1} then \boxed{2} then \boxed{3", "2"),
+    (r"\boxed{a \boxed{b} c} then \boxed{3", "b"),
     (r"\boxed{2", None),
     (r"\boxed{\frac{1}{2}", None),
     (r"\boxed{1} and a \boxed word", "1"),

@@ -150,6 +150,7 @@ def test_the_fast_path_leaves_the_rest_to_the_library() -> None:
         ("5", "x=5", True),
         (r"\text{B}", "b", True),
         ("90°", "90", True),
+        ("1<x<2", "(1,2)", True),
         ("(1,2)", "[1,2]", False),
         ("", "", True),
     ],

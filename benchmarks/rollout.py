@@ -1,0 +1,122 @@
+"""Sampling speed of the rollout engine against transformers' `generate`, interleaved A B A B on the same prompts.
+
+    python benchmarks/rollout.py --model tiny:s --prompts 32 --rollouts 8 --max-new-tokens 64 --repeats 5
+
+Both sample at temperature 1 from the same weights, with the same end tokens and banned ids, one batch of
+prompts x rollouts sequences. `generate` repeats each prompt before it reads it and keeps finished sequences in the batch;
+it returns no log-probabilities here, the engine does. Only completion tokens up to the end token count. The two draw
+different completions, so tokens per second compare, not seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from harness.config import ModelConfig
+from harness.models.chat import Chat
+from harness.models.forward import LanguageModel
+from harness.models.loading import load_model, load_tokenizer
+from harness.rollout.base import Sampling
+from harness.rollout.transformers_engine import TransformersEngine
+from harness.types import Prompt, Question
+from methods.base import plain_prompt
+
+
+def main() -> None:
+    args = parse_args()
+    torch.set_num_threads(args.threads)
+    config = ModelConfig(name="benchmark", path=args.model, gguf_file=args.gguf_file, dtype=args.dtype)
+    chat = Chat(load_tokenizer(config), config)
+    model = LanguageModel.for_chat(load_model(config, args.device), chat)
+    prompts = [make_prompt(i) for i in range(args.prompts)]
+    variants: dict[str, Callable[[int], int]] = {
+        "engine": lambda step: run_engine(model, chat, prompts, args, step),
+        "generate": lambda step: run_generate(model, chat, prompts, args, step),
+    }
+    print(f"{args.model} on {args.device}, {args.dtype}, {args.threads} threads, torch {torch.__version__}")
+    print(f"{args.prompts} prompts x {args.rollouts} rollouts, at most {args.max_new_tokens} new tokens; load {load()}")
+    speeds: dict[str, list[float]] = {name: [] for name in variants}
+    for step in range(args.repeats + 1):
+        for name, run in variants.items():
+            start = time.perf_counter()
+            num_tokens = run(step)
+            seconds = time.perf_counter() - start
+            if step > 0:  # the first pass warms up
+                speeds[name].append(num_tokens / seconds)
+                print(
+                    f"{name:9} {num_tokens:7} tokens {seconds:7.2f} s {speeds[name][-1]:9.0f} tokens/s  load {load()}"
+                )
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
+    print("median   ", "  ".join(f"{name} {value:.0f} tokens/s" for name, value in medians.items()))
+    print(f"engine / generate: {medians['engine'] / medians['generate']:.2f}")
+
+
+def run_engine(model: LanguageModel, chat: Chat, prompts: list[Prompt], args: argparse.Namespace, step: int) -> int:
+    """Completion tokens sampled by the engine."""
+    engine = TransformersEngine(model, chat, sampler="student", max_sequences=args.prompts * args.rollouts)
+    sampling = Sampling(num_rollouts=args.rollouts, step=step, max_new_tokens=args.max_new_tokens)
+    return sum(len(r.completion_ids) for group in engine.generate(prompts, sampling) for r in group.rollouts)
+
+
+def run_generate(model: LanguageModel, chat: Chat, prompts: list[Prompt], args: argparse.Namespace, step: int) -> int:
+    """Completion tokens, the end token included, sampled by transformers."""
+    torch.manual_seed(step)
+    sequences = [chat.encode(prompt) for prompt in prompts]
+    width = max(map(len, sequences))
+    pad_id = chat.tokenizer.pad_token_id
+    ids_BT = torch.tensor([[pad_id] * (width - len(ids)) + ids for ids in sequences], device=model.device)
+    mask_BT = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in sequences], device=model.device)
+    rows = model.module.get_output_embeddings().weight.shape[0]
+    out = model.module.generate(
+        ids_BT,
+        attention_mask=mask_BT,
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        num_return_sequences=args.rollouts,
+        max_new_tokens=args.max_new_tokens,
+        eos_token_id=sorted(chat.stop_ids),
+        pad_token_id=pad_id,
+        suppress_tokens=[*model.banned_ids, *range(model.num_tokens, rows)],
+    )
+    return sum(num_real(ids, chat.stop_ids) for ids in out[:, width:].tolist())
+
+
+def num_real(ids: list[int], stop_ids: frozenset[int]) -> int:
+    """Tokens up to and including the first end token."""
+    return next((i + 1 for i, token_id in enumerate(ids) if token_id in stop_ids), len(ids))
+
+
+def make_prompt(i: int) -> Prompt:
+    numbers = [7 * i % 90 + 3, 11 * i % 80 + 5, i % 9 + 1][: 2 + i % 2]
+    question = Question(id=str(i), text=f"Compute {'+'.join(map(str, numbers))}.", answer=str(sum(numbers)))
+    return plain_prompt(question)
+
+
+def load() -> str:
+    return f"{os.getloadavg()[0]:.1f}"
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny:s", help="a folder, a hub id, tiny:<size> or package:<module>")
+    parser.add_argument("--gguf-file", default=None)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--prompts", type=int, default=32)
+    parser.add_argument("--rollouts", type=int, default=8)
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+import json
+import subprocess
+import sys
+from math import sqrt
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoProcessor, AutoTokenizer, Qwen3_5ForConditionalGeneration
+
+from harness.errors import UserError
+from harness.models.tiny import SIZES, STUDENTS, build, card, tiny_path
+from harness.models.tiny.build import Batch, make_model, reply_loss, schedule, train
+from harness.models.tiny.card import CARD, Member, boxed, compress, groups, held_out, plain_accuracy
+from harness.models.tiny.shapes import HEAD_DIM, SHAPES, make_config
+from harness.models.tiny.tokenizer import make_tokenizer
+
+TOKENIZER = make_tokenizer()
+RECORD = json.loads(CARD.read_text())
+NUM_CARD = RECORD["num_questions"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return Member.load(tiny_path("teacher"))
+
+
+def within(measured, recorded, num_measured, num_recorded=NUM_CARD):
+    """Four standard errors of the difference of two shares; pooled, and at least those of a share of 0.02."""
+    share = (measured * num_measured + recorded * num_recorded) / (num_measured + num_recorded)
+    spread = max(share * (1 - share), 0.02)
+    return abs(measured - recorded) <= 4 * sqrt(spread * (1 / num_measured + 1 / num_recorded))
+
+
+def test_unknown_size_is_refused_with_the_known_ones():
+    with pytest.raises(UserError, match=r"no tiny model 'teachr'\. Did you mean 'teacher'"):
+        tiny_path("teachr")
+    with pytest.raises(UserError, match="Known: hybrid, m, s, teacher, xs"):
+        tiny_path("27b")
+
+
+def test_finding_a_model_imports_no_torch():
+    script = "import sys; from harness.models.tiny import tiny_path; tiny_path('s'); print('torch' in sys.modules)"
+    root = Path(__file__).parents[3]
+    assert subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True).stdout == b"False\n"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_shapes_are_what_vllm_takes(size):
+    text = make_config(size, TOKENIZER).text_config
+    rope = text.rope_parameters
+    assert text.head_dim == HEAD_DIM == 32 and rope["partial_rotary_factor"] == 1.0
+    assert sum(rope["mrope_section"]) == text.head_dim // 2
+    assert text.num_attention_heads % text.num_key_value_heads == 0
+    assert "full_attention" in text.layer_types  # generate() needs one for the length of its cache
+    assert ("linear_attention" in text.layer_types) == (size == "hybrid")
+    assert text.linear_key_head_dim == text.linear_value_head_dim == 64
+    assert text.vocab_size == len(TOKENIZER)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_shipped_folder_is_complete_and_current(size):
+    folder = tiny_path(size)
+    model, info = Qwen3_5ForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert model.dtype == torch.bfloat16 and model.config.tie_word_embeddings
+    expected = make_config(size, TOKENIZER)
+    assert model.config.text_config.layer_types == list(SHAPES[size].layer_types)
+    for part in ("text_config", "vision_config"):
+        shape = getattr(expected, part).to_diff_dict()
+        saved = getattr(model.config, part).to_dict()
+        assert {key: saved[key] for key in shape if key != "dtype"} == {k: v for k, v in shape.items() if k != "dtype"}
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.get_vocab() == TOKENIZER.get_vocab() and tokenizer.chat_template == TOKENIZER.chat_template
+    assert model.generation_config.eos_token_id == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert model.generation_config.pad_token_id == tokenizer.convert_tokens_to_ids("<pad>")
+
+
+def test_shipped_weights_are_small():
+    assert sum(path.stat().st_size for size in SIZES for path in tiny_path(size).iterdir()) < 10_000_000
+
+
+@pytest.mark.parametrize("size", ["s", "hybrid"])
+def test_a_16_pixel_image_is_one_token_and_the_model_reads_it(size):
+    processor = AutoProcessor.from_pretrained(tiny_path(size))
+    turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Q"}]}]
+    text = processor.apply_chat_template(turn, add_generation_prompt=True)
+    model = Qwen3_5ForConditionalGeneration.from_pretrained(tiny_path(size), dtype=torch.float32).eval()
+    logits = []
+    for colour in ("black", "white"):
+        batch = processor(text=[text], images=[Image.new("RGB", (32, 16), colour)], return_tensors="pt")
+        assert batch.image_grid_thw.tolist() == [[1, 2, 4]]  # patches of 8 pixels
+        assert (batch.input_ids == processor.image_token_id).sum() == 2  # 2x2 patches merge
+        with torch.no_grad():
+            logits.append(model(**batch).logits)
+    assert not torch.equal(*logits)
+
+
+def test_schedule():
+    assert schedule(0, 1000) == 1 / 40 and schedule(19, 1000) == 0.5
+    assert schedule(500, 1000) == 0.5**0.8
+    assert schedule(999, 1000) == 0.03
+
+
+def test_loss_is_the_mean_over_reply_tokens_and_padding_changes_nothing():
+    model = make_model("xs", TOKENIZER, seed=0)
+    ids, reply = torch.tensor([[9, 20, 30, 40]]), torch.tensor([[False, False, True, True]])
+    logprobs = torch.log_softmax(model(input_ids=ids).logits[0].double(), dim=-1)
+    expected = -(logprobs[1, 30] + logprobs[2, 40]) / 2
+    padded = Batch(
+        torch.tensor([[9, 20, 30, 40, 0, 0]]), torch.tensor([[False, False, True, True, False, False]])
+    )  # fmt: skip
+    for batch in (Batch(ids, reply), padded):
+        assert torch.allclose(reply_loss(model, batch).double(), expected, atol=1e-5)
+
+
+def test_batches_keep_the_token_budget_and_mask_the_prompt():
+    stream = build.batches("s", TOKENIZER, 0)
+    for _, batch in zip(range(30), stream, strict=False):
+        assert batch.ids_BT.numel() <= build.BATCH_TOKENS
+        for ids, is_reply in zip(batch.ids_BT.tolist(), batch.is_reply_BT.tolist(), strict=True):
+            prompt = TOKENIZER.decode([i for i, learned in zip(ids, is_reply, strict=True) if not learned])
+            reply = TOKENIZER.decode([i for i, learned in zip(ids, is_reply, strict=True) if learned])
+            assert prompt.rstrip("<pad>").endswith("<|im_start|>assistant\n")
+            assert reply.startswith("<think>") and reply.endswith("<|im_end|>")
+
+
+def test_the_same_seed_gives_the_same_weights():
+    runs = [train("xs", steps=5, seed=seed)[0].state_dict() for seed in (0, 0, 1)]
+    assert all(torch.equal(runs[0][key], runs[1][key]) for key in runs[0])
+    assert not all(torch.equal(runs[0][key], runs[2][key]) for key in runs[0])
+
+
+def test_build_writes_folders_that_load(tmp_path):
+    build.build(["xs", "hybrid"], tmp_path, steps=2, progress=False)
+    for size in ("xs", "hybrid"):
+        assert Member.load(tmp_path / size).reply(["Q"], temperature=1.0) != [None]
+        assert json.loads((tmp_path / size / "build.json").read_text())["steps"] == 2
+    with pytest.raises(UserError, match="no tiny model 'xl'"):
+        build.build(["xl"], tmp_path)
+
+
+def test_card_has_every_size_and_states_its_cost():
+    assert set(RECORD["models"]) == set(SIZES)
+    for size, record in RECORD["models"].items():
+        saved = json.loads((tiny_path(size) / "build.json").read_text())
+        assert {key: record[key] for key in saved} == saved
+        assert record["cpu_seconds"] > 0 and record["steps"] == build.STEPS[size]
+
+
+def test_card_shows_students_graded_by_size_that_can_learn():
+    sampled = {size: RECORD["models"][size]["sampled"] for size in STUDENTS}
+    means = [sum(sampled[size].values()) / 4 for size in STUDENTS]
+    assert means == sorted(means)
+    for size in STUDENTS:
+        assert sampled[size]["1"] >= 0.2 and sampled[size]["3"] <= 0.5
+        assert any(0.2 <= sampled[size][level] <= 0.6 for level in ("1", "2"))
+    assert min(RECORD["models"]["teacher"]["sampled"].values()) >= 0.97
+
+
+@pytest.mark.parametrize(("size", "level"), [("xs", 1), ("s", 2), ("m", 3), ("teacher", 4)])
+def test_shipped_weights_have_the_accuracy_of_the_card(size, level):
+    member = Member.load(tiny_path(size))
+    for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
+        recorded = RECORD["models"][size][name][str(level)]
+        assert within(plain_accuracy(member, level, 100, temperature=temperature, seed=1), recorded, 100)
+
+
+def test_shipped_student_has_the_candidate_accuracy_of_the_card(teacher):
+    measured = card.candidate_accuracy(Member.load(tiny_path("s")), teacher, 2, 60, seed=1)
+    recorded = RECORD["models"]["s"]["candidates"]["2"]
+    for name in ("bcq", "ncq", "plain"):
+        assert within(measured[name], recorded[name], measured["num_hard"], recorded["num_hard"])
+    assert measured["bcq"] > measured["plain"]
+
+
+def test_the_teacher_copies_right_and_wrong_traces(teacher):
+    questions = held_out(3, 24)
+    traces = [trace for group in groups(Member.load(tiny_path("s")), questions, 2, seed=0) for trace in group]
+    traces.append("<think>37+8=45+5=50</think>")
+    summaries = compress(teacher, traces)
+    same = [s is not None and boxed(s) == boxed(t) for s, t in zip(summaries, traces, strict=True)]
+    assert within(sum(same) / len(same), 0.97, len(same), 1000)
+    assert summaries[-1] is not None and boxed(summaries[-1]) is None
+
+
+def test_boxed_takes_the_last_box():
+    assert boxed(r"\boxed{1} and \boxed{2}") == "2"
+    assert boxed("59") is None

@@ -1,0 +1,114 @@
+"""The folder of a run: who may claim it, what its files hold, what a resume cuts off."""
+
+import json
+
+import pandas as pd
+import pytest
+import yaml
+
+from harness.compose import compose
+from harness.config import from_hydra
+from harness.errors import UserError
+from harness.replay import BufferEvent
+from harness.run_folder import RunFolder, run_dir
+from harness.types import Prompt, Question, Rollout, RolloutGroup, TrainingSample
+
+
+def make_config(*overrides: str):
+    return from_hydra(compose(["student=tiny_xs", *overrides]))
+
+
+def test_path_of_a_run():
+    config = make_config("outputs=out", "study=s", "seed=3")
+    assert str(run_dir(config, "zppo,updates_per_step=8")) == "out/s/zppo,updates_per_step=8/tiny_xs/seed3"
+
+
+def test_another_configuration_is_refused_and_nothing_is_touched(tmp_path):
+    folder = RunFolder(tmp_path / "run", make_config())
+    folder.write_metrics(1, {"rollout/accuracy": 0.5})
+    before = {p: p.read_bytes() for p in folder.path.rglob("*") if p.is_file()}
+    with pytest.raises(UserError) as error:
+        RunFolder(folder.path, make_config("update.learning_rate=1e-3", "seed=1"))
+    assert "another configuration (differs in seed, update.learning_rate)" in str(error.value)
+    assert "choose another study=NAME" in str(error.value)
+    assert before == {p: p.read_bytes() for p in folder.path.rglob("*") if p.is_file()}
+
+
+def test_more_steps_and_other_threads_are_the_same_run(tmp_path):
+    folder = RunFolder(tmp_path / "run", make_config("steps=5"))
+    folder.write_metrics(1, {})
+    RunFolder(folder.path, make_config("steps=10", "num_threads=1", "tracker=wandb"))
+    assert yaml.safe_load((folder.path / "config.yaml").read_text())["steps"] == 10
+
+
+def test_a_folder_without_results_may_be_claimed_again(tmp_path):
+    RunFolder(tmp_path / "run", make_config("seed=0"))
+    RunFolder(tmp_path / "run", make_config("seed=1"))
+
+
+def test_run_json_life(tmp_path):
+    config = make_config("steps=2", "seed=7")
+    folder = RunFolder(tmp_path / "run", config)
+    folder.start(label="zppo,tau=0.3", config=config, overrides=["seed=7"])
+    info = RunFolder.read_info(folder.path)
+    assert {k: info[k] for k in ("schema_version", "status", "error", "label", "method", "student", "teacher", "seed")} == {
+        "schema_version": 1, "status": "running", "error": None, "label": "zppo,tau=0.3", "method": "zppo",
+        "student": "tiny_xs", "teacher": "tiny_teacher", "seed": 7,
+    }  # fmt: skip
+    assert info["versions"]["torch"] and info["overrides"] == ["seed=7"]
+    folder.add_cost({"time/step": 1.5, "tokens/student_generated": 10.0, "rollout/accuracy": 0.5})
+    folder.add_cost({"time/step": 2.0})
+    folder.set_info(num_steps=2)
+    folder.finish("done")
+    info = RunFolder.read_info(folder.path)
+    assert info["cost"] == {"time/step": 3.5, "tokens/student_generated": 10.0}
+    again = RunFolder(folder.path, config)
+    assert again.is_done(2) and again.is_done(None) and not again.is_done(3)
+
+
+def test_resume_cuts_off_what_came_after_the_checkpoint(tmp_path):
+    folder = RunFolder(tmp_path / "run", make_config())
+    folder.start(label="zppo", config=make_config(), overrides=[])
+    for step in (1, 2, 3):
+        folder.write_metrics(step, {"time/step": 1.0})
+        event = BufferEvent(event="admit", question_id=f"q{step}", accuracy=0.0, entry_accuracy=0.0, visits=0)
+        folder.write_buffer_events(step, [event])
+        folder.write_rollouts(step, [], [], {})
+    with (folder.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "ti')  # a kill in the middle of a line
+    folder.truncate_after(2)
+    rows = [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [{"step": 1, "time/step": 1.0}, {"step": 2, "time/step": 1.0}]
+    events = [json.loads(line) for line in (folder.path / "buffer.jsonl").read_text().splitlines()]
+    assert [event["question_id"] for event in events] == ["q1", "q2"]
+    assert sorted(p.name for p in (folder.path / "rollouts").iterdir()) == ["step-000001.parquet", "step-000002.parquet"]
+    folder.set_info()
+    assert RunFolder.read_info(folder.path)["cost"] == {"time/step": 2.0}
+
+
+def test_rollouts_on_disk_literal(tmp_path):
+    question = Question(id="q", text="Compute 1+1.", answer="2")
+    prompt = Prompt(uid="q/plain", question=question, messages=({"role": "user", "content": "Compute 1+1."},))
+
+    def rollout(index: int, text: str, reward: float) -> Rollout:
+        return Rollout(
+            sampler="student", index=index, prompt_ids=[1, 2], completion_ids=[3, 4, 5], rollout_logprobs=[-1.0] * 3,
+            text=text, finish_reason="stop", answer=text, reward=reward, verdict="correct" if reward else "wrong",
+        )  # fmt: skip
+
+    rollouts = [rollout(0, "2", 1.0), rollout(1, "3", 0.0)]
+    group = RolloutGroup(uid="q/plain", prompt=prompt, rollouts=rollouts, replayed=True)
+    sample = TrainingSample(
+        uid="q/plain", token_ids=[1, 2, 3, 4, 5], loss_mask=[0, 0, 1, 1, 1], advantages=[0, 0, 1.5, 1.5, 1.5],
+        rollout=rollouts[0],
+    )  # fmt: skip
+    folder = RunFolder(tmp_path / "run", make_config())
+    folder.write_rollouts(1, [group], [sample], {"q/plain": "<prompt>"})
+    frame = pd.read_parquet(folder.path / "rollouts" / "step-000001.parquet")
+    assert frame.iloc[0].to_dict() == {
+        "step": 1, "uid": "q/plain", "kind": "plain", "sampler": "student", "question_id": "q", "replayed": True,
+        "index": 0, "prompt_text": "<prompt>", "response_text": "2", "num_prompt_tokens": 2, "num_response_tokens": 3,
+        "finish_reason": "stop", "answer": "2", "gold": "2", "reward": 1.0, "verdict": "correct", "trained": True,
+        "advantage": 1.5,
+    }  # fmt: skip
+    assert not frame.iloc[1]["trained"] and pd.isna(frame.iloc[1]["advantage"])
