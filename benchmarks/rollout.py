@@ -3,9 +3,9 @@
     python benchmarks/rollout.py --model tiny:s --prompts 32 --rollouts 8 --max-new-tokens 64 --repeats 5
 
 Both sample at temperature 1 from the same weights, with the same end tokens and banned ids, one batch of
-prompts x rollouts sequences. `generate` repeats each prompt before it reads it and keeps finished sequences in the batch;
-it returns no log-probabilities here, the engine does. Only completion tokens up to the end token count. The two draw
-different completions, so tokens per second compare, not seconds.
+prompts x rollouts sequences. `generate` repeats each prompt before it reads it and keeps finished sequences in the
+batch; it returns no log-probabilities here, the engine does. Only completion tokens up to the end token count. The two
+draw different completions, so tokens per second compare, not seconds.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -73,7 +74,8 @@ def run_generate(model: LanguageModel, chat: Chat, prompts: list[Prompt], args: 
     ids_BT = torch.tensor([[pad_id] * (width - len(ids)) + ids for ids in sequences], device=model.device)
     mask_BT = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in sequences], device=model.device)
     rows = model.module.get_output_embeddings().weight.shape[0]
-    out = model.module.generate(
+    generate: Any = model.module.generate
+    out = generate(
         ids_BT,
         attention_mask=mask_BT,
         do_sample=True,

@@ -6,7 +6,7 @@ import queue
 import re
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -81,12 +81,12 @@ class LiveActors:
         self._config = config
         self._seed = seed
         self._step = 0
-        self._counts: Counter[str] = Counter()
+        self._counts: defaultdict[str, float] = defaultdict(float)
         self._lock = threading.Lock()
 
     def begin(self, step: int) -> None:
         self._step = step
-        self._counts = Counter()
+        self._counts = defaultdict(float)
 
     @property
     def counts(self) -> dict[str, float]:

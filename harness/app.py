@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import errno
 import logging
-import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 
@@ -18,7 +18,7 @@ Command = Callable[[argparse.ArgumentParser, Sequence[str]], int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code (0 fine, 1 a run of a study failed, 2 the user's to mend, 130 interrupted)."""
+    """Run a command. Exit codes: 0 fine, 1 a run of a study failed, 2 the user's to mend, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
@@ -85,24 +85,24 @@ def _sweep(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
 
 def _run_study(params: dict[str, str], args: argparse.Namespace) -> int:
     from harness.run import build_method
-    from harness.scheduler import run_cells
+    from harness.scheduler import exit_code, num_cores, run_cells
     from harness.sweep import expand
 
     cells = expand(params, args.overrides, config_dir=args.config_dir, check=build_method)
     if args.dry_run:
         for cell in cells:
-            print(f"{cell.run_dir}\n    zppo train {' '.join(cell.overrides)}")
+            print(f"{cell.run_dir}\n    zppo train {shlex.join(cell.overrides)}")
         print(f"{len(cells)} cells")
         return 0
-    jobs = args.jobs or min(len(cells), os.cpu_count() or 1)
-    return run_cells(cells, jobs=jobs, config_dir=args.config_dir)
+    jobs = args.jobs or min(len(cells), num_cores())
+    return exit_code(run_cells(cells, jobs=jobs, force=args.force, config_dir=args.config_dir))
 
 
 def _status(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     parser.add_argument("study", help="folder of a study, such as outputs/quickstart")
     args = parser.parse_args(argv)
 
-    from harness.scheduler import status
+    from harness.status import status
 
     print(status(args.study))
     return 0
@@ -147,7 +147,7 @@ def _grade(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
 def _tiny(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     parser.add_argument("action", choices=("build",))
     parser.add_argument("--sizes", default="", help="some of the family, such as s,teacher; default all")
-    parser.add_argument("--out", default="outputs/tiny", help="folder for the models; the shipped ones stay as they are")
+    parser.add_argument("--out", default="outputs/tiny", help="folder for the models; the shipped ones stay")
     args = parser.parse_args(argv)
 
     from harness.models.tiny.build import build
@@ -180,6 +180,7 @@ def _add_overrides(parser: argparse.ArgumentParser) -> None:
 def _add_study_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, help="runs at a time; default one a core")
     parser.add_argument("--dry-run", action="store_true", help="list the runs and stop")
+    parser.add_argument("--force", action="store_true", help="remove the run folders and start anew")
 
 
 def _usage() -> str:

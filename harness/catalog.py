@@ -13,7 +13,7 @@ from methods import registry
 
 
 def methods_table() -> str:
-    """Presets with their class, whether they need a teacher and replay, and the class's first line. Imports no torch."""
+    """Presets with their class, whether they need a teacher and replay, and the class's first line."""
     table = Table(box=None, pad_edge=False)
     for column in ("preset", "class", "teacher", "replay", "purpose"):
         table.add_column(column, no_wrap=column != "purpose")

@@ -190,6 +190,26 @@ CHOICES = {
 }
 
 
+POSITIVE = (
+    "data.batch_size",
+    "data.epochs",
+    "data.num_questions",
+    "rollout.max_response_tokens",
+    "rollout.max_prompt_tokens",
+    "rollout.max_sequences",
+    "rollout.temperature",
+    "update.micro_batch_size",
+    "update.chunk_tokens",
+    "update.max_grad_norm",
+    "reward.num_workers",
+    "reward.cpu_seconds",
+    "eval.num_questions",
+    "eval.max_response_tokens",
+    "checkpoint_every",
+    "keep_checkpoints",
+)
+
+
 def from_hydra(cfg: DictConfig) -> RunConfig:
     """Merge a composed Hydra config into `RunConfig` and check it.
 
@@ -246,12 +266,7 @@ def check(config: RunConfig) -> None:
 
 
 def _check_positive(config: RunConfig) -> None:
-    for key in (
-        "data.batch_size", "data.epochs", "data.num_questions", "rollout.max_response_tokens", "rollout.max_prompt_tokens",
-        "rollout.max_sequences", "rollout.temperature", "update.micro_batch_size", "update.chunk_tokens",
-        "update.max_grad_norm", "reward.num_workers", "reward.cpu_seconds", "eval.num_questions",
-        "eval.max_response_tokens", "checkpoint_every", "keep_checkpoints",
-    ):  # fmt: skip
+    for key in POSITIVE:
         value: Any = config
         for part in key.split("."):
             value = getattr(value, part)

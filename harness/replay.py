@@ -56,11 +56,11 @@ class PromptReplayBuffer:
     def draw(
         self, *, num_new: int, ratio: float, exclude: Sequence[Question], rng: np.random.Generator
     ) -> list[ReplayedQuestion]:
-        """floor(ratio * num_new) questions drawn uniformly without replacement, none of `exclude`; fewer if it holds fewer."""
+        """floor(ratio * num_new) questions, uniformly without replacement, none of `exclude`; or all it has."""
         excluded = {question.id for question in exclude}
         pool = [entry for key, entry in self._entries.items() if key not in excluded]
-        num_draws = min(math.floor(ratio * num_new), len(pool))
-        picks = rng.choice(len(pool), size=num_draws, replace=False) if num_draws else []
+        num_draws = min(math.floor(ratio * num_new + 1e-9), len(pool))  # 0.29 * 100 is 28.999999999999996
+        picks: list[int] = rng.choice(len(pool), size=num_draws, replace=False).tolist() if num_draws else []
         return [
             ReplayedQuestion(question=e.question, visits=e.visits, entry_accuracy=e.entry_accuracy)
             for e in (pool[i] for i in picks)

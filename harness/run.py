@@ -39,7 +39,8 @@ def build_method(config: RunConfig) -> Method | None:
         return None
     if method.needs_teacher != "none" and config.teacher is None:
         raise UserError(
-            f"method={config.method['name']} needs a teacher: set teacher=tiny_teacher, or teacher=hf teacher.path=FOLDER"
+            f"method={config.method['name']} needs a teacher: set teacher=tiny_teacher, "
+            "or teacher=hf teacher.path=FOLDER"
         )
     return method
 
@@ -83,11 +84,13 @@ class _Run:
         self, config: RunConfig, method: Method | None, folder: RunFolder, label: str, stack: ExitStack
     ) -> None:
         import torch
+        from transformers.utils.logging import disable_progress_bar
 
         from harness.models.chat import Chat
         from harness.models.loading import load_tokenizer
         from harness.rewards.workers import Grader
 
+        disable_progress_bar()  # a bar a file in a log of thousands of steps
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
         self.config, self.method, self.folder, self.label, self._stack = config, method, folder, label, stack

@@ -30,9 +30,9 @@ from harness.types import RolloutGroup, TrainingSample
 SCHEMA_VERSION = 1
 NOT_PART_OF_RESULTS = (
     "steps", "resume", "outputs", "num_threads", "device", "teacher_device", "debug", "checkpoint_every",
-    "keep_checkpoints", "tracker",
+    "keep_checkpoints", "tracker", "label",
 )  # fmt: skip
-"""Keys that may differ between two launches of one run (more steps prolong it)."""
+"""Keys that may differ between two launches of one run: more steps prolong it, the label is the folder's name."""
 
 ROLLOUT_SCHEMA = pa.schema(
     [

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from harness.errors import UserError, did_you_mean
 from harness.run_folder import RunFolder
+from harness.sweep import BASE
 
 TAIL_BYTES = 65_536
 
@@ -82,7 +83,7 @@ def run_states(study_dir: Path) -> list[RunState]:
     states = [_run_state(file.parent) for file in study_dir.glob("*/*/seed*/run.json")]
     if not states:
         raise UserError(f"{study_dir} has no runs yet: start them with zppo sweep or zppo train")
-    return sorted(states, key=lambda run: (run.method != "base", run.student, run.label, run.seed))
+    return sorted(states, key=lambda run: (run.method != BASE, run.student, run.label, run.seed))
 
 
 def _run_state(run_dir: Path) -> RunState:

@@ -46,7 +46,7 @@ class Tracker:
             self._run = wandb.init(
                 project=tracker.project,
                 entity=tracker.entity,
-                mode=tracker.wandb,
+                mode=tracker.wandb,  # type: ignore[arg-type]
                 group=self._label,
                 name=f"{self._label}-{self._config.student.name}-seed{self._config.seed}",
                 dir=str(self._folder),

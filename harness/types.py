@@ -231,7 +231,7 @@ class TeacherDistribution:
 
 @dataclass(kw_only=True)
 class LossOutput:
-    """`loss_N` before weights; `sums` are token sums of detached statistics, logged as `train/<name>` a trained token."""
+    """`loss_N` before weights; `sums` are token sums of detached statistics, logged a token."""
 
     loss_N: torch.Tensor
     sums: dict[str, torch.Tensor] = field(default_factory=dict)

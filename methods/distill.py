@@ -18,7 +18,7 @@ from harness.types import (
 from methods.base import Method, MethodConfig, plain_prompts
 from methods.losses import entropy_sum, jsd_loss
 from methods.registry import register
-from methods.samples import mark_replayed, rollout_sample, sampled_by_student, teacher_prompt
+from methods.samples import rollout_sample, sampled_by_student, teacher_prompt
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,12 +58,9 @@ class _Distillation(Method):
 
 @register("on_policy_kd")
 class OnPolicyKD(_Distillation):
-    """On-Distill (Alg. 3): JSD on all rollouts of the student, token mean; the teacher only scores them."""
+    """JSD to the teacher on the student's own rollouts, token mean (On-Distill, Alg. 3)."""
 
     Config: ClassVar[type[MethodConfig]] = DistillConfig
-
-    def collect(self, batch: QuestionBatch, actors: Actors, rng: np.random.Generator) -> list[RolloutGroup]:
-        return mark_replayed(self.plain_groups(batch, actors).list(), batch)
 
     def credit(self, groups: Sequence[RolloutGroup]) -> list[TrainingSample]:
         return [rollout_sample(group.uid, rollout) for group in groups for rollout in sampled_by_student(group)]
@@ -71,7 +68,10 @@ class OnPolicyKD(_Distillation):
 
 @register("off_policy_kd")
 class OffPolicyKD(_Distillation):
-    """Off-Distill (Alg. 2): JSD on the teacher's right rollouts; the student's are for the records and the buffer."""
+    """JSD to the teacher on the teacher's right rollouts (Off-Distill, Alg. 2).
+
+    The student's rollouts are for the records and the buffer.
+    """
 
     Config: ClassVar[type[MethodConfig]] = OffPolicyKDConfig
 
@@ -80,7 +80,7 @@ class OffPolicyKD(_Distillation):
         student = self.plain_groups(batch, actors)
         prompts = [teacher_prompt(prompt.question) for prompt in plain_prompts(batch)]
         teacher = actors.teacher(prompts, self.config.teacher_group_size)
-        return mark_replayed([*student.list(), *teacher.list()], batch)
+        return [*student.list(), *teacher.list()]
 
     def credit(self, groups: Sequence[RolloutGroup]) -> list[TrainingSample]:
         """Right teacher rollouts. With N_x of them for a question, a token of a trace of length L weighs 1 / (L N_x)

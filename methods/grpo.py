@@ -8,4 +8,4 @@ from methods.registry import register
 
 @register("grpo")
 class GRPO(PolicyGradientMethod):
-    """arXiv 2402.03300 with the step of METHOD section 3; with `replay` it is the paper's GRPO with the buffer."""
+    """Plain student rollouts, group advantages, clipped surrogate (arXiv 2402.03300)."""

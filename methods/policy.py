@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.types import (
-    Actors,
     LossOutput,
-    QuestionBatch,
     RolloutGroup,
     TeacherDistribution,
     TokenBatch,
@@ -18,10 +16,9 @@ from harness.types import (
 from methods.advantages import NORMALIZATIONS, Normalization, group_advantages
 from methods.base import Method, MethodConfig
 from methods.losses import policy_gradient_loss
-from methods.samples import mark_replayed, rollout_sample, sampled_by_student
+from methods.samples import rollout_sample, sampled_by_student
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
 
@@ -56,9 +53,6 @@ class PolicyGradientMethod(Method):
 
     Config: ClassVar[type[MethodConfig]] = PolicyGradientConfig
 
-    def collect(self, batch: QuestionBatch, actors: Actors, rng: np.random.Generator) -> list[RolloutGroup]:
-        return mark_replayed(self.plain_groups(batch, actors).list(), batch)
-
     def credit(self, groups: Sequence[RolloutGroup]) -> list[TrainingSample]:
         """One sample a student rollout, advantages by Eqs. 1-6 over all groups; the teacher's are left out."""
         return [
@@ -83,10 +77,3 @@ class PolicyGradientMethod(Method):
             dual_clip=self.config.dual_clip,
         )
         return LossOutput(loss_N=loss_N, sums=sums)
-
-    def metrics(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
-        """Share of student rollouts with a positive advantage (METHOD section 9)."""
-        advantages = [a for group in self.advantages(groups) for a in group]
-        if not advantages:
-            return {}
-        return {"train/positive_advantage_frac": sum(a > 0 for a in advantages) / len(advantages)}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
-from harness.types import Prompt, Question, QuestionBatch, Rollout, RolloutGroup, TrainingSample
+from harness.types import Prompt, Question, Rollout, RolloutGroup, TrainingSample
 from methods.base import plain_prompt
 
 
@@ -39,11 +38,3 @@ def sampled_by_student(group: RolloutGroup) -> list[Rollout]:
 def teacher_prompt(question: Question) -> Prompt:
     """The plain prompt under a name of its own, for the teacher's rollouts."""
     return replace(plain_prompt(question), uid=f"{question.id}/teacher")
-
-
-def mark_replayed(groups: Sequence[RolloutGroup], batch: QuestionBatch) -> list[RolloutGroup]:
-    """Set `replayed` on the groups of replayed questions."""
-    replayed = {entry.question.id for entry in batch.replayed}
-    for group in groups:
-        group.replayed = group.prompt.question.id in replayed
-    return list(groups)

@@ -40,7 +40,7 @@ class SFTConfig(MethodConfig):
 
 @register("sft")
 class SFT(Method):
-    """Cross-entropy on the gold answer of every question, token mean over the step."""
+    """Cross-entropy on the gold answer of every question: a cold start, no rollouts."""
 
     Config: ClassVar[type[MethodConfig]] = SFTConfig
     samples_student: ClassVar[bool] = False

@@ -16,7 +16,7 @@ from methods.base import MethodConfig
 from methods.policy import PolicyGradientConfig, PolicyGradientMethod
 from methods.prompts import bcq_text, compress_text, ncq_text, response_text, user_turn
 from methods.registry import register
-from methods.samples import mark_replayed, sampled_by_student, teacher_prompt
+from methods.samples import sampled_by_student, teacher_prompt
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,7 +64,10 @@ class Reformulation:
 
 @register("zppo")
 class ZPPO(PolicyGradientMethod):
-    """arXiv 2606.18216. `credit` and `loss` are GRPO's; plain, BCQ and NCQ groups are centred separately."""
+    """GRPO plus candidate prompts: the teacher writes into prompts only (arXiv 2606.18216).
+
+    `credit` and `loss` are GRPO's; plain, BCQ and NCQ groups are centred separately.
+    """
 
     Config: ClassVar[type[MethodConfig]] = ZPPOConfig
     needs_teacher: ClassVar[Literal["none", "rollouts", "distribution"]] = "rollouts"
@@ -77,7 +80,7 @@ class ZPPO(PolicyGradientMethod):
         walk = self.reformulations(hard, teacher, cap, rng)
         prompts = fill_slots(walk, cap, actors, self.config)
         augmented = actors.student(prompts, self.config.group_size).list() if prompts else []
-        return mark_replayed([*plain, *teacher, *augmented], batch)
+        return [*plain, *teacher, *augmented]
 
     def _teacher_groups(self, hard: Sequence[RolloutGroup], actors: Actors) -> list[RolloutGroup]:
         """The teacher tries the hard questions; for NCQ alone it only compresses."""
@@ -122,7 +125,7 @@ class ZPPO(PolicyGradientMethod):
         """Eligibility before the cap as shares of all questions, and what BCQ, NCQ and the teacher got right."""
         students = [group for group in groups if sampled_by_student(group)]
         plain = [group for group in students if group.prompt.kind == "plain"]
-        metrics = super().metrics(groups)
+        metrics: dict[str, float] = {}
         solved = {group.prompt.question.id for group in groups if group.correct("teacher")}
         hard = [group for group in plain if group.accuracy < self.config.tau and group.wrong("student")]
         if plain:

@@ -10,6 +10,9 @@ from typing import Any, Literal
 
 import pandas as pd
 
+BASE = "base"
+"""`method` of a run without training."""
+
 
 @dataclass(frozen=True)
 class Column:
@@ -60,7 +63,7 @@ def find_runs(study_dir: Path) -> list[Run]:
     runs = [_run(file) for file in sorted(study_dir.glob("*/*/seed*/run.json"))]
     if not runs:
         raise ValueError(f"{study_dir} has no runs: start them with zppo sweep or zppo train")
-    return sorted(runs, key=lambda run: (run.info["method"] != "base", run.info["label"], run.info["student"],
+    return sorted(runs, key=lambda run: (run.info["method"] != BASE, run.info["label"], run.info["student"],
                                          run.info["seed"]))  # fmt: skip
 
 

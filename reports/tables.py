@@ -6,8 +6,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from reports.collect import BASE
+
 MACRO = "macro avg"
 SEEDS = "seeds"
+SUBJECT = "zppo"
+"""The label whose lead over the others is the default delta row."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +91,12 @@ def _one_protocol(scores: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
 
 def _delta(mean: pd.DataFrame, methods: pd.Series, delta: tuple[str, str] | None) -> tuple[str, pd.Series] | None:
     if delta is None:
-        if "zppo" not in mean.index:
+        if SUBJECT not in mean.index:
             return None
-        rivals = mean.loc[[label for label in mean.index if methods[label] not in ("base", "zppo")], MACRO].dropna()
+        rivals = mean.loc[[label for label in mean.index if methods[label] not in (BASE, SUBJECT)], MACRO].dropna()
         if rivals.empty:
             return None
-        delta = ("zppo", str(rivals.idxmax()))
+        delta = (SUBJECT, str(rivals.idxmax()))
     if any(label not in mean.index for label in delta):
         return None
     by_label = mean.T

@@ -64,7 +64,9 @@ def test_reports_read_run_folders_only(path):
     assert starts(imports(path), "torch", "transformers", "harness", "methods") == set()
 
 
-@pytest.mark.parametrize("name", ["config", "errors", "types", "compose", "sweep", "scheduler", "run", "app", "catalog"])
+@pytest.mark.parametrize(
+    "name", ["config", "errors", "types", "compose", "sweep", "scheduler", "run", "app", "catalog"]
+)
 def test_checking_a_configuration_needs_no_torch(name):
     path = ROOT / "harness" / f"{name}.py"
     assert starts(imports(path, top_level=True), "torch", "transformers", "lm_eval", "accelerate") == set()

@@ -1,4 +1,4 @@
-"""Whole runs on the smallest tiny student: same seed, same run; a resumed run equals the unbroken one; what they record."""
+"""Whole runs on the smallest tiny student: same seed, same run; resume equals the unbroken run; what they record."""
 
 import json
 from pathlib import Path

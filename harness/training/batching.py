@@ -17,7 +17,7 @@ from harness.types import TokenBatch, TrainingSample
 def mini_batches(
     samples: Sequence[TrainingSample], *, num_batches: int, rng: np.random.Generator
 ) -> list[list[TrainingSample]]:
-    """Split the step's samples into `num_batches`: groups stay whole, are permuted by `rng`, sizes differ by at most one group.
+    """Split the step's samples: groups stay whole, are permuted by `rng`, sizes differ by at most one group.
 
     A batch may be empty when there are fewer groups than batches.
     """

@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors and JSON only, written aside, flushed, renamed. The newest complete one is what resume takes."""
+"""Checkpoints: safetensors and JSON only, written aside, flushed, renamed; resume takes the newest complete one."""
 
 from __future__ import annotations
 

@@ -74,7 +74,8 @@ class Trainer:
         first = self._resume() + 1
         for step in range(first, self._num_steps + 1):
             self._step(step)
-            last = step == self._num_steps or self._sampler.num_steps_left == 0  # a method may have taken more questions
+            # A method may have taken more questions than its batch: then the data end early.
+            last = step == self._num_steps or self._sampler.num_steps_left == 0
             if step % self._config.checkpoint_every == 0 or last:
                 self._save(step)
             if last:

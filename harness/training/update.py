@@ -2,12 +2,14 @@
 
 The loss of every trained token is weighted, summed over the mini-batch and divided once by the sum of the samples'
 norms, so the gradient does not depend on how the mini-batch is cut into micro-batches. Trained tokens are projected to
-the vocabulary in chunks; a method's `loss` sees one chunk. B sequences, T tokens, N trained tokens, H hidden, V vocabulary.
+the vocabulary in chunks; a method's `loss` sees one chunk.
+
+Shape suffixes: B sequences, T tokens, N trained tokens, H hidden, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -51,7 +53,7 @@ class Updater:
         self.optimizer: torch.optim.Optimizer = self._accelerator.prepare(optimizer)
 
     def fill_old_logprobs(self, samples: Sequence[TrainingSample]) -> None:
-        """Give every sample with advantages its `old_logprobs`: the engine's, or the trainer's own by a forward pass."""
+        """Give samples with advantages their `old_logprobs`: the engine's, or the trainer's own by a forward pass."""
         policy = [s for s in samples if s.advantages is not None and s.old_logprobs is None]
         recompute = self._config.old_logprobs == "recompute"
         missing = [s for s in policy if not s.inert and (recompute or s.rollout_logprobs is None)]
@@ -70,7 +72,7 @@ class Updater:
         # A mini-batch of inert samples still is an update with a zero gradient: the optimizer's momentum acts.
         active = [sample for sample in samples if not sample.inert] or list(samples[:1])
         denominator = sum(sample.denominator for sample in samples)
-        sums: Counter[str] = Counter()
+        sums: defaultdict[str, float] = defaultdict(float)
         gap = 0.0
         for micro in micro_batches(active, self._config.micro_batch_size):
             batch = pad(micro, self.student.device)

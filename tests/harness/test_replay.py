@@ -62,7 +62,7 @@ def test_draw_leaves_out_the_new_questions_and_floors():
 def test_draws_are_uniform():
     buffer = PromptReplayBuffer(capacity=4, tau=0.5)
     buffer.update([group(name, 0.0) for name in "abcd"])
-    counts = {name: 0 for name in "abcd"}
+    counts = dict.fromkeys("abcd", 0)
     for seed in range(2000):
         rng = np.random.default_rng(seed)
         counts[buffer.draw(num_new=4, ratio=0.25, exclude=[], rng=rng)[0].question.id] += 1

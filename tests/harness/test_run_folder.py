@@ -51,7 +51,8 @@ def test_run_json_life(tmp_path):
     folder = RunFolder(tmp_path / "run", config)
     folder.start(label="zppo,tau=0.3", config=config, overrides=["seed=7"])
     info = RunFolder.read_info(folder.path)
-    assert {k: info[k] for k in ("schema_version", "status", "error", "label", "method", "student", "teacher", "seed")} == {
+    keys = ("schema_version", "status", "error", "label", "method", "student", "teacher", "seed")
+    assert {key: info[key] for key in keys} == {
         "schema_version": 1, "status": "running", "error": None, "label": "zppo,tau=0.3", "method": "zppo",
         "student": "tiny_xs", "teacher": "tiny_teacher", "seed": 7,
     }  # fmt: skip
@@ -81,7 +82,11 @@ def test_resume_cuts_off_what_came_after_the_checkpoint(tmp_path):
     assert rows == [{"step": 1, "time/step": 1.0}, {"step": 2, "time/step": 1.0}]
     events = [json.loads(line) for line in (folder.path / "buffer.jsonl").read_text().splitlines()]
     assert [event["question_id"] for event in events] == ["q1", "q2"]
-    assert sorted(p.name for p in (folder.path / "rollouts").iterdir()) == ["step-000001.parquet", "step-000002.parquet"]
+    rollouts = sorted(p.name for p in (folder.path / "rollouts").iterdir())
+    assert rollouts == [
+        "step-000001.parquet",
+        "step-000002.parquet",
+    ]
     folder.set_info()
     assert RunFolder.read_info(folder.path)["cost"] == {"time/step": 2.0}
 

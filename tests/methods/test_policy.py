@@ -66,17 +66,13 @@ def test_teacher_rollouts_are_neither_trained_nor_centred(rollout):
     method = grpo(advantage_normalization="none")
     samples = method.credit([group("t", [teacher] * 3), group("a", [*students, teacher])])
     assert [s.advantages[-1] for s in samples] == [0.5, -0.5]
-    assert method.metrics([group("a", students), group("b", students[1:] * 2)]) == {
-        "train/positive_advantage_frac": 0.25
-    }
-    assert method.metrics([group("t", [teacher])]) == {}
 
 
 def test_collect_is_one_plain_group_a_question(actors, batch_of):
     models = actors({})
     groups = grpo(group_size=3).collect(batch_of("a b", "r"), models, np.random.default_rng(0))
+    assert [group.uid for group in groups] == ["a/plain", "b/plain", "r/plain"]
     assert models.log == ["student x3: a/plain b/plain r/plain", "student waited for"]
-    assert [g.replayed for g in groups] == [False, False, True]
 
 
 def test_the_configured_clips_reach_the_loss():

@@ -77,7 +77,6 @@ def test_algorithm_1_asks_in_this_order(actors, batch_of, example):
     ]
     uids = "a/plain b/plain c/plain d/plain r/plain b/teacher c/teacher c/ncq b/bcq b/ncq"
     assert [group.uid for group in groups] == uids.split()
-    assert [group.uid for group in groups if group.replayed] == ["r/plain"]
     assert models.counts == {
         "compress/accepted": 8, "compress/no_summary": 0, "compress/too_long": 0, "compress/other_answer": 0,
         "compress/redrawn": 0, "compress/skipped": 0,
@@ -137,7 +136,6 @@ def test_metrics_by_hand(actors, batch_of, example):
     metrics = method.metrics(method.collect(batch_of("a b c d", "r"), actors(example), rng()))
     assert metrics == pytest.approx(
         {
-            "train/positive_advantage_frac": (1 + 2 + 2 + 1 + 3) / 32,
             "precap/easy_frac": 3 / 5,
             "precap/bcq_frac": 1 / 5,
             "precap/ncq_frac": 2 / 5,
@@ -380,7 +378,6 @@ def test_caps_and_order_follow_the_algorithm(actors, batch_of, questions, num_re
 
     assert [group.uid for group in groups if group.prompt.kind != "plain"] == expected
     assert [g.uid for g in groups if g.uid.endswith("/teacher")] == [f"{names[i]}/teacher" for i in hard if kinds[0]]
-    assert all(group.replayed == (group.prompt.question.id in names[num_new:]) for group in groups)
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def build(
         Progress(disable=not progress) as bars,
     ):
         reports = manager.Queue()
-        tasks = {size: bars.add_task(f"tiny:{size}", total=steps or STEPS[size]) for size in sizes}
+        tasks = {size: bars.add_task(f"tiny:{size}", total=STEPS[size] if steps is None else steps) for size in sizes}
         # Longest first, so that no core is left alone with it at the end.
         order = sorted(sizes, key=lambda size: -STEPS[size] * SHAPES[size].hidden)
         futures = [pool.submit(_job, size, out_dir, steps, seed, reports) for size in order]
@@ -162,7 +162,10 @@ def save(model: Qwen3_5ForConditionalGeneration, size: str, folder: Path, *, see
 def _job(size: str, out_dir: str | Path, steps: int | None, seed: int, reports: Any) -> None:
     torch.set_num_threads(1)  # sums in another order, with more threads, would give other weights
     model, cost = train(
-        size, steps=steps or STEPS[size], seed=seed, report=lambda step, loss: reports.put((size, step, loss))
+        size,
+        steps=STEPS[size] if steps is None else steps,
+        seed=seed,
+        report=lambda step, loss: reports.put((size, step, loss)),
     )
     save(model, size, Path(out_dir) / size, seed=seed, cost=cost)
 
