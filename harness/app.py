@@ -6,7 +6,6 @@ Errors that a user can cause end in one line and exit code 2; `--debug` shows th
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
 import shlex
 import sys
@@ -36,12 +35,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if debug or error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(f"error: no space left while writing {error.filename or 'a file'}: free some, then launch again "
-              "(it resumes from the last complete checkpoint)", file=sys.stderr)  # fmt: skip
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -17,3 +18,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if near:
         return " Did you mean " + " or ".join(repr(n) for n in near) + "?"
     return f" Known: {', '.join(known)}." if known else ""
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether writing failed for want of space; libraries that write files raise errors of their own for it."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return (isinstance(error, OSError) and error.errno in full) or "No space left on device" in str(error)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config import ModelConfig, RunConfig
-from harness.errors import UserError
+from harness.errors import UserError, is_disk_full
 from harness.run_folder import RunFolder, run_dir
 from harness.types import Sampler
 from methods import registry
@@ -68,10 +68,16 @@ def run(config: RunConfig, *, overrides: Sequence[str] = ()) -> Path:
         except (KeyboardInterrupt, SystemExit):
             folder.finish("interrupted")
             raise
-        except BaseException as error:
-            folder.finish("failed", f"{type(error).__name__}: {error}".removeprefix("UserError: "))
-            if not isinstance(error, UserError):
-                logger.exception("the run failed")
+        except UserError as error:
+            folder.finish("failed", str(error))
+            raise
+        except Exception as error:
+            if is_disk_full(error):
+                raise UserError(
+                    f"no space left for {folder.path}: free some and launch again"
+                ) from error
+            logger.exception("the run failed")
+            folder.finish("failed", f"{type(error).__name__}: {error}")
             raise
         folder.finish("done")
     return folder.path
@@ -86,6 +92,7 @@ class _Run:
         import torch
         from transformers.utils.logging import disable_progress_bar
 
+        from harness.evaluation.suites import load_suite
         from harness.models.chat import Chat
         from harness.models.loading import load_tokenizer
         from harness.rewards.workers import Grader
@@ -96,6 +103,8 @@ class _Run:
         self.config, self.method, self.folder, self.label, self._stack = config, method, folder, label, stack
         self.chat = Chat(load_tokenizer(config.student), config.student)
         self._check_teacher()
+        if config.eval.suite is not None:
+            load_suite(config.eval)  # what the evaluation would refuse is refused before the training
         self.grader = stack.enter_context(Grader(config.reward))
         self.sampler = None if method is None else self._sampler()
         self.student = self._load(config.student, config.device)

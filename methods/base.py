@@ -59,8 +59,6 @@ class Method(ABC):
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     needs_teacher: ClassVar[Literal["none", "rollouts", "distribution"]] = "none"
     """`rollouts`: the teacher samples; `distribution`: its logits are read, so tokenizers have to match."""
-    samples_student: ClassVar[bool] = True
-    """False where no rollouts are taken at all (supervised training)."""
 
     def __init__(self, config: MethodConfig) -> None:
         self.config: Any = config

@@ -43,7 +43,6 @@ class SFT(Method):
     """Cross-entropy on the gold answer of every question: a cold start, no rollouts."""
 
     Config: ClassVar[type[MethodConfig]] = SFTConfig
-    samples_student: ClassVar[bool] = False
 
     def collect(self, batch: QuestionBatch, actors: Actors, rng: np.random.Generator) -> list[RolloutGroup]:
         prompts = plain_prompts(batch)

@@ -90,6 +90,17 @@ def test_what_a_zppo_run_leaves_behind(tmp_path):
     assert admitted == {question for step, question in hard[hard].index if step == 1}
 
 
+def test_every_metric_is_documented(tmp_path):
+    documented, section = set(), ""
+    for line in (Path(__file__).parent.parent / "docs" / "run_folder.md").read_text(encoding="utf-8").splitlines():
+        for name in line.split("|")[1].split("`")[1::2] if line.startswith("| `") else ():
+            section = name.split("/")[0] if "/" in name else section
+            documented.add(name if "/" in name else f"{section}/{name}")
+    folders = [start(tmp_path, f"method={method}", "steps=2") for method in ("zppo", "off_policy_kd")]
+    names = {key for folder in folders for row in metrics(folder) for key in row}
+    assert names - documented - {"step"} == set()
+
+
 def test_a_done_run_is_left_alone(tmp_path):
     folder = start(tmp_path, "method=grpo", "steps=1")
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name != "config.yaml"}

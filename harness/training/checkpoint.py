@@ -42,7 +42,7 @@ def save(
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-    except OSError:
+    except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     target = folder / f"step-{step:06d}"

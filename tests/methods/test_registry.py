@@ -75,7 +75,6 @@ def test_defaults_are_the_published_setting(preset):
     needs_teacher, options = PUBLISHED[preset]
     assert dataclasses.asdict(method.config) == options
     assert method.needs_teacher == needs_teacher
-    assert method.samples_student == (preset != "sft")
 
 
 def test_registry_keys():

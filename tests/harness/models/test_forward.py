@@ -115,6 +115,20 @@ def test_continuing_a_cache_equals_one_pass(model, sequences):
         torch.testing.assert_close(hidden_BTH[row, 0], alone(model, ids)[-1], rtol=1e-5, atol=1e-5)
 
 
+def test_positions_count_tokens_not_padding(model):
+    seen = []
+    handle = model.module.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["position_ids"].tolist()), with_kwargs=True
+    )
+    ids_BT, cache = torch.full((2, 4), 5), DynamicCache(config=model.module.config)
+    with torch.no_grad():
+        model.hidden(ids_BT, torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]))
+        model.hidden(ids_BT, torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]), cache=cache)
+        model.hidden(ids_BT[:, :1], torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]), cache=cache)
+    handle.remove()
+    assert seen == [[[0, 1, 1, 1], [0, 1, 2, 3]], [[0, 0, 0, 1], [0, 1, 2, 3]], [[2], [4]]]
+
+
 def test_stale_rope_offsets_of_a_multimodal_call_are_not_used(sequences):
     model = LanguageModel(make("qwen_vl"))
     ids_BT, mask_BT = padded(sequences, left=True)

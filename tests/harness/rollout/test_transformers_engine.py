@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.errors import UserError
 from harness.models.forward import LanguageModel, gather_logprobs
@@ -229,14 +230,25 @@ def test_sampling_runs_in_eval_mode_and_leaves_the_mode_as_it_was(llama, chat, p
     assert llama.module.training
 
 
-def test_shared_weights_cost_nothing_and_others_are_copied(llama, chat, prompts):
+class Copies(TorchDispatchMode):
+    """Counts the tensors that are copied while it is active."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten.copy_.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_shared_weights_cost_nothing_and_others_are_copied(llama, chat):
     engine = TransformersEngine(llama, chat, sampler="student", max_sequences=8)
     weight = llama.module.lm_head.weight
-    version = weight._version
-    engine.load_weights(llama.module.named_parameters())
-    engine.load_weights((name, p.detach()) for name, p in llama.module.named_parameters())
-    assert weight._version == version
-    engine.load_weights([("lm_head.weight", torch.zeros_like(weight))])
+    with Copies() as copies:
+        engine.load_weights(llama.module.named_parameters())
+        engine.load_weights([("lm_head.weight", weight.detach())])
+        assert copies.count == 0
+        engine.load_weights([("lm_head.weight", torch.zeros_like(weight))])
+        assert copies.count == 1
     assert not weight.any() and weight.requires_grad
     with pytest.raises(ValueError, match="no tensor head"):
         engine.load_weights([("head", torch.zeros(1))])

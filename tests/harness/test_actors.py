@@ -1,0 +1,140 @@
+"""Streams, grading, rewriting and counters of the actors, over an engine that replies what it is told."""
+
+import threading
+
+import pytest
+
+from harness.actors import LiveActors
+from harness.config import ModelConfig, RewardConfig, RolloutConfig
+from harness.errors import UserError
+from harness.models.chat import Chat
+from harness.models.loading import load_tokenizer
+from harness.rewards.workers import Grader
+from harness.types import Prompt, Question, Rollout, RolloutGroup
+
+
+@pytest.fixture(scope="module")
+def chat():
+    config = ModelConfig(name="tiny_xs", path="tiny:xs", dtype="float32")
+    return Chat(load_tokenizer(config), config)
+
+
+class Told:
+    """An engine with given texts by uid; remembers the sampling options, can be made to wait or fail."""
+
+    def __init__(self, sampler, texts, gate=None, error=None):
+        self.sampler, self.texts, self.gate, self.error, self.asked = sampler, texts, gate, error, []
+
+    def generate(self, prompts, sampling):
+        self.asked.append((threading.current_thread().name.split("_")[0], sampling))
+        for prompt in reversed(prompts):  # groups may finish in any order
+            if self.gate is not None:
+                assert self.gate.wait(10)
+            if self.error is not None:
+                raise self.error
+            texts = self.texts[prompt.uid][: sampling.num_rollouts]
+            rollouts = [
+                Rollout(
+                    sampler=self.sampler, index=i, prompt_ids=[1, 2, 3], completion_ids=[4, 5],
+                    rollout_logprobs=[-1.0, -1.0], text=text, finish_reason="stop",
+                )
+                for i, text in enumerate(texts)
+            ]  # fmt: skip
+            yield RolloutGroup(uid=prompt.uid, prompt=prompt, rollouts=rollouts)
+
+    def load_weights(self, named_tensors):
+        raise AssertionError("not part of these tests")
+
+    def close(self):
+        raise AssertionError("not part of these tests")
+
+
+def prompt(uid, answer="2", reference=None):
+    question = Question(id=uid, text=uid, answer=answer)
+    return Prompt(uid=uid, question=question, messages=({"role": "user", "content": uid},), reference=reference)
+
+
+@pytest.fixture
+def make(chat):
+    with Grader(RewardConfig()) as grader:
+
+        def build(student, teacher=None):
+            actors = LiveActors(
+                student=student, teacher=teacher, chat=chat, grader=grader, config=RolloutConfig(), seed=5
+            )
+            actors.begin(3)
+            return actors
+
+        yield build
+
+
+def test_groups_come_back_graded_in_the_order_of_the_prompts(make):
+    student = Told("student", {"a": ["\\boxed{2}", "\\boxed{3}"], "b": ["no box", "\\boxed{2.0}"]})
+    actors = make(student)
+    stream = actors.student([prompt("a"), prompt("b")], 2)
+    groups = stream.list()
+    assert [g.uid for g in groups] == ["a", "b"]
+    assert [[(r.answer, r.verdict, r.reward) for r in g.rollouts] for g in groups] == [
+        [("2", "correct", 1.0), ("3", "wrong", 0.0)],
+        [(None, "unparsable", 0.0), ("2.0", "correct", 1.0)],
+    ]
+    assert [g.uid for g in stream] == ["b", "a"] and stream.list() == groups  # may be read again
+    _, sampling = student.asked[0]
+    assert (sampling.num_rollouts, sampling.seed, sampling.step, sampling.temperature) == (2, 5, 3, 1.0)
+    assert sampling.max_new_tokens == 12_288
+    counts = actors.counts
+    assert counts["tokens/student_generated"] == 8 and counts["tokens/student_prompt"] == 6
+
+
+def test_both_models_have_started_before_either_is_waited_for(make):
+    gate = threading.Event()
+    student = Told("student", {"a": ["\\boxed{2}"]}, gate=gate)
+    teacher = Told("teacher", {"a": ["\\boxed{2}"]})
+    actors = make(student, teacher)
+    slow = actors.student([prompt("a")], 1)
+    assert actors.teacher([prompt("a")], 1).list()[0].rollouts[0].sampler == "teacher"
+    gate.set()
+    assert slow.list()[0].accuracy == 1.0
+    assert [name for name, _ in student.asked + teacher.asked] == ["student", "teacher"]
+
+
+def test_what_sampling_raises_reaches_the_method(make):
+    with pytest.raises(UserError, match="context window"):
+        make(Told("student", {}, error=UserError("context window"))).student([prompt("a")], 1).list()
+
+
+def test_rewrites_are_read_from_their_tags_and_compared(make, chat):
+    long = " ".join(["1+1=2"] * 20)
+    texts = {
+        "same": ["<summary>1+1=2\n\\boxed{2}</summary>"],
+        "other": ["<summary>\\boxed{3}</summary>"],
+        "none": ["\\boxed{2}"],
+        "no_box": ["<summary>1+1</summary>"],
+        "long": [f"<summary>{long} \\boxed{{2}}</summary>"],
+    }
+    teacher = Told("teacher", texts)
+    prompts = [prompt(uid, reference="so \\boxed{2}") for uid in ("same", "other", "none", "long")]
+    prompts.append(prompt("no_box", reference="a trace without an answer"))
+    rewrites = make(Told("student", {}), teacher).rewrite(prompts, tag="summary", max_tokens=30)
+    assert [(r.uid, r.text[:6], r.answer, r.same_answer, r.truncated) for r in rewrites] == [
+        ("same", "1+1=2\n", "2", True, False),
+        ("other", "\\boxed", "3", False, False),
+        ("none", "", None, False, False),
+        ("long", "1+1=2 ", "2", True, True),
+        ("no_box", "1+1", None, True, False),
+    ]
+    _, sampling = teacher.asked[0]
+    assert (sampling.temperature, sampling.num_rollouts, sampling.max_new_tokens) == (0.0, 1, 46)
+
+
+def test_a_missing_teacher_is_named_with_its_remedy(make):
+    with pytest.raises(UserError, match="set teacher=tiny_teacher"):
+        make(Told("student", {})).teacher([prompt("a")], 1).list()
+
+
+def test_demonstrations_end_like_a_reply(make, chat):
+    group = make(Told("student", {})).demonstrate([prompt("a")], ["\\boxed{2}"])[0]
+    rollout = group.rollouts[0]
+    assert rollout.completion_ids == [*chat.encode_text("\\boxed{2}"), chat.end_id]
+    assert rollout.prompt_ids == chat.encode(prompt("a"))
+    assert (rollout.sampler, rollout.reward, rollout.answer) == ("teacher", 1.0, "2")
