@@ -26,7 +26,7 @@ class ModelConfig:
     gguf_file: str | None = None
     """Read the weights from this GGUF file in `path` (or in the folder of the package)."""
     dtype: str = "bfloat16"
-    """Of the weights that compute: float32, bfloat16 or float16."""
+    """float32, bfloat16 or float16. A student that is trained in 16 bit keeps fp32 weights until it is saved."""
     attn_implementation: str = "sdpa"
     enable_thinking: bool = False
     """Passed to the chat template; explicit because templates of one family differ in their default."""

@@ -73,9 +73,7 @@ def run(config: RunConfig, *, overrides: Sequence[str] = ()) -> Path:
             raise
         except Exception as error:
             if is_disk_full(error):
-                raise UserError(
-                    f"no space left for {folder.path}: free some and launch again"
-                ) from error
+                raise UserError(f"no space left for {folder.path}: free some and launch again") from error
             logger.exception("the run failed")
             folder.finish("failed", f"{type(error).__name__}: {error}")
             raise
@@ -107,11 +105,13 @@ class _Run:
             load_suite(config.eval)  # what the evaluation would refuse is refused before the training
         self.grader = stack.enter_context(Grader(config.reward))
         self.sampler = None if method is None else self._sampler()
-        self.student = self._load(config.student, config.device)
+        self.student = self._load(config.student, config.device, trained=method is not None)
         self.engine = self._engine(self.student, "student")
 
     def train(self) -> None:
-        """Run the method and save the student as `model/`."""
+        """Run the method and save the student, in its own dtype, as `model/`."""
+        import torch
+
         from harness.actors import LiveActors
         from harness.models.loading import save_model
         from harness.tracking import Tracker
@@ -123,7 +123,7 @@ class _Run:
         self.folder.set_info(num_steps=num_steps)
         teacher = None
         if config.teacher is not None and self.method.needs_teacher != "none":
-            teacher = self._load(config.teacher, config.teacher_device or config.device)
+            teacher = self._load(config.teacher, config.teacher_device or config.device, trained=False)
         actors = LiveActors(
             student=self.engine,
             teacher=None if teacher is None else self._engine(teacher, "teacher"),
@@ -149,6 +149,8 @@ class _Run:
             num_steps=num_steps,
             evaluate=lambda step: self.evaluate(f"step-{step:06d}"),
         ).train()
+        # What is saved is what is evaluated. The fp32 weights are in the last checkpoint.
+        self.student.module.to(dtype=getattr(torch, config.student.dtype))  # type: ignore[call-arg]
         aside = self.folder.path / "model.tmp"
         shutil.rmtree(aside, ignore_errors=True)
         save_model(self.student.module, config.student, aside)
@@ -216,11 +218,17 @@ class _Run:
                 f"({difference}): token ids mean other text to the teacher; choose a teacher of the student's family"
             )
 
-    def _load(self, model: ModelConfig, device: str) -> LanguageModel:
+    def _load(self, model: ModelConfig, device: str, *, trained: bool) -> LanguageModel:
+        """A model in its dtype; one that is trained has fp32 weights and computes in its dtype."""
+        import torch
+
         from harness.models.forward import LanguageModel
         from harness.models.loading import load_model
 
-        return LanguageModel.for_chat(load_model(model, _device(device)), self.chat)
+        if not trained or model.dtype == "float32":
+            return LanguageModel.for_chat(load_model(model, _device(device)), self.chat)
+        module = load_model(model, _device(device), dtype="float32")
+        return LanguageModel.for_chat(module, self.chat, compute_dtype=getattr(torch, model.dtype))
 
     def _engine(self, model: LanguageModel, sampler: Sampler) -> RolloutEngine:
         from harness.rollout.transformers_engine import TransformersEngine

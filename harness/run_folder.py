@@ -60,6 +60,21 @@ def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in NOT_PART_OF_RESULTS}
 
 
+def other_configuration(path: Path, config: RunConfig) -> str | None:
+    """Why the run in a folder is not the one of `config`, in one line with the remedy; None where it is."""
+    old = _flat(comparable(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))))
+    new = _flat(comparable(_plain(config)))
+    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    if not keys:
+        return None
+    shown = ", ".join(f"{key}={old.get(key)}, not {new.get(key)}" for key in keys[:3])
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return (
+        f"{path} holds a run of another configuration ({shown}{more}): "
+        "choose another study=NAME or outputs=DIR, or remove the folder"
+    )
+
+
 def run_dir(config: RunConfig, label: str) -> Path:
     return Path(config.outputs) / config.study / label / config.student.name / f"seed{config.seed}"
 
@@ -72,13 +87,12 @@ class RunFolder:
 
     def __init__(self, path: Path, config: RunConfig) -> None:
         self.path = path
-        resolved = json.loads(json.dumps(dataclasses.asdict(config)))
         existing = path / "config.yaml"
-        if existing.exists() and _holds_work(path):
-            _refuse_other_configuration(path, yaml.safe_load(existing.read_text(encoding="utf-8")), resolved)
+        if existing.exists() and _holds_work(path) and (problem := other_configuration(path, config)):
+            raise UserError(problem)
         path.mkdir(parents=True, exist_ok=True)
         (path / "rollouts").mkdir(exist_ok=True)
-        write_atomically(existing, yaml.safe_dump(resolved, sort_keys=False))
+        write_atomically(existing, yaml.safe_dump(_plain(config), sort_keys=False))
         self._info = self.read_info(path)
 
     @property
@@ -223,22 +237,14 @@ def _holds_work(path: Path) -> bool:
     return any((path / name).exists() for name in ("metrics.jsonl", "checkpoints", "model", "eval"))
 
 
-def _refuse_other_configuration(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    old, new = comparable(old), comparable(new)
-    if old == new:
-        return
-    different = sorted(_different_keys(old, new))
-    raise UserError(
-        f"{path} holds a run of another configuration (differs in {', '.join(different[:5])}): "
-        "choose another study=NAME or outputs=DIR, or remove the folder"
-    )
+def _plain(config: RunConfig) -> dict[str, Any]:
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def _different_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
-    if not (isinstance(old, dict) and isinstance(new, dict)):
-        return [] if old == new else [prefix.rstrip(".")]
-    keys = sorted(set(old) | set(new))
-    return [k for key in keys for k in _different_keys(old.get(key), new.get(key), f"{prefix}{key}.")]
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {prefix.removesuffix("."): node}
+    return {key: leaf for name, child in node.items() for key, leaf in _flat(child, f"{prefix}{name}.").items()}
 
 
 def _complete_until(line: str, step: int) -> bool:

@@ -6,8 +6,6 @@ A process a cell: a crash or a leak of one cannot reach the next, and device mem
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 import os
 import shutil
 import signal
@@ -22,7 +20,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -30,7 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.errors import UserError
-from harness.run_folder import RunFolder, comparable
+from harness.run_folder import RunFolder, other_configuration
 from harness.status import format_seconds, is_alive, last_metrics, reward_of, step_of, tail
 from harness.sweep import Cell
 
@@ -165,31 +162,10 @@ def _settled(cell: Cell, force: bool) -> Outcome | None:
         return _outcome(cell, "refused", f"process {record['pid']} is running it: wait for it, or stop it")
     if force or not record or record["status"] != "done":
         return None  # a run that is not done goes on, or refuses by itself what is not its own
-    difference = _difference(cell)
-    if difference:
-        return _outcome(
-            cell,
-            "refused",
-            f"{cell.run_dir} holds a run with {difference}: choose another study=, or remove the folder",
-        )
+    if problem := other_configuration(cell.run_dir, cell.config):
+        return _outcome(cell, "refused", problem)
     prolonged = cell.config.steps is not None and record["num_steps"] not in (None, cell.config.steps)
     return None if prolonged else _outcome(cell, "skipped", None)
-
-
-def _difference(cell: Cell) -> str:
-    """`data.seed=1 (not 0)` for what the run folder's configuration has else; empty where the runs are the same."""
-    there = comparable(yaml.safe_load((cell.run_dir / "config.yaml").read_text(encoding="utf-8")))
-    here = comparable(json.loads(json.dumps(dataclasses.asdict(cell.config))))
-    old, new = _flat(there | {"label": None}), _flat(here | {"label": None})  # the folder's name has the label
-    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    shown = [f"{key}={old.get(key)} (not {new.get(key)})" for key in keys[:3]]
-    return ", ".join(shown) + (f" and {len(keys) - 3} more differences" if len(keys) > 3 else "")
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, dict):
-        return {prefix.removesuffix("."): node}
-    return {key: leaf for name, child in node.items() for key, leaf in _flat(child, f"{prefix}{name}.").items()}
 
 
 def _start(cell: Cell, command: Sequence[str], *, num_threads: int, force: bool) -> _Job:

@@ -70,6 +70,19 @@ def test_first_mini_batch_agrees_with_the_engine(tmp_path):
         assert row["train/clip_frac"] == 0.0
 
 
+def test_a_16_bit_student_trains_fp32_weights(tmp_path):
+    """At the published rate a bf16 weight of 0.1 cannot move: its neighbours are 5e-4 away."""
+    options = ["method=grpo", "steps=1", "student.dtype=bfloat16", "update.learning_rate=1e-6"]
+    folder = start(tmp_path, *options)
+    checkpoint = load_file(folder / "checkpoints" / "step-000001" / "model.safetensors")
+    saved = load_file(folder / "model" / "model.safetensors")
+    name = "model.language_model.layers.0.mlp.up_proj.weight"
+    assert checkpoint[name].dtype == torch.float32 and saved[name].dtype == torch.bfloat16
+    assert (checkpoint[name] != checkpoint[name].bfloat16()).any()
+    assert torch.equal(checkpoint[name].bfloat16(), saved[name])
+    assert metrics(folder)[0]["train/logprob_gap_max"] < 0.5  # rounding of 8-bit mantissas, on both sides
+
+
 def test_what_a_zppo_run_leaves_behind(tmp_path):
     folder = start(tmp_path, "method=zppo", "steps=2")
     assert {p.name for p in folder.iterdir()} == {

@@ -25,11 +25,17 @@ class LanguageModel:
     """A transformers model split into its decoder (`hidden`) and its head (`logits`).
 
     `banned_ids` get `BANNED_LOGIT`. V is `num_tokens`, the tokenizer's size: rows that pad the head beyond it are not
-    computed, so models that share a tokenizer have logits of one width. None keeps every row.
+    computed, so models that share a tokenizer have logits of one width. None keeps every row. With `compute_dtype` the
+    decoder runs under autocast in it: a student that is trained in 16 bit keeps fp32 weights, which small updates need.
     """
 
     def __init__(
-        self, model: PreTrainedModel, banned_ids: Collection[int] = (), *, num_tokens: int | None = None
+        self,
+        model: PreTrainedModel,
+        banned_ids: Collection[int] = (),
+        *,
+        num_tokens: int | None = None,
+        compute_dtype: torch.dtype | None = None,
     ) -> None:
         self.module = model
         self.config = model.config.get_text_config()
@@ -38,12 +44,13 @@ class LanguageModel:
         self.banned_ids = sorted(i for i in set(banned_ids) if i < self.num_tokens)
         self._banned = torch.tensor(self.banned_ids, dtype=torch.int64, device=self.device)
         self._scale = _logit_scale(self.config)
+        self._compute_dtype = compute_dtype
         self._softcap: float | None = getattr(self.config, "final_logit_softcapping", None)
 
     @classmethod
-    def for_chat(cls, model: PreTrainedModel, chat: Chat) -> LanguageModel:
+    def for_chat(cls, model: PreTrainedModel, chat: Chat, *, compute_dtype: torch.dtype | None = None) -> LanguageModel:
         """The model with the banned ids and the vocabulary of `chat`'s tokenizer."""
-        return cls(model, chat.banned_ids, num_tokens=chat.num_tokens)
+        return cls(model, chat.banned_ids, num_tokens=chat.num_tokens, compute_dtype=compute_dtype)
 
     @property
     def device(self) -> torch.device:
@@ -63,13 +70,15 @@ class LanguageModel:
         multimodal call.
         """
         positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
-        output = self.module.base_model(
-            input_ids=ids_BT,
-            attention_mask=mask_BT,
-            position_ids=positions_BT,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
+        enabled = self._compute_dtype is not None
+        with torch.autocast(self.device.type, dtype=self._compute_dtype, enabled=enabled):
+            output = self.module.base_model(
+                input_ids=ids_BT,
+                attention_mask=mask_BT,
+                position_ids=positions_BT,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
         return output.last_hidden_state
 
     def logits(self, hidden_NH: torch.Tensor) -> torch.Tensor:

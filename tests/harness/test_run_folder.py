@@ -29,7 +29,7 @@ def test_another_configuration_is_refused_and_nothing_is_touched(tmp_path):
     before = {p: p.read_bytes() for p in folder.path.rglob("*") if p.is_file()}
     with pytest.raises(UserError) as error:
         RunFolder(folder.path, make_config("update.learning_rate=1e-3", "seed=1"))
-    assert "another configuration (differs in seed, update.learning_rate)" in str(error.value)
+    assert "another configuration (seed=0, not 1, update.learning_rate=0.0002, not 0.001)" in str(error.value)
     assert "choose another study=NAME" in str(error.value)
     assert before == {p: p.read_bytes() for p in folder.path.rglob("*") if p.is_file()}
 

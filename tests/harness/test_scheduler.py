@@ -126,8 +126,8 @@ def test_another_configuration_is_refused_and_the_rest_goes_on(study):
     outcomes = study.run([other, *study(b="done")])
     assert [outcome.state for outcome in outcomes] == ["refused", "done"]
     assert outcomes[0].error == (
-        f"{study.folder}/a/tiny_s/seed0 holds a run with update.learning_rate=1e-06 (not 0.5): "
-        "choose another study=, or remove the folder"
+        f"{study.folder}/a/tiny_s/seed0 holds a run of another configuration (update.learning_rate=1e-06, not 0.5): "
+        "choose another study=NAME or outputs=DIR, or remove the folder"
     )
     assert exit_code(outcomes) == 1
 
