@@ -31,7 +31,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 smollm: $(VENV)/.base $(VENV)/.smollm  ## a real language model: cold start, then two steps of ZPPO
-	bash examples/smollm.sh
+	bash examples/smollm/run.sh
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -81,11 +81,14 @@ class LiveActors:
         self._config = config
         self._seed = seed
         self._step = 0
+        self.rewritten: list[RolloutGroup] = []
+        """What the teacher rewrote in this step, for the records; the reward says whether the answer was kept."""
         self._counts: defaultdict[str, float] = defaultdict(float)
         self._lock = threading.Lock()
 
     def begin(self, step: int) -> None:
         self._step = step
+        self.rewritten = []
         self._counts = defaultdict(float)
 
     @property
@@ -107,14 +110,21 @@ class LiveActors:
     def rewrite(self, prompts: Sequence[Prompt], *, tag: str, max_tokens: int, sample: bool = False) -> list[Rewrite]:
         sampling = self._sampling(1, temperature=1.0 if sample else 0.0, max_new_tokens=max_tokens + TAG_TOKENS)
         future = self._pools["teacher"].submit(lambda: list(self._generate("teacher", prompts, sampling)))
-        groups = {group.uid: group for group in future.result()}
-        rewrites = [self._read_rewrite(p, groups[p.uid].rollouts[0], tag, max_tokens) for p in prompts]
-        references = [last_boxed(p.reference or "") for p in prompts]
-        same = self._grader.same([(ref, r.answer) for ref, r in zip(references, rewrites, strict=True)])
-        return [
-            Rewrite(uid=r.uid, text=r.text, answer=r.answer, same_answer=equal, truncated=r.truncated)
-            for r, equal in zip(rewrites, same, strict=True)
-        ]
+        by_uid = {group.uid: group for group in future.result()}
+        groups = [by_uid[prompt.uid] for prompt in prompts]
+        self.rewritten += groups
+        texts = [_between_tags(group.rollouts[0].text, tag) for group in groups]
+        answers = [last_boxed(text) for text in texts]
+        references = [last_boxed(prompt.reference or "") for prompt in prompts]
+        same = self._grader.same(list(zip(references, answers, strict=True)))
+        rewrites = []
+        for group, text, answer, equal in zip(groups, texts, answers, same, strict=True):
+            rollout = group.rollouts[0]
+            rollout.index, rollout.answer, rollout.reward = int(sample), answer, float(equal)
+            rollout.verdict = "correct" if equal else "wrong"
+            truncated = rollout.finish_reason == "length" or len(self._chat.encode_text(text)) > max_tokens
+            rewrites.append(Rewrite(uid=group.uid, text=text, answer=answer, same_answer=equal, truncated=truncated))
+        return rewrites
 
     def demonstrate(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[RolloutGroup]:
         groups = []
@@ -181,8 +191,7 @@ class LiveActors:
             self.count(f"tokens/{name}_prompt", len(group.rollouts[0].prompt_ids))
             yield group
 
-    def _read_rewrite(self, prompt: Prompt, rollout: Rollout, tag: str, max_tokens: int) -> Rewrite:
-        found = re.search(rf"<{tag}>(.*?)</{tag}>", rollout.text, re.DOTALL)
-        text = found.group(1).strip() if found else ""
-        truncated = rollout.finish_reason == "length" or len(self._chat.encode_text(text)) > max_tokens
-        return Rewrite(uid=prompt.uid, text=text, answer=last_boxed(text), same_answer=False, truncated=truncated)
+
+def _between_tags(text: str, tag: str) -> str:
+    found = re.search(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+    return found.group(1).strip() if found else ""

@@ -96,7 +96,7 @@ def test_what_a_zppo_run_leaves_behind(tmp_path):
     assert frame[frame["sampler"] == "student"]["trained"].all()
     plain = frame[(frame["kind"] == "plain") & (frame["sampler"] == "student")]
     hard = plain.groupby(["step", "question_id"])["reward"].mean().lt(0.5)
-    asked = frame[frame["sampler"] == "teacher"].groupby(["step", "question_id"]).size()
+    asked = frame[(frame["sampler"] == "teacher") & (frame["kind"] == "plain")].groupby(["step", "question_id"]).size()
     assert set(asked.index) == set(hard[hard].index)
     events = [json.loads(line) for line in (folder / "buffer.jsonl").read_text().splitlines()]
     admitted = {e["question_id"] for e in events if e["event"] == "admit" and e["step"] == 1}

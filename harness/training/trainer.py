@@ -115,7 +115,8 @@ class Trainer:
             "time/update": updated - collected,
             "memory/resident_mb": metrics.resident_mb(),
         }
-        self._folder.write_rollouts(step, groups, samples, self._prompt_texts(groups))
+        written = [*groups, *self._actors.rewritten]
+        self._folder.write_rollouts(step, written, samples, self._prompt_texts(written))
         self._folder.write_buffer_events(step, events)
         row["time/step"] = time.perf_counter() - started
         self._folder.write_metrics(step, row)

@@ -127,6 +127,16 @@ def test_rewrites_are_read_from_their_tags_and_compared(make, chat):
     assert (sampling.temperature, sampling.num_rollouts, sampling.max_new_tokens) == (0.0, 1, 46)
 
 
+def test_rewrites_are_kept_for_the_records(make):
+    actors = make(Told("student", {}), Told("teacher", {"a": ["<summary>\\boxed{2}</summary>"]}))
+    for sample in (False, True):
+        actors.rewrite([prompt("a", reference="\\boxed{2}")], tag="summary", max_tokens=30, sample=sample)
+    kept = [(g.uid, r.index, r.answer, r.reward, r.verdict) for g in actors.rewritten for r in g.rollouts]
+    assert kept == [("a", 0, "2", 1.0, "correct"), ("a", 1, "2", 1.0, "correct")]
+    actors.begin(4)
+    assert actors.rewritten == []
+
+
 def test_a_missing_teacher_is_named_with_its_remedy(make):
     with pytest.raises(UserError, match="set teacher=tiny_teacher"):
         make(Told("student", {})).teacher([prompt("a")], 1).list()

@@ -106,7 +106,8 @@ def train(
         loss_mean = loss.item() if step == 0 else 0.98 * loss_mean + 0.02 * loss.item()
         if report is not None and (step % 20 == 19 or step == steps - 1):
             report(step + 1, loss_mean)
-    cost = {"steps": steps, "tokens": num_tokens, "cpu_seconds": time.process_time() - started, "loss": loss_mean}
+    seconds = round(time.process_time() - started, 1)
+    cost = {"steps": steps, "tokens": num_tokens, "cpu_seconds": seconds, "loss": round(loss_mean, 4)}
     return model.eval(), cost
 
 

@@ -30,9 +30,9 @@ class Recipe:
 
 STUDENT_KINDS = {"plain": 0.55, "bcq": 0.33, "ncq": 0.12}
 RECIPES = {
-    "xs": Recipe(kinds=STUDENT_KINDS, slips=make_slips(num_shaky=54)),
+    "xs": Recipe(kinds=STUDENT_KINDS, slips=make_slips(num_shaky=64)),
     "s": Recipe(kinds=STUDENT_KINDS, slips=make_slips()),
-    "m": Recipe(kinds=STUDENT_KINDS, slips=make_slips(num_shaky=40)),
+    "m": Recipe(kinds=STUDENT_KINDS, slips=make_slips(num_shaky=36)),
     "teacher": Recipe(kinds={"plain": 0.45, "compress": 0.55}, levels=(0.2, 0.25, 0.25, 0.3)),
     "hybrid": Recipe(kinds=STUDENT_KINDS, slips=make_slips()),
 }

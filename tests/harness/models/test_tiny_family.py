@@ -169,6 +169,14 @@ def test_card_shows_students_graded_by_size_that_can_learn():
     assert min(RECORD["models"]["teacher"]["sampled"].values()) >= 0.97
 
 
+@pytest.mark.parametrize("size", STUDENTS)
+@pytest.mark.parametrize("level", ["1", "2", "3", "4"])
+def test_card_shows_candidates_that_help_and_a_teacher_that_copies(size, level):
+    record = RECORD["models"][size]["candidates"][level]
+    assert record["bcq"] > 2 * record["plain"]
+    assert record["same_right"] >= 0.95 and record["same_wrong"] >= 0.95
+
+
 @pytest.mark.parametrize(("size", "level"), [("xs", 1), ("s", 2), ("m", 3), ("teacher", 4)])
 def test_shipped_weights_have_the_accuracy_of_the_card(size, level):
     member = Member.load(tiny_path(size))
