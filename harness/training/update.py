@@ -76,7 +76,9 @@ class Updater:
         gap = 0.0
         for micro in micro_batches(active, self._config.micro_batch_size):
             batch = pad(micro, self.student.device)
+            self.student.module.train(self._config.gradient_checkpointing)  # layers recompute in train mode only
             hidden_NH = self._hidden(self.student, batch)
+            self.student.module.eval()
             leaf_NH = hidden_NH.detach().requires_grad_()
             teacher_NH = self._teacher_hidden(micro)
             for start, stop in self._chunks(len(leaf_NH)):

@@ -44,11 +44,31 @@ def assert_same(a, b, tolerance=1e-6):
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("micro_batch_size", 1), ("micro_batch_size", 3), ("chunk_tokens", 1), ("chunk_tokens", 7)]
+    ("option", "value"),
+    [
+        ("micro_batch_size", 1),
+        ("micro_batch_size", 3),
+        ("chunk_tokens", 1),
+        ("chunk_tokens", 7),
+        ("gradient_checkpointing", True),
+    ],
 )
 def test_gradient_does_not_depend_on_the_cut(make_student, make_samples, option, value):
     whole = gradients(make_student(), make_samples(6))
     assert_same(whole, gradients(make_student(), make_samples(6), **{option: value}))
+
+
+def test_gradient_checkpointing_recomputes_the_layers(make_student, make_samples):
+    calls = []
+    for enabled in (False, True):
+        student = make_student()
+        hook = student.module.base_model.language_model.layers[0].mlp.register_forward_pre_hook(
+            lambda *_: calls.append(1)
+        )
+        gradients(student, make_samples(2), gradient_checkpointing=enabled)
+        hook.remove()
+        assert not student.module.training
+    assert len(calls) == 1 + 2
 
 
 def test_gradient_equals_the_naive_token_mean(make_student, make_samples):
