@@ -56,7 +56,7 @@ class DataConfig:
     """Use only this many questions (a seeded choice), so that each is met several times when `epochs` > 1."""
     seed: int = 0
     """Of generated questions and of the pool; the order of questions follows the run's `seed`."""
-    num_questions: int = 20_000
+    num_questions: int = 10_000
     """How many questions a generated source has."""
     levels: list[int] = field(default_factory=lambda: [2, 3, 4])
     """arithmetic: difficulty levels, drawn evenly."""
