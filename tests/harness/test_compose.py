@@ -71,9 +71,9 @@ def test_options_and_sweeps_of_the_user(tmp_path):
 
 
 def test_quickstart_has_its_parameters_and_takes_the_users():
-    params, rest = compose_sweep("quickstart", ["seed=0,1", "steps=3"])
+    params, rest = compose_sweep("quickstart", ["seed=0,1", "update.weight_decay=0"])
     assert params["method"].split(",")[0] == "base"
-    assert (params["study"], params["seed"], rest) == ("quickstart", "0,1", ["steps=3"])
+    assert (params["study"], params["seed"], rest) == ("quickstart", "0,1", ["update.weight_decay=0"])
 
 
 def test_sweep_files_that_would_lose_a_value_are_refused(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import pytest
@@ -10,7 +9,6 @@ import reasoning_gym
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.errors import UserError
 from harness.rewards import rules
 from harness.rewards.rules import Grade, gold_error, grade, same_answer
 from harness.types import Question
@@ -240,16 +238,6 @@ def test_an_unknown_reasoning_gym_data_set_is_named_with_its_neighbours() -> Non
     assert error.startswith("reasoning_gym has no data set 'chain_sums'. Did you mean 'chain_sum'")
 
 
-HAS_MATHRULER = importlib.util.find_spec("pylatexenc") is not None
-
-
-@pytest.mark.skipif(HAS_MATHRULER, reason="mathruler's dependency is installed")
-def test_mathruler_without_its_dependency_says_what_to_install() -> None:
-    with pytest.raises(UserError, match=r"^reward\.grader=mathruler needs the package 'pylatexenc': pip install"):
-        rules.load("mathruler")
-
-
-@pytest.mark.skipif(not HAS_MATHRULER, reason="mathruler needs pylatexenc")
 @pytest.mark.parametrize(
     ("gold", "answer", "correct"),
     [
