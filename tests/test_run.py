@@ -62,8 +62,10 @@ def test_another_seed_is_another_run(tmp_path):
     assert metrics(runs[0]) != metrics(runs[1])
 
 
-def test_first_mini_batch_agrees_with_the_engine(tmp_path):
-    folder = start(tmp_path, "method=grpo", "steps=2", "method.updates_per_step=1")
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_first_mini_batch_agrees_with_the_engine(tmp_path, temperature):
+    options = ["steps=2", "method.updates_per_step=1", f"rollout.temperature={temperature}"]
+    folder = start(tmp_path, "method=grpo", *options)
     for row in metrics(folder):
         assert row["train/logprob_gap_max"] < 1e-4
         assert row["train/ratio"] == pytest.approx(1.0, abs=1e-5)  # one update a step: nothing has moved yet
@@ -101,6 +103,7 @@ def test_what_a_zppo_run_leaves_behind(tmp_path):
     events = [json.loads(line) for line in (folder / "buffer.jsonl").read_text().splitlines()]
     admitted = {e["question_id"] for e in events if e["event"] == "admit" and e["step"] == 1}
     assert admitted == {question for step, question in hard[hard].index if step == 1}
+    assert len(admitted) == sum(e["step"] == 1 for e in events)  # candidate and teacher groups decide nothing
 
 
 def test_every_metric_is_documented(tmp_path):
