@@ -64,7 +64,7 @@ class Reformulation:
 
 @register("zppo")
 class ZPPO(PolicyGradientMethod):
-    """GRPO plus candidate prompts: the teacher writes into prompts only (arXiv 2606.18216).
+    """GRPO plus candidate prompts that the teacher writes (arXiv 2606.18216).
 
     `credit` and `loss` are GRPO's; plain, BCQ and NCQ groups are centred separately.
     """
