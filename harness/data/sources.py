@@ -102,7 +102,7 @@ def _pool(questions: list[Question], config: DataConfig) -> list[Question]:
     if not 1 <= config.pool_size <= len(questions):
         raise UserError(
             f"data.pool_size={config.pool_size} but the data have {len(questions)} usable questions: "
-            f"choose 1 to {len(questions)}"
+            f"choose 1 to {len(questions)}, or null for all"
         )
     chosen = random.Random(f"pool/{config.seed}").sample(range(len(questions)), config.pool_size)
     return [questions[i] for i in sorted(chosen)]
