@@ -164,7 +164,6 @@ class RunConfig:
     """CPU threads; 0 = all cores."""
     label: str | None = None
     """Folder and table row; default: the method's name. A multirun adds its swept keys."""
-    debug: bool = False
     method: dict[str, Any] = field(default_factory=dict)
     student: ModelConfig = field(default_factory=ModelConfig)
     teacher: ModelConfig | None = None

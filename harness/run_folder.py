@@ -29,7 +29,7 @@ from harness.types import RolloutGroup, TrainingSample
 
 SCHEMA_VERSION = 1
 NOT_PART_OF_RESULTS = (
-    "steps", "resume", "outputs", "num_threads", "device", "teacher_device", "debug", "checkpoint_every",
+    "steps", "resume", "outputs", "num_threads", "device", "teacher_device", "checkpoint_every",
     "keep_checkpoints", "tracker", "label",
 )  # fmt: skip
 """Keys that may differ between two launches of one run: more steps prolong it, the label is the folder's name."""

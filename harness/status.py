@@ -100,9 +100,7 @@ def _run_state(run_dir: Path) -> RunState:
 
 
 def _seconds(record: dict[str, Any], run_dir: Path) -> float | None:
-    """Seconds that the run took: its own count, or from its start to its end (to the last sign of life)."""
-    if record.get("seconds") is not None:
-        return record["seconds"]
+    """Seconds from the run's first start to its end, or to the last sign of life; pauses count."""
     finished = record["finished"]
     end = datetime.fromisoformat(finished).timestamp() if finished else (run_dir / "run.json").stat().st_mtime
     return end - datetime.fromisoformat(record["started"]).timestamp()

@@ -86,9 +86,7 @@ def score_files(folder: Path) -> list[Path]:
 
 
 def seconds_of(info: dict[str, Any]) -> float | None:
-    """Wall time of a run: its own count, or from start to end; None while it has no end."""
-    if info.get("seconds") is not None:
-        return float(info["seconds"])
+    """Wall time of a run from its first start to its end, pauses included; None while it has no end."""
     if not info.get("finished"):
         return None
     return (datetime.fromisoformat(info["finished"]) - datetime.fromisoformat(info["started"])).total_seconds()

@@ -196,6 +196,8 @@ def _reasoning_gym_correct(answer: str, metadata: dict[str, Any]) -> bool:
     score_answer = _scorer(metadata)
     try:
         score = score_answer(answer, metadata["entry"])
+    except (MemoryError, RecursionError):
+        raise  # limits, not verdicts: the worker dies of them and the answer is a timeout
     except Exception:
         # Many scorers raise on text that is no answer to their task (a word where a grid is expected).
         return False

@@ -208,7 +208,7 @@ def write_state(folder: Path, **fields: object) -> None:
 
 def test_status_table(tmp_path):
     base, grpo, zppo = (tmp_path / "s" / name / "tiny_s" / "seed0" for name in ("base", "grpo", "zppo"))
-    write_state(base, label="base", method="base", num_steps=None, seconds=12.0)
+    write_state(base, label="base", method="base", num_steps=None, finished="2026-01-01T00:00:12+00:00")
     write_state(grpo)
     write_state(zppo, label="zppo", method="zppo", status="running", finished=None)
     (zppo / "metrics.jsonl").write_text('{"step": 4, "rollout/accuracy": 0.5, "time/step": 30.0}\n{"step": 5, "roll')

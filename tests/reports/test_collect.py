@@ -64,10 +64,9 @@ def test_missing_empty_and_foreign_studies_are_refused(write_run, tmp_path):
         collect(tmp_path / "study")
 
 
-def test_seconds_are_the_runs_own_count_else_from_start_to_end():
+def test_seconds_run_from_start_to_end():
     times = {"started": "2026-01-01T10:00:00+00:00", "finished": "2026-01-01T10:03:00+00:00"}
     assert seconds_of(times) == 180.0
-    assert seconds_of(times | {"seconds": 12.5}) == 12.5
     assert seconds_of(times | {"finished": None}) is None
 
 

@@ -191,6 +191,18 @@ def test_a_scorer_that_raises_means_wrong() -> None:
     assert gym_score(question, "5") == "wrong"
 
 
+@pytest.mark.parametrize("limit", [MemoryError, RecursionError])
+def test_a_scorer_that_meets_a_limit_gives_no_verdict(limit: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(answer: str, entry: dict) -> float:
+        raise limit
+
+    monkeypatch.setattr(rules, "_scorer", lambda metadata: exhausted)
+    metadata = {"dataset": "chain_sum", "entry": {}, "config": {}}
+    question = Question(id="g", text="", answer="5", answer_type="reasoning_gym", metadata=metadata)
+    with pytest.raises(limit):
+        rules.is_correct("6", question, GRADER)
+
+
 GYM = {"dataset": "chain_sum", "entry": {}, "config": {}}
 
 
