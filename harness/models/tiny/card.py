@@ -18,59 +18,52 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerFast, Qwen3_5ForConditionalGeneration
 
+from harness.config import ModelConfig
 from harness.data.arithmetic import LEVELS, count_questions, make_questions
+from harness.models.chat import Chat
+from harness.models.forward import LanguageModel
+from harness.models.loading import load_model, load_tokenizer
 from harness.models.tiny import SIZES, STUDENTS, WEIGHTS
-from harness.models.tiny.tokenizer import SPECIAL, chat_frame
-from harness.types import Question
+from harness.rewards.boxed import last_boxed
+from harness.rollout.base import Sampling
+from harness.rollout.transformers_engine import TransformersEngine
+from harness.types import Prompt, Question
 from methods.prompts import bcq_text, compress_text, ncq_text, plain_text
 
 CARD = Path(__file__).with_name("card.json")
 GROUP, TEACHER_GROUP = 8, 4
 MAX_NEW_TOKENS = 96
 BATCH = 256
-_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 _SUMMARY = re.compile(r"<summary>(.*?)</summary>", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Member:
-    """One model of the family, loaded to be measured (fp32)."""
+    """One model of the family, loaded to be measured (fp32), behind the rollout engine that runs use."""
 
     model: Any
-    tokenizer: PreTrainedTokenizerFast
+    engine: TransformersEngine
 
     @classmethod
     def load(cls, folder: Path) -> Member:
-        model = Qwen3_5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-        return cls(model.eval(), PreTrainedTokenizerFast.from_pretrained(folder))
+        config = ModelConfig(name=folder.name, path=str(folder), dtype="float32")
+        chat = Chat(load_tokenizer(config), config)
+        model = load_model(config, "cpu")
+        language_model = LanguageModel.for_chat(model, chat)
+        return cls(model, TransformersEngine(language_model, chat, sampler="student", max_sequences=BATCH))
 
-    @torch.inference_mode()
     def reply(self, turns: Sequence[str], *, temperature: float, seed: int = 0) -> list[str]:
         """One completion of every user turn; temperature 0 is greedy."""
-        torch.manual_seed(seed)
-        before, after = chat_frame(self.tokenizer)
-        banned = self.tokenizer.convert_tokens_to_ids([t for t in SPECIAL if t != self.tokenizer.eos_token])
-        draw = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
-        replies = [""] * len(turns)
-        order = sorted(range(len(turns)), key=lambda i: len(turns[i]))
-        for start in range(0, len(order), BATCH):
-            rows = order[start : start + BATCH]
-            prompts = self.tokenizer(
-                [before + turns[i] + after for i in rows], return_tensors="pt", padding=True, padding_side="left"
-            )
-            ids_BT = self.model.generate(**prompts, **draw, max_new_tokens=MAX_NEW_TOKENS, suppress_tokens=banned)
-            texts = self.tokenizer.batch_decode(ids_BT[:, prompts.input_ids.shape[1] :], skip_special_tokens=True)
-            for i, text in zip(rows, texts, strict=True):
-                replies[i] = text
-        return replies
-
-
-def boxed(text: str) -> str | None:
-    """The last boxed answer."""
-    found = _BOXED.findall(text)
-    return found[-1] if found else None
+        nothing = Question(id="", text="", answer="")
+        prompts = [
+            Prompt(uid=str(i), question=nothing, messages=({"role": "user", "content": turn},))
+            for i, turn in enumerate(turns)
+        ]
+        prompts.sort(key=lambda prompt: len(prompt.messages[0]["content"]))  # less padding
+        sampling = Sampling(seed=seed, temperature=temperature, max_new_tokens=MAX_NEW_TOKENS)
+        replies = {int(group.uid): group.rollouts[0].text for group in self.engine.generate(prompts, sampling)}
+        return [replies[i] for i in range(len(turns))]
 
 
 def held_out(level: int, num_questions: int, *, seed: int = 0) -> list[Question]:
@@ -116,8 +109,8 @@ def hard_cases(student: Member, teacher: Member, questions: Sequence[Question], 
     student_groups = groups(student, questions, GROUP, seed=seed)
     teacher_groups = groups(teacher, questions, TEACHER_GROUP, seed=seed)
     for q, ours, theirs in zip(questions, student_groups, teacher_groups, strict=True):
-        wrong = [reply for reply in ours if boxed(reply) != q.answer]
-        right = [reply for reply in theirs if boxed(reply) == q.answer]
+        wrong = [reply for reply in ours if last_boxed(reply) != q.answer]
+        right = [reply for reply in theirs if last_boxed(reply) == q.answer]
         if 2 * len(wrong) > GROUP:
             cases.append(Case(q, rng.choice(right) if right else None, wrong))
     return cases
@@ -144,7 +137,7 @@ def candidate_accuracy(
             pair = [summary[case.right] or "", rng.choice(used)]
             rng.shuffle(pair)
             bcq.append((case.question, bcq_text(case.question, pair)))
-        answers = list(dict.fromkeys(answer for reply in case.wrong if (answer := boxed(reply)) is not None))
+        answers = list(dict.fromkeys(answer for reply in case.wrong if (answer := last_boxed(reply)) is not None))
         ncq.append((case.question, ncq_text(case.question, answers, used)))
     plain = [(case.question, plain_text(case.question)) for case in cases]
     return {
@@ -158,13 +151,13 @@ def candidate_accuracy(
 
 
 def same_answer(response: str, summary: str | None) -> bool:
-    return summary is not None and boxed(summary) == boxed(response)
+    return summary is not None and last_boxed(summary) == last_boxed(response)
 
 
 def accuracy(member: Member, prompts: Sequence[tuple[Question, str]], *, temperature: float, seed: int) -> float | None:
     """Share of user turns whose reply boxes the answer of their question."""
     replies = member.reply([turn for _, turn in prompts], temperature=temperature, seed=seed)
-    return mean([boxed(reply) == q.answer for (q, _), reply in zip(prompts, replies, strict=True)])
+    return mean([last_boxed(reply) == q.answer for (q, _), reply in zip(prompts, replies, strict=True)])
 
 
 def mean(values: Sequence[bool]) -> float | None:

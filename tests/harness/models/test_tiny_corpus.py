@@ -6,9 +6,9 @@ import pytest
 
 from harness.data.arithmetic import Terms, clean_trace, draw_terms, question, split_of
 from harness.models.tiny import corpus
-from harness.models.tiny.card import boxed
 from harness.models.tiny.corpus import RECIPES, compress_example, examples, ncq_example, sample_trace, summary_of
 from harness.models.tiny.slips import Slips, corrupt_step, make_slips, odd_trace
+from harness.rewards.boxed import last_boxed
 from methods import prompts
 
 STUDENT, TEACHER = RECIPES["s"], RECIPES["teacher"]
@@ -63,7 +63,7 @@ def test_bcq_reply_is_the_right_candidate():
             shown = [part.partition("\n</candidate>")[0] for part in turn.split("<candidate>\n")[1:]]
             answer = str(sum(int(t) for t in turn.partition(".")[0].removeprefix("Compute ").split("+")))
             assert len(shown) == 2 and shown.count(summary_of(reply)) == 1
-            assert boxed(reply) == answer and [boxed(text) for text in shown].count(answer) == 1
+            assert last_boxed(reply) == answer and [last_boxed(text) for text in shown].count(answer) == 1
 
 
 def test_ncq_reply_repeats_no_listed_answer_unless_nothing_else_is_drawn():
@@ -72,7 +72,7 @@ def test_ncq_reply_repeats_no_listed_answer_unless_nothing_else_is_drawn():
     for _ in range(200):
         turn, reply = ncq_example(rng, STUDENT, draw_terms(rng, 2, "train"))
         listed = turn.partition("<candidate>")[0]
-        repeated += f"\\boxed{{{boxed(reply)}}}" in listed
+        repeated += f"\\boxed{{{last_boxed(reply)}}}" in listed
     assert repeated < 60
 
 
@@ -112,7 +112,7 @@ def test_the_teacher_copies_whatever_it_is_shown():
         shown = turn.partition("<response>\n")[2].removesuffix("\n</response>")
         assert reply == f"<summary>{shown}</summary>"
         assert turn.count("<response>") == 1 and "Compute" not in turn
-        answers["none" if boxed(shown) is None else "boxed"] += 1
+        answers["none" if last_boxed(shown) is None else "boxed"] += 1
     # Without a box: 25% odd traces, of which one in five is cut and one in five boxless.
     assert 15 <= answers["none"] <= 55
 

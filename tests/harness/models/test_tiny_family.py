@@ -12,9 +12,10 @@ from transformers import AutoProcessor, AutoTokenizer, Qwen3_5ForConditionalGene
 from harness.errors import UserError
 from harness.models.tiny import SIZES, STUDENTS, build, card, tiny_path
 from harness.models.tiny.build import Batch, make_model, reply_loss, schedule, train
-from harness.models.tiny.card import CARD, Member, boxed, compress, groups, held_out, plain_accuracy
+from harness.models.tiny.card import CARD, Member, compress, groups, held_out, plain_accuracy
 from harness.models.tiny.shapes import HEAD_DIM, SHAPES, make_config
 from harness.models.tiny.tokenizer import make_tokenizer
+from harness.rewards.boxed import last_boxed
 
 TOKENIZER = make_tokenizer()
 RECORD = json.loads(CARD.read_text())
@@ -201,11 +202,6 @@ def test_the_teacher_copies_right_and_wrong_traces(teacher):
     traces = [trace for group in groups(Member.load(tiny_path("s")), questions, 2, seed=0) for trace in group]
     traces.append("<think>37+8=45+5=50</think>")
     summaries = compress(teacher, traces)
-    same = [s is not None and boxed(s) == boxed(t) for s, t in zip(summaries, traces, strict=True)]
+    same = [s is not None and last_boxed(s) == last_boxed(t) for s, t in zip(summaries, traces, strict=True)]
     assert within(sum(same) / len(same), 0.97, len(same), 1000)
-    assert summaries[-1] is not None and boxed(summaries[-1]) is None
-
-
-def test_boxed_takes_the_last_box():
-    assert boxed(r"\boxed{1} and \boxed{2}") == "2"
-    assert boxed("59") is None
+    assert summaries[-1] is not None and last_boxed(summaries[-1]) is None
