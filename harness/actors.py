@@ -145,6 +145,11 @@ class LiveActors:
             groups.append(RolloutGroup(uid=prompt.uid, prompt=prompt, rollouts=[rollout]))
         return groups
 
+    def fits(self, prompts: Sequence[Prompt]) -> list[bool]:
+        engine = self._engines["student"]
+        assert engine is not None
+        return [len(self._chat.encode(prompt)) + len(prompt.prefix_ids) < engine.context_window for prompt in prompts]
+
     def close(self) -> None:
         for pool in self._pools.values():
             pool.shutdown(wait=False, cancel_futures=True)

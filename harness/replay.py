@@ -48,7 +48,8 @@ class PromptReplayBuffer:
         self.capacity = capacity
         self.tau = tau
         self._entries: dict[str, _Entry] = {}  # insertion order is the queue
-        self.totals: Counter[str] = Counter()
+        self.totals: Counter[tuple[EventName, float, int]] = Counter()
+        """Events since the start, by (event, entry accuracy, visits)."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -65,6 +66,11 @@ class PromptReplayBuffer:
             ReplayedQuestion(question=e.question, visits=e.visits, entry_accuracy=e.entry_accuracy)
             for e in (pool[i] for i in picks)
         ]
+
+    @property
+    def occupancy(self) -> Counter[float]:
+        """Questions inside, by their accuracy at admission."""
+        return Counter(entry.entry_accuracy for entry in self._entries.values())
 
     def update(self, groups: Sequence[RolloutGroup]) -> list[BufferEvent]:
         """Admit the hard questions of plain student groups, graduate the others, then evict down to capacity."""
@@ -85,13 +91,13 @@ class PromptReplayBuffer:
         while len(self._entries) > self.capacity:
             oldest = next(iter(self._entries))
             events.append(_event("evict", self._entries.pop(oldest), None))
-        self.totals.update(event.event for event in events)
+        self.totals.update((event.event, event.entry_accuracy, event.visits) for event in events)
         return events
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "entries": [dataclasses.asdict(entry) for entry in self._entries.values()],
-            "totals": dict(self.totals),
+            "totals": [[*key, number] for key, number in self.totals.items()],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -103,7 +109,7 @@ class PromptReplayBuffer:
             }
             entry = _Entry(question=Question(**fields), entry_accuracy=row["entry_accuracy"], visits=row["visits"])
             self._entries[entry.question.id] = entry
-        self.totals = Counter(state["totals"])
+        self.totals = Counter({(event, entry, visits): number for event, entry, visits, number in state["totals"]})
 
 
 def _event(name: EventName, entry: _Entry, accuracy: float | None) -> BufferEvent:

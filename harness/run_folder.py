@@ -25,9 +25,10 @@ import yaml
 from harness.config import RunConfig
 from harness.errors import UserError
 from harness.replay import BufferEvent
+from harness.rewards.match import candidate_match
 from harness.types import RolloutGroup, TrainingSample
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 NOT_PART_OF_RESULTS = (
     "steps", "resume", "outputs", "num_threads", "device", "teacher_device", "checkpoint_every",
     "keep_checkpoints", "tracker", "label",
@@ -39,8 +40,10 @@ ROLLOUT_SCHEMA = pa.schema(
         ("step", pa.int32()), ("uid", pa.string()), ("kind", pa.string()), ("sampler", pa.string()),
         ("question_id", pa.string()), ("replayed", pa.bool_()), ("index", pa.int32()), ("prompt_text", pa.string()),
         ("response_text", pa.string()), ("num_prompt_tokens", pa.int32()), ("num_response_tokens", pa.int32()),
-        ("finish_reason", pa.string()), ("answer", pa.string()), ("gold", pa.string()), ("reward", pa.float32()),
-        ("verdict", pa.string()), ("trained", pa.bool_()), ("advantage", pa.float32()),
+        ("num_prefix_tokens", pa.int32()), ("finish_reason", pa.string()), ("answer", pa.string()),
+        ("gold", pa.string()), ("reward", pa.float32()), ("training_reward", pa.float32()), ("verdict", pa.string()),
+        ("positive_answer", pa.string()), ("negative_answers", pa.list_(pa.string())), ("match", pa.string()),
+        ("trained", pa.bool_()), ("advantage", pa.float32()),
     ]
 )  # fmt: skip
 
@@ -112,14 +115,26 @@ class RunFolder:
         """Whether the run has finished with as many steps as are asked for (None: as many as the data give)."""
         return self._info.get("status") == "done" and (steps is None or self._info.get("num_steps") in (None, steps))
 
-    def start(self, *, label: str, config: RunConfig, overrides: Sequence[str]) -> None:
-        """Begin, or go on: the first start time and the cost so far are kept."""
+    def start(
+        self,
+        *,
+        label: str,
+        config: RunConfig,
+        overrides: Sequence[str],
+        method_class: str | None = None,
+        plugin: Mapping[str, str] | None = None,
+    ) -> None:
+        """Begin, or go on: the first start time and the cost so far are kept.
+
+        `method_class` is `methods.zppo:ZPPO`, None without training; `plugin` the package it is from, with version.
+        """
         self.set_info(
             schema_version=SCHEMA_VERSION,
             status="running",
             error=None,
             label=label,
             method=config.method.get("name"),
+            method_class=method_class,
             student=config.student.name,
             teacher=config.teacher.name if config.teacher else None,
             seed=config.seed,
@@ -128,7 +143,7 @@ class RunFolder:
             started=self._info.get("started") or _now(),
             finished=None,
             pid=os.getpid(),
-            versions=_versions(),
+            versions=_versions() | dict(plugin or {}),
             git_commit=_git_commit(),
             machine=platform.node(),
             cost=self._info.get("cost") or {},
@@ -204,11 +219,16 @@ class RunFolder:
                         "response_text": rollout.text,
                         "num_prompt_tokens": len(rollout.prompt_ids),
                         "num_response_tokens": len(rollout.completion_ids),
+                        "num_prefix_tokens": rollout.num_prefix,
                         "finish_reason": rollout.finish_reason,
                         "answer": rollout.answer,
                         "gold": group.prompt.question.answer,
                         "reward": rollout.reward,
+                        "training_reward": rollout.training_reward,
                         "verdict": rollout.verdict,
+                        "positive_answer": group.prompt.positive_answer,
+                        "negative_answers": list(group.prompt.negative_answers),
+                        "match": candidate_match(rollout, group.prompt),
                         "trained": sample is not None,
                         "advantage": advantage,
                     }

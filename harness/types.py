@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     import torch
 
 AnswerType = Literal["math", "choice", "text", "reasoning_gym"]
-PromptKind = Literal["plain", "bcq", "ncq", "hint", "prefix", "compress"]
+PromptKind = Literal["plain", "bcq", "ncq", "hint", "prefix", "extra", "compress", "write_hint"]
+"""`plain` groups decide mastery; `extra` is another group on its prompt; the last two ask the teacher to rewrite."""
 Sampler = Literal["student", "teacher"]
 FinishReason = Literal["stop", "length"]
 Verdict = Literal["correct", "wrong", "unparsable", "timeout"]
+Match = Literal["positive", "negative", "other"]
 Message = dict[str, str]  # {"role": ..., "content": ...}
 
 
@@ -54,7 +56,11 @@ class Prompt:
     prefix_ids: tuple[int, ...] = ()
     """Tokens that start every completion and are masked in the loss."""
     reference: str | None = None
-    """For `Actors.rewrite`: the response that is rewritten; the rewrite has to keep its answer."""
+    """For `Actors.rewrite`: the response that is rewritten, whose answer the rewrite is compared with."""
+    positive_answer: str | None = None
+    """Candidate prompts, for the audit: the boxed answer of the right trace; an NCQ does not show it."""
+    negative_answers: tuple[str, ...] = ()
+    """Candidate prompts, for the audit: the boxed answers of the wrong traces."""
 
 
 @dataclass(kw_only=True)
@@ -76,6 +82,9 @@ class Rollout:
     answer: str | None = None
     reward: float = 0.0
     verdict: Verdict = "wrong"
+    training_reward: float | None = None
+    """What `credit` is to use in the place of `reward`, if anything: a shaped or a random reward. Records, buffer and
+    metrics keep the graded one."""
 
 
 @dataclass(kw_only=True)
@@ -160,6 +169,10 @@ class Actors(Protocol):
 
     def demonstrate(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[RolloutGroup]:
         """Given texts as completions (with the token that ends a turn), one a prompt; nothing is sampled."""
+        ...
+
+    def fits(self, prompts: Sequence[Prompt]) -> list[bool]:
+        """Whether each prompt, its prefix included, leaves the student room for a reply in its context window."""
         ...
 
     def count(self, name: str, value: float = 1.0) -> None:

@@ -1,93 +1,38 @@
-"""The contract of a method. Every method inherits rollouts, grading, replay, logging, checkpoints and evaluation."""
+"""What a plugin imports: the contract of a method, and the parts that the built-in methods are made of.
 
-from __future__ import annotations
+With `harness.types` (records) and `harness.testing` (conformance kit) it is the stable interface for methods that live
+in packages of their own. Imports no torch.
+"""
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from methods.advantages import group_advantages
+from methods.contract import Method, MethodConfig, plain_prompt, plain_prompts
+from methods.distill import DistillationMethod, DistillConfig
+from methods.losses import cross_entropy_loss, entropy_sum, jsd_loss, policy_gradient_loss, token_logprobs
+from methods.policy import PolicyGradientConfig, PolicyGradientMethod, training_rewards
+from methods.prompts import CLOSING, neutralize, plain_text, user_turn
+from methods.samples import rollout_sample, sampled_by_student, teacher_prompt
 
-from harness.types import (
-    Actors,
-    GroupStream,
-    LossOutput,
-    Prompt,
-    Question,
-    QuestionBatch,
-    RolloutGroup,
-    TeacherDistribution,
-    TokenBatch,
-    TrainingSample,
-)
-from methods.prompts import plain_messages
-
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-
-
-@dataclass(frozen=True, kw_only=True)
-class MethodConfig:
-    """Options that every method has; the defaults are the published setting (METHOD section 4, Table 8)."""
-
-    group_size: int = 8
-    """Student rollouts a prompt (G_S)."""
-    tau: float = 0.5
-    """A question is hard when the mean reward of its plain group is below this."""
-    updates_per_step: int = 1
-    """Mini-batches, one optimizer update each, that a rollout step is split into (I)."""
-    replay: bool = False
-    """Draw hard questions again from the prompt replay buffer."""
-    replay_ratio: float = 0.25
-    """Replayed questions relative to new ones (rho_replay)."""
-    buffer_capacity: int = 10_000
-
-    def __post_init__(self) -> None:
-        for name, low in (("group_size", 1), ("updates_per_step", 1), ("buffer_capacity", 1)):
-            if getattr(self, name) < low:
-                raise ValueError(f"method.{name} must be at least {low}, got {getattr(self, name)}")
-        for name in ("tau", "replay_ratio"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"method.{name} must lie in [0, 1], got {getattr(self, name)}")
-
-
-class Method(ABC):
-    """A method says what a step samples (`collect`), which tokens are trained with which weight (`credit`), and the
-    per-token loss (`loss`). It keeps no state: `rng` is made from (seed, step).
-    """
-
-    Config: ClassVar[type[MethodConfig]] = MethodConfig
-    needs_teacher: ClassVar[Literal["none", "rollouts", "distribution"]] = "none"
-    """`rollouts`: the teacher samples; `distribution`: its logits are read, so tokenizers have to match."""
-
-    def __init__(self, config: MethodConfig) -> None:
-        self.config: Any = config
-
-    def collect(self, batch: QuestionBatch, actors: Actors, rng: np.random.Generator) -> list[RolloutGroup]:
-        """Everything this step samples, graded. Default: one plain student group a question."""
-        return self.plain_groups(batch, actors).list()
-
-    @abstractmethod
-    def credit(self, groups: Sequence[RolloutGroup]) -> list[TrainingSample]:
-        """Which tokens are trained, with which advantage or weight. Sees all groups of the step at once."""
-
-    @abstractmethod
-    def loss(self, logits_NV: torch.Tensor, batch: TokenBatch, teacher: TeacherDistribution | None) -> LossOutput:
-        """Loss of the N trained tokens of one chunk, before weights. Logits are fp32, divided by the temperature."""
-
-    def metrics(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
-        """Further `section/name` numbers of a step, read off its groups."""
-        return {}
-
-    def plain_groups(self, batch: QuestionBatch, actors: Actors) -> GroupStream:
-        """Start `group_size` student rollouts of every question of the batch."""
-        return actors.student(plain_prompts(batch), self.config.group_size)
-
-
-def plain_prompts(batch: QuestionBatch) -> list[Prompt]:
-    """One plain prompt a question: the new ones, then the replayed ones."""
-    return [plain_prompt(q) for q in (*batch.new, *(entry.question for entry in batch.replayed))]
-
-
-def plain_prompt(question: Question) -> Prompt:
-    return Prompt(uid=f"{question.id}/plain", question=question, messages=plain_messages(question))
+__all__ = [
+    "CLOSING",
+    "DistillConfig",
+    "DistillationMethod",
+    "Method",
+    "MethodConfig",
+    "PolicyGradientConfig",
+    "PolicyGradientMethod",
+    "cross_entropy_loss",
+    "entropy_sum",
+    "group_advantages",
+    "jsd_loss",
+    "neutralize",
+    "plain_prompt",
+    "plain_prompts",
+    "plain_text",
+    "policy_gradient_loss",
+    "rollout_sample",
+    "sampled_by_student",
+    "teacher_prompt",
+    "token_logprobs",
+    "training_rewards",
+    "user_turn",
+]

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.types import (
     Actors,
     LossOutput,
     QuestionBatch,
     RolloutGroup,
+    Sampler,
     TeacherDistribution,
     TokenBatch,
     TrainingSample,
 )
-from methods.base import Method, MethodConfig, plain_prompts
+from methods.contract import Method, MethodConfig, TeacherUse, plain_prompts
 from methods.losses import entropy_sum, jsd_loss
 from methods.registry import register
-from methods.samples import rollout_sample, sampled_by_student, teacher_prompt
+from methods.samples import rollout_sample, sampled_by_student, teacher_metrics, teacher_prompt
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,8 +48,11 @@ class OffPolicyKDConfig(DistillConfig):
             raise ValueError(f"method.teacher_group_size must be at least 1, got {self.teacher_group_size}")
 
 
-class _Distillation(Method):
-    needs_teacher: ClassVar[Literal["none", "rollouts", "distribution"]] = "distribution"
+class DistillationMethod(Method):
+    """Per-token JSD to the teacher on whatever `credit` trains."""
+
+    Config: ClassVar[type[MethodConfig]] = DistillConfig
+    needs_teacher: TeacherUse = "distribution"
 
     def loss(self, logits_NV: torch.Tensor, batch: TokenBatch, teacher: TeacherDistribution | None) -> LossOutput:
         assert teacher is not None, "the trainer gives the teacher's distribution to methods that need it"
@@ -57,23 +61,22 @@ class _Distillation(Method):
 
 
 @register("on_policy_kd")
-class OnPolicyKD(_Distillation):
+class OnPolicyKD(DistillationMethod):
     """JSD to the teacher on the student's own rollouts, token mean (On-Distill, Alg. 3)."""
-
-    Config: ClassVar[type[MethodConfig]] = DistillConfig
 
     def credit(self, groups: Sequence[RolloutGroup]) -> list[TrainingSample]:
         return [rollout_sample(group.uid, rollout) for group in groups for rollout in sampled_by_student(group)]
 
 
 @register("off_policy_kd")
-class OffPolicyKD(_Distillation):
+class OffPolicyKD(DistillationMethod):
     """JSD to the teacher on the teacher's right rollouts (Off-Distill, Alg. 2).
 
     The student's rollouts are for the records and the buffer.
     """
 
     Config: ClassVar[type[MethodConfig]] = OffPolicyKDConfig
+    trained_samplers: ClassVar[frozenset[Sampler]] = frozenset({"teacher"})
 
     def collect(self, batch: QuestionBatch, actors: Actors, rng: np.random.Generator) -> list[RolloutGroup]:
         """Plain student groups, then a teacher group a question; both are started before either is waited for."""
@@ -98,5 +101,4 @@ class OffPolicyKD(_Distillation):
         return samples
 
     def metrics(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
-        rewards = [r.reward for group in groups for r in group.rollouts if r.sampler == "teacher"]
-        return {"teacher/accuracy": sum(rewards) / len(rewards)} if rewards else {}
+        return teacher_metrics(groups)

@@ -1,17 +1,22 @@
 """Per-token losses as pure functions: logits [N, V] and ids [N] of N trained tokens in, loss [N] out.
 
 Everything is computed in fp32 or wider. Banned ids may have logits of -1e9: their probability is exactly 0.
+Nothing but gradients has the size of the logits: what is needed in between is formed for a block of rows at a time.
 Torch is imported where it runs, so that configurations are checked without it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
 MAX_LOG_RATIO = 20.0
+BLOCK_ELEMENTS = 1 << 21
+"""Logits that are worked on at once: 8 MiB in fp32, small enough for a processor's cache."""
 
 
 def policy_gradient_loss(
@@ -33,8 +38,7 @@ def policy_gradient_loss(
     """
     import torch
 
-    logprobs_NV = _log_softmax(logits_NV)
-    logprobs_N = logprobs_NV.gather(-1, ids_N.unsqueeze(-1)).squeeze(-1)
+    logprobs_N = token_logprobs(logits_NV, ids_N)
     # Past e^20 both clips bound the surrogate anyway; an infinite ratio would turn a zero gradient into NaN.
     log_ratio_N = (logprobs_N - old_logprobs_N).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     ratio_N = log_ratio_N.exp()
@@ -51,7 +55,7 @@ def policy_gradient_loss(
             "clip_high_frac": high_N.sum(),
             "clip_frac": (low_N | high_N).sum(),
             "dual_clip_frac": dual_N.sum(),
-            "entropy": _entropy(logprobs_NV),
+            "entropy": entropy_sum(logits_NV),
             "ratio": ratio_N.sum(),
             "approx_kl": (ratio_N - 1.0 - log_ratio_N).sum(),
         }
@@ -70,17 +74,25 @@ def jsd_loss(student_logits_NV: torch.Tensor, teacher_logits_NV: torch.Tensor, b
     """
     import torch
 
+    loss_N = _empty_like(student_logits_NV, student_logits_NV.shape[:1])
+    gradient_NV = _empty_like(student_logits_NV, student_logits_NV.shape)
     with torch.no_grad():
-        student_NV, teacher_NV = _log_softmax(student_logits_NV), _log_softmax(teacher_logits_NV)
-        delta_NV = teacher_NV - student_NV
-        student_NV, teacher_NV = student_NV.exp_(), teacher_NV.exp_()
-        if beta == 0.0:
-            loss_N = (teacher_NV * delta_NV).sum(-1)
-            gradient_NV = student_NV - teacher_NV
-        else:
-            d_NV, loss_N = _jsd_terms(student_NV, teacher_NV, delta_NV, beta)
-            gradient_NV = student_NV * (d_NV - (student_NV * d_NV).sum(-1, keepdim=True))
-    return _with_gradient(loss_N, student_logits_NV, gradient_NV)
+        for rows in _blocks(student_logits_NV):
+            loss_N[rows], gradient_NV[rows] = _jsd_rows(student_logits_NV[rows], teacher_logits_NV[rows], beta)
+    return _functions()["given"].apply(student_logits_NV, loss_N, gradient_NV)
+
+
+def _jsd_rows(
+    student_logits_NV: torch.Tensor, teacher_logits_NV: torch.Tensor, beta: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(JSD [N], its gradient in the student's logits [N, V])."""
+    student_NV, teacher_NV = _log_softmax(student_logits_NV), _log_softmax(teacher_logits_NV)
+    delta_NV = teacher_NV - student_NV
+    student_NV, teacher_NV = student_NV.exp_(), teacher_NV.exp_()
+    if beta == 0.0:
+        return (teacher_NV * delta_NV).sum(-1), student_NV - teacher_NV
+    d_NV, loss_N = _jsd_terms(student_NV, teacher_NV, delta_NV, beta)
+    return loss_N, student_NV * (d_NV - (student_NV * d_NV).sum(-1, keepdim=True))
 
 
 def _jsd_terms(
@@ -102,25 +114,86 @@ def _jsd_terms(
 
 def cross_entropy_loss(logits_NV: torch.Tensor, ids_N: torch.Tensor) -> torch.Tensor:
     """Negative log-likelihood -log P_S(id) of each token, in nats (supervised fine-tuning)."""
-    return -_log_softmax(logits_NV).gather(-1, ids_N.unsqueeze(-1)).squeeze(-1)
+    return -token_logprobs(logits_NV, ids_N)
+
+
+def token_logprobs(logits_NV: torch.Tensor, ids_N: torch.Tensor) -> torch.Tensor:
+    """log softmax(logits)[id] of each token, in nats [N]; differentiable in the logits, which its backward reads."""
+    return _functions()["logprob"].apply(logits_NV, ids_N)
 
 
 def entropy_sum(logits_NV: torch.Tensor) -> torch.Tensor:
     """Sum over tokens of the entropy -sum_v P log P of their distribution, in nats; detached."""
-    return _entropy(_log_softmax(logits_NV.detach()))
+    import torch
+
+    with torch.no_grad():
+        total = logits_NV.new_zeros((), dtype=_wide(logits_NV))
+        for rows in _blocks(logits_NV):
+            logprobs_NV = _log_softmax(logits_NV[rows])
+            total -= (logprobs_NV.exp() * logprobs_NV).sum()
+    return total
 
 
-def _entropy(logprobs_NV: torch.Tensor) -> torch.Tensor:
-    return -(logprobs_NV.exp() * logprobs_NV).sum()
+@cache
+def _functions() -> dict[str, Any]:
+    """Autograd functions whose backward writes one tensor of the logits' size and no other."""
+    import torch
+
+    class Given(torch.autograd.Function):
+        """A loss whose gradient was computed beside it."""
+
+        @staticmethod
+        def forward(ctx: Any, logits_NV: torch.Tensor, loss_N: torch.Tensor, gradient_NV: torch.Tensor) -> torch.Tensor:
+            ctx.save_for_backward(gradient_NV)
+            ctx.dtype = logits_NV.dtype
+            return loss_N
+
+        @staticmethod
+        def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+            (gradient_NV,) = ctx.saved_tensors
+            return (gradient_NV * grads[0].unsqueeze(-1)).to(ctx.dtype), None, None
+
+    class Logprob(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, logits_NV: torch.Tensor, ids_N: torch.Tensor) -> torch.Tensor:
+            ctx.save_for_backward(logits_NV, ids_N)
+            logprobs_N = _empty_like(logits_NV, ids_N.shape)
+            for rows in _blocks(logits_NV):
+                logprobs_NV = _log_softmax(logits_NV[rows])
+                logprobs_N[rows] = logprobs_NV.gather(-1, ids_N[rows].unsqueeze(-1)).squeeze(-1)
+            return logprobs_N
+
+        @staticmethod
+        def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+            logits_NV, ids_N = ctx.saved_tensors
+            gradient_NV = torch.empty_like(logits_NV)
+            for rows in _blocks(logits_NV):
+                # d log p(id) / d logit = [v = id] - p(v)
+                block_NV = torch.softmax(logits_NV[rows], -1, dtype=_wide(logits_NV)).neg_()
+                block_NV.scatter_add_(-1, ids_N[rows].unsqueeze(-1), torch.ones_like(block_NV[:, :1]))
+                gradient_NV[rows] = block_NV.mul_(grads[0][rows].unsqueeze(-1))
+            return gradient_NV, None
+
+    return {"given": Given, "logprob": Logprob}
+
+
+def _empty_like(logits_NV: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Uninitialised, on the logits' device, in fp32 or wider."""
+    return logits_NV.new_empty(shape, dtype=_wide(logits_NV))
+
+
+def _blocks(logits_NV: torch.Tensor) -> Iterator[slice]:
+    num_rows = max(1, BLOCK_ELEMENTS // max(1, logits_NV.shape[-1]))
+    return (slice(start, start + num_rows) for start in range(0, len(logits_NV), num_rows))
 
 
 def _log_softmax(logits_NV: torch.Tensor) -> torch.Tensor:
     import torch
 
-    return torch.log_softmax(logits_NV, dim=-1, dtype=torch.promote_types(logits_NV.dtype, torch.float32))
+    return torch.log_softmax(logits_NV, dim=-1, dtype=_wide(logits_NV))
 
 
-def _with_gradient(loss_N: torch.Tensor, logits_NV: torch.Tensor, gradient_NV: torch.Tensor) -> torch.Tensor:
-    """`loss_N` with the given gradient in `logits_NV`; the added term is exactly zero."""
-    linear_N = (logits_NV * gradient_NV).sum(-1)
-    return loss_N + (linear_N - linear_N.detach())
+def _wide(logits_NV: torch.Tensor) -> torch.dtype:
+    import torch
+
+    return torch.promote_types(logits_NV.dtype, torch.float32)

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from harness.types import (
     LossOutput,
+    Rollout,
     RolloutGroup,
     TeacherDistribution,
     TokenBatch,
     TrainingSample,
 )
 from methods.advantages import NORMALIZATIONS, Normalization, group_advantages
-from methods.base import Method, MethodConfig
+from methods.contract import Method, MethodConfig
 from methods.losses import policy_gradient_loss
 from methods.samples import rollout_sample, sampled_by_student
 
@@ -63,7 +64,10 @@ class PolicyGradientMethod(Method):
 
     def advantages(self, groups: Sequence[RolloutGroup]) -> list[list[float]]:
         """Of the student's rollouts of each group, in their order."""
-        rewards = [[rollout.reward for rollout in sampled_by_student(group)] for group in groups]
+        return self.normalized([training_rewards(sampled_by_student(group)) for group in groups])
+
+    def normalized(self, rewards: Sequence[Sequence[float]]) -> list[list[float]]:
+        """Advantages from rewards, one list a group, by `advantage_normalization`."""
         return group_advantages(rewards, self.config.advantage_normalization)
 
     def loss(self, logits_NV: torch.Tensor, batch: TokenBatch, teacher: TeacherDistribution | None) -> LossOutput:
@@ -77,3 +81,8 @@ class PolicyGradientMethod(Method):
             dual_clip=self.config.dual_clip,
         )
         return LossOutput(loss_N=loss_N, sums=sums)
+
+
+def training_rewards(rollouts: Sequence[Rollout]) -> list[float]:
+    """The graded rewards, or what a method put in their place."""
+    return [r.reward if r.training_reward is None else r.training_reward for r in rollouts]

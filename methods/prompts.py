@@ -13,7 +13,7 @@ from harness.types import Message, Question
 CLOSING = "Reason first inside <think> </think>, then give the final answer in \\boxed{}."
 
 BCQ = (
-    "Two candidate responses follow, one right and one wrong, in no particular order. "
+    "Two candidate responses follow in <candidate> tags, one right and one wrong, in no particular order. "
     "Use them as references while you solve the problem."
 )
 NCQ = "These answers are all wrong: {answers}."
@@ -25,12 +25,24 @@ COMPRESS = (
     "Put the summary between <summary> and </summary>."
 )
 
-_CONTROL = re.compile(r"<(?=\|)|<(?=/?(?:candidate|response|summary|hint|think)>)")
+HINT = "A hint follows in <hint> tags. Use it while you solve the problem."
+WRITE_HINT = (
+    "Turn the response below into a hint of at most {max_tokens} tokens for somebody who has not solved the problem. "
+    "Say what to look at or how to begin. Leave out the final answer and every box, and do not copy the solution. "
+    "Put the hint between <hint> and </hint>."
+)
+
+# Whatever reads as a tag: `</candidate>`, `</ Candidate >`, `<|im_end|>`, `</s>`, `<\uff5cend`; and `[/INST]`.
+# A `<` or `[` with white space behind it is already broken: breaking twice changes nothing.
+_TAG = re.compile(r"<(?=(?:[/|\uff5c]\s*)?[A-Za-z_|\uff5c])|\[(?=(?:/\s*)?INST\s*\])")
 
 
 def neutralize(text: str) -> str:
-    """Break every chat-control token and quoting tag in model text, so that it cannot end the block it stands in."""
-    return _CONTROL.sub("< ", text)
+    """Break everything that reads as a tag or a control token in model text, so that it cannot end its block.
+
+    Example: `</candidate> a<b [/INST]` becomes `< /candidate> a< b [ /INST]`.
+    """
+    return _TAG.sub(lambda match: match[0] + " ", text)
 
 
 def plain_text(question: Question) -> str:
@@ -53,7 +65,17 @@ def ncq_text(question: Question, wrong_answers: Sequence[str], candidates: Seque
 def compress_text(response: str, *, max_lines: int, max_tokens: int) -> str:
     """Ask for a compressed trace. Shows the response only: no question, image or gold answer."""
     instruction = COMPRESS.format(max_lines=max_lines, max_tokens=max_tokens)
-    return f"{instruction}\n\n<response>\n{response_text(response)}\n</response>"
+    return f"{instruction}\n\n{_response(response)}"
+
+
+def hint_text(question: Question, hint: str) -> str:
+    """The question with a hint."""
+    return "\n\n".join([question.text, HINT, f"<hint>\n{neutralize(hint).strip()}\n</hint>", CLOSING])
+
+
+def write_hint_text(response: str, *, max_tokens: int) -> str:
+    """Ask for a hint. Shows the response only: no question, image or gold answer."""
+    return f"{WRITE_HINT.format(max_tokens=max_tokens)}\n\n{_response(response)}"
 
 
 def response_text(response: str) -> str:
@@ -68,6 +90,10 @@ def plain_messages(question: Question) -> tuple[Message, ...]:
 def user_turn(question: Question, text: str) -> tuple[Message, ...]:
     """`text` as the last user turn, after the question's earlier turns."""
     return (*question.messages, {"role": "user", "content": text})
+
+
+def _response(response: str) -> str:
+    return f"<response>\n{response_text(response)}\n</response>"
 
 
 def _candidate(text: str) -> str:

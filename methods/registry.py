@@ -1,21 +1,30 @@
 """From the composed `method` node of a configuration to a checked method object.
 
-A class is named by a registry key (`grpo`) or by `package.module:Class` for a plugin.
+A class is named by a registry key (`grpo`), by a plugin's entry point (`maxrl`), or by `package.module:Class`.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
+import inspect
+import os
+import sys
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from methods.base import Method
+from methods import plugins
+from methods.contract import Method, MethodConfig
+from methods.plugins import Plugin
 
 METHODS: dict[str, type[Method]] = {}
-BUILT_IN = ("methods.grpo", "methods.zppo", "methods.distill", "methods.sft")
+BUILT_IN = (
+    "methods.grpo", "methods.zppo", "methods.hint", "methods.prefix", "methods.teacher_response", "methods.controls",
+    "methods.distill", "methods.sft",
+)  # fmt: skip
 
 M = TypeVar("M", bound=type[Method])
 
@@ -47,24 +56,54 @@ def built_in() -> dict[str, type[Method]]:
 
 
 def method_class(name: str) -> type[Method]:
-    """The class of a registry key, or of `package.module:Class`. Raises MethodError if there is none."""
+    """The class of a registry key, of a plugin's name, or of `package.module:Class` (or `package.module.Class`).
+
+    Only the plugin that is asked for is imported. Raises MethodError (one line with the remedy) if there is no class.
+    """
     known = built_in()
     if name in known:
         return known[name]
-    module_name, colon, class_name = name.partition(":")
-    if not colon or not module_name:
-        raise MethodError(
-            f"unknown method class '{name}'.{_suggest(name, known)} A class of your own is named package.module:Class."
-        )
+    plugin = plugins.named(name)
+    if plugin is not None:
+        return plugin_class(plugin)
+    module_name, _, class_name = name.rpartition(":" if ":" in name else ".")
+    if not all(part.isidentifier() for part in (*module_name.split("."), class_name)):
+        near = _suggest(name, {*known, *(plugin.name for plugin in plugins.installed())})
+        raise MethodError(f"unknown method class '{name}'.{near} A class of your own is named package.module:Class.")
+    package = module_name.partition(".")[0]
+    if not _is_importable(package):
+        raise MethodError(f"method class '{name}': no module {package} is installed, or lies in {os.getcwd()}")
     try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise MethodError(f"cannot import '{module_name}' of method.class={name}: {error}") from error
-    cls = vars(module).get(class_name)
-    if not (isinstance(cls, type) and issubclass(cls, Method)):
-        methods = [n for n, v in vars(module).items() if isinstance(v, type) and issubclass(v, Method)]
-        raise MethodError(f"'{module_name}' has no method class '{class_name}'.{_suggest(class_name, methods)}")
-    return cls
+        return _imported(module_name, class_name)
+    except MethodError as error:
+        raise MethodError(f"method class '{name}' cannot be used: {error}") from error
+
+
+def plugin_class(plugin: Plugin) -> type[Method]:
+    """The class of a plugin. Raises MethodError (one line that names the package and the remedy) if it has none."""
+    if plugin.problem is not None:
+        raise MethodError(plugin.problem)
+    owner = built_in().get(plugin.name)
+    if owner is not None and _path(owner) != plugin.value:
+        raise MethodError(
+            f"{plugin.source} claims the name of the built-in method '{plugin.name}' ({plugin.value}): "
+            f"rename its entry point, or uninstall {plugin.distribution}"
+        )
+    module_name, _, class_name = plugin.value.partition(":")
+    try:
+        return _imported(module_name, class_name)
+    except MethodError as error:
+        raise MethodError(
+            f"method '{plugin.name}' of {plugin.source} cannot be used: {error}; "
+            f"mend or uninstall {plugin.distribution}"
+        ) from error
+
+
+def provenance(method: Method | None) -> tuple[str | None, dict[str, str]]:
+    """`("zppo_maxrl:MaxRL", {"zppo-maxrl": "1.0"})`: a method's class, and the plugin that it comes from, if any."""
+    if method is None:
+        return None, {}
+    return _path(type(method)), plugins.distribution_of(type(method).__module__)
 
 
 def build(options: Mapping[str, Any]) -> Method | None:
@@ -89,6 +128,43 @@ def build(options: Mapping[str, Any]) -> Method | None:
         raise
     except ValueError as error:
         raise MethodError(" ".join(str(error).split())) from error
+
+
+def _is_importable(package: str) -> bool:
+    """Whether there is such a package or module; the current directory is looked at last.
+
+    The `zppo` script does not see it, and a user's file lies where they launch. Once something is found there it stays
+    in `sys.path`, for what that file imports.
+    """
+    if importlib.util.find_spec(package) is not None:
+        return True
+    here = os.getcwd()
+    sys.path.append(here)
+    if importlib.util.find_spec(package) is not None:
+        return True
+    sys.path.remove(here)
+    return False
+
+
+def _imported(module_name: str, class_name: str) -> type[Method]:
+    """The class. Raises MethodError that says what is wrong with it, without a remedy."""
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # whatever a module does while it is imported
+        reason = " ".join(str(error).split())
+        raise MethodError(f"importing {module_name} fails ({type(error).__name__}: {reason})") from error
+    cls = vars(module).get(class_name)
+    if cls is None:
+        near = difflib.get_close_matches(class_name, list(vars(module)), n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise MethodError(f"{module_name} has no class {class_name}{hint}")
+    if not (isinstance(cls, type) and issubclass(cls, Method)):
+        raise MethodError(f"{module_name}:{class_name} is not derived from methods.base.Method")
+    if not (isinstance(cls.Config, type) and issubclass(cls.Config, MethodConfig)):
+        raise MethodError(f"{_path(cls)}.Config is not derived from methods.base.MethodConfig")
+    if inspect.isabstract(cls):
+        raise MethodError(f"{_path(cls)} does not define {' and '.join(sorted(cls.__abstractmethods__))}")
+    return cls
 
 
 def _checked(cls: type[Method], values: Mapping[str, Any]) -> dict[str, Any]:

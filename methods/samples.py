@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
-from harness.types import Prompt, Question, Rollout, RolloutGroup, TrainingSample
-from methods.base import plain_prompt
+from harness.types import Prompt, PromptKind, Question, Rollout, RolloutGroup, TrainingSample
+from methods.contract import plain_prompt
 
 
 def rollout_sample(uid: str, rollout: Rollout, *, advantage: float | None = None) -> TrainingSample:
@@ -38,3 +39,21 @@ def sampled_by_student(group: RolloutGroup) -> list[Rollout]:
 def teacher_prompt(question: Question) -> Prompt:
     """The plain prompt under a name of its own, for the teacher's rollouts."""
     return replace(plain_prompt(question), uid=f"{question.id}/teacher")
+
+
+def teacher_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    """Accuracy of the teacher's own groups; empty where it has none."""
+    own = [group for group in groups if group.rollouts and not sampled_by_student(group)]
+    rewards = [rollout.reward for group in own for rollout in group.rollouts]
+    return {"teacher/accuracy": sum(rewards) / len(rewards)} if rewards else {}
+
+
+def kind_metrics(groups: Sequence[RolloutGroup], *kinds: PromptKind) -> dict[str, float]:
+    """How many groups the student sampled of each kind of prompt, and their mean accuracy."""
+    metrics: dict[str, float] = {}
+    for kind in kinds:
+        accuracies = [g.accuracy for g in groups if g.prompt.kind == kind and sampled_by_student(g)]
+        metrics[f"{kind}/prompts"] = len(accuracies)
+        if accuracies:
+            metrics[f"{kind}/accuracy"] = sum(accuracies) / len(accuracies)
+    return metrics

@@ -11,11 +11,12 @@ from harness.types import (
     LossOutput,
     QuestionBatch,
     RolloutGroup,
+    Sampler,
     TeacherDistribution,
     TokenBatch,
     TrainingSample,
 )
-from methods.base import Method, MethodConfig, plain_prompts
+from methods.contract import Method, MethodConfig, plain_prompts
 from methods.losses import cross_entropy_loss, entropy_sum
 from methods.registry import register
 from methods.samples import rollout_sample
@@ -43,6 +44,7 @@ class SFT(Method):
     """Cross-entropy on the gold answer of every question: a cold start, no rollouts."""
 
     Config: ClassVar[type[MethodConfig]] = SFTConfig
+    trained_samplers: ClassVar[frozenset[Sampler]] = frozenset({"teacher"})
 
     def collect(self, batch: QuestionBatch, actors: Actors, rng: np.random.Generator) -> list[RolloutGroup]:
         prompts = plain_prompts(batch)

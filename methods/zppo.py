@@ -5,61 +5,62 @@ The teacher writes only into prompts: every trained token was sampled by the cur
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from harness.types import Actors, Prompt, Question, QuestionBatch, Rewrite, Rollout, RolloutGroup
-from methods.base import MethodConfig
-from methods.policy import PolicyGradientConfig, PolicyGradientMethod
+from harness.types import Actors, Prompt, Question, QuestionBatch, Rewrite, RolloutGroup
+from methods.contract import MethodConfig
+from methods.hard import AugmentConfig, fitting, hard_groups, num_slots, ranked, right_trace, teacher_groups
+from methods.policy import PolicyGradientMethod
 from methods.prompts import bcq_text, compress_text, ncq_text, response_text, user_turn
 from methods.registry import register
-from methods.samples import sampled_by_student, teacher_prompt
+from methods.rewrites import ACCEPTED, Rewriter, Trace
+from methods.samples import kind_metrics, sampled_by_student, teacher_metrics
 
 if TYPE_CHECKING:
     import numpy as np
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZPPOConfig(PolicyGradientConfig):
-    replay: bool = True
-    teacher_group_size: int = 4
-    """Fresh teacher rollouts a hard question (G_T)."""
-    augment_ratio: float = 0.25
-    """Cap on BCQ and NCQ prompts, relative to new questions (rho_aug)."""
+class ZPPOConfig(AugmentConfig):
     bcq: bool = True
     ncq: bool = True
     compress: bool = True
     """False shows traces as they are, without the teacher's rewriting."""
     compress_max_lines: int = 5
     compress_max_tokens: int = 512
+    bcq_positive: Literal["right", "wrong"] = "right"
+    """Control: `wrong` shows a second wrong trace in the place of the right one, on the same questions."""
+    ncq_source: Literal["own", "foreign"] = "own"
+    """Control: `foreign` shows the wrong traces and answers of another hard question of the step."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("teacher_group_size", "compress_max_lines", "compress_max_tokens"):
+        for name in ("compress_max_lines", "compress_max_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"method.{name} must be at least 1, got {getattr(self, name)}")
-        if self.augment_ratio <= 0 or not (self.bcq or self.ncq):
+        if self.augment_ratio == 0 or not (self.bcq or self.ncq):
             raise ValueError("without BCQ and NCQ prompts zppo is GRPO: use method=grpo or method=grpo_replay")
+        for name, form in (("bcq_positive", "bcq"), ("ncq_source", "ncq")):
+            if getattr(self, name) != getattr(type(self), name) and not getattr(self, form):
+                raise ValueError(f"method.{name}={getattr(self, name)} needs method.{form}=true")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reformulation:
-    """A BCQ or NCQ prompt before its traces are compressed. `traces` are in the order of the candidates."""
+    """A BCQ or NCQ prompt before its traces are compressed.
+
+    `shown` are the traces of its candidates, in their order; `positive` is the right one, which an NCQ does not show.
+    `answers` are the wrong boxed answers that an NCQ lists.
+    """
 
     kind: Literal["bcq", "ncq"]
     question: Question
-    traces: tuple[Rollout, ...]
+    shown: tuple[Trace, ...]
+    positive: Trace | None
     answers: tuple[str, ...] = ()
-    """NCQ: the wrong boxed answers that the prompt lists."""
-
-    def prompt(self, texts: Sequence[str]) -> Prompt:
-        question = self.question
-        text = bcq_text(question, texts) if self.kind == "bcq" else ncq_text(question, self.answers, texts)
-        uid = f"{question.id}/{self.kind}"
-        return Prompt(uid=uid, question=question, messages=user_turn(question, text), kind=self.kind)
 
 
 @register("zppo")
@@ -70,78 +71,107 @@ class ZPPO(PolicyGradientMethod):
     """
 
     Config: ClassVar[type[MethodConfig]] = ZPPOConfig
-    needs_teacher: ClassVar[Literal["none", "rollouts", "distribution"]] = "rollouts"
+
+    def __init__(self, config: ZPPOConfig) -> None:
+        super().__init__(config)
+        self.needs_teacher = "rollouts" if config.bcq or config.compress else "none"
 
     def collect(self, batch: QuestionBatch, actors: Actors, rng: np.random.Generator) -> list[RolloutGroup]:
         plain = self.plain_groups(batch, actors).list()
-        hard = [group for group in plain if group.accuracy < self.config.tau]
-        teacher = self._teacher_groups(hard, actors)
-        cap = math.floor(self.config.augment_ratio * len(batch.new) + 1e-9)  # 0.29 * 100 is 28.999999999999996
+        hard = hard_groups(plain, self.config.tau)
+        # For NCQ alone the teacher only compresses.
+        teacher = teacher_groups(hard, actors, self.config.teacher_group_size) if self.config.bcq else []
+        cap = num_slots(self.config.augment_ratio, batch)
         walk = self.reformulations(hard, teacher, cap, rng)
         prompts = fill_slots(walk, cap, actors, self.config)
         augmented = actors.student(prompts, self.config.group_size).list() if prompts else []
         return [*plain, *teacher, *augmented]
-
-    def _teacher_groups(self, hard: Sequence[RolloutGroup], actors: Actors) -> list[RolloutGroup]:
-        """The teacher tries the hard questions; for NCQ alone it only compresses."""
-        if not hard or not self.config.bcq:
-            return []
-        prompts = [teacher_prompt(group.prompt.question) for group in hard]
-        return actors.teacher(prompts, self.config.teacher_group_size).list()
 
     def reformulations(
         self, hard: Sequence[RolloutGroup], teacher: Sequence[RolloutGroup], cap: int, rng: np.random.Generator
     ) -> list[Reformulation]:
         """Steps 3 and 4: what the first `cap` admissible questions by ascending accuracy admit, BCQ before NCQ.
 
-        Ties are in random order. Questions that admit nothing are passed over and use no slot.
+        Questions that admit nothing are passed over and use no slot.
         """
-        right = {group.prompt.question.id: group.correct("teacher") for group in teacher}
-        shuffled = [hard[i] for i in rng.permutation(len(hard))]
+        theirs = {group.prompt.question.id: group for group in teacher}
         walk: list[Reformulation] = []
         num_kept = 0
-        for group in sorted(shuffled, key=lambda g: g.accuracy):
+        for group in ranked(hard, rng):
             if num_kept == cap:
                 break
-            admitted = self._admitted(group, right.get(group.prompt.question.id, []), rng)
+            admitted = self._admitted(group, theirs.get(group.prompt.question.id), hard, rng)
             walk += admitted
             num_kept += bool(admitted)
         return walk
 
-    def _admitted(self, group: RolloutGroup, right: list[Rollout], rng: np.random.Generator) -> list[Reformulation]:
-        question, wrong = group.prompt.question, group.wrong("student")
+    def _admitted(
+        self,
+        group: RolloutGroup,
+        teacher: RolloutGroup | None,
+        hard: Sequence[RolloutGroup],
+        rng: np.random.Generator,
+    ) -> list[Reformulation]:
+        question = group.prompt.question
+        wrong = wrong_traces(group)
+        right = None if teacher is None else right_trace(teacher, rng)
+        positive = None if right is None else (question, right)
         admitted = []
-        if self.config.bcq and right and wrong:
-            pair = (right[rng.integers(len(right))], wrong[rng.integers(len(wrong))])
-            traces = pair if rng.integers(2) else pair[::-1]
-            admitted.append(Reformulation(kind="bcq", question=question, traces=traces))
-        if self.config.ncq and wrong:
-            boxed = ((rollout.answer or "").strip() for rollout in wrong)
+        if positive is not None and teacher is not None and wrong:
+            negative = wrong[rng.integers(len(wrong))]
+            other: Trace | None = positive
+            if self.config.bcq_positive == "wrong":
+                other = second_wrong(teacher, wrong, negative, rng)
+            if other is not None:
+                shown = (other, negative) if rng.integers(2) else (negative, other)
+                kept = positive if other is positive else None
+                admitted.append(Reformulation(kind="bcq", question=question, shown=shown, positive=kept))
+        listed = wrong if self.config.ncq_source == "own" else foreign_traces(question, hard, rng)
+        if self.config.ncq and wrong and listed:
+            boxed = ((rollout.answer or "").strip() for _, rollout in listed)
             answers = tuple(dict.fromkeys(answer for answer in boxed if answer))
-            admitted.append(Reformulation(kind="ncq", question=question, traces=tuple(wrong), answers=answers))
+            admitted.append(
+                Reformulation(kind="ncq", question=question, shown=tuple(listed), positive=positive, answers=answers)
+            )
         return admitted
 
     def metrics(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
         """Eligibility before the cap as shares of all questions, and what BCQ, NCQ and the teacher got right."""
-        students = [group for group in groups if sampled_by_student(group)]
-        plain = [group for group in students if group.prompt.kind == "plain"]
+        plain = [group for group in groups if group.prompt.kind == "plain" and sampled_by_student(group)]
         metrics: dict[str, float] = {}
         solved = {group.prompt.question.id for group in groups if group.correct("teacher")}
-        hard = [group for group in plain if group.accuracy < self.config.tau and group.wrong("student")]
+        hard = [group for group in hard_groups(plain, self.config.tau) if group.wrong("student")]
         if plain:
             metrics["precap/easy_frac"] = sum(g.accuracy >= self.config.tau for g in plain) / len(plain)
             num_bcq = sum(g.prompt.question.id in solved for g in hard)
             metrics["precap/bcq_frac"] = self.config.bcq * num_bcq / len(plain)
             metrics["precap/ncq_frac"] = self.config.ncq * len(hard) / len(plain)
-        for kind in ("bcq", "ncq"):
-            accuracies = [group.accuracy for group in students if group.prompt.kind == kind]
-            metrics[f"{kind}/prompts"] = len(accuracies)
-            if accuracies:
-                metrics[f"{kind}/accuracy"] = sum(accuracies) / len(accuracies)
-        rewards = [r.reward for group in groups for r in group.rollouts if r.sampler == "teacher"]
-        if rewards:
-            metrics["teacher/accuracy"] = sum(rewards) / len(rewards)
-        return metrics
+        return metrics | kind_metrics(groups, "bcq", "ncq") | teacher_metrics(groups)
+
+
+def wrong_traces(group: RolloutGroup) -> list[Trace]:
+    return [(group.prompt.question, rollout) for rollout in group.wrong("student")]
+
+
+def second_wrong(
+    teacher: RolloutGroup, wrong: Sequence[Trace], negative: Trace, rng: np.random.Generator
+) -> Trace | None:
+    """Control: one of the teacher's wrong traces, else another one of the student's; None where there is neither."""
+    theirs = [(teacher.prompt.question, rollout) for rollout in teacher.wrong("teacher")]
+    others = theirs or [trace for trace in wrong if trace is not negative]
+    return others[rng.integers(len(others))] if others else None
+
+
+def foreign_traces(question: Question, hard: Sequence[RolloutGroup], rng: np.random.Generator) -> list[Trace]:
+    """Control: the wrong traces of another hard question, drawn uniformly; none where there is no other.
+
+    Traces that happen to give this question's answer are left out: the prompt says that all are wrong.
+    """
+    others = [traces for group in hard if group.prompt.question.id != question.id and (traces := wrong_traces(group))]
+    if not others:
+        return []
+    answer = question.answer.strip()
+    return [trace for trace in others[rng.integers(len(others))] if (trace[1].answer or "").strip() != answer]
 
 
 def fill_slots(walk: Sequence[Reformulation], cap: int, actors: Actors, config: ZPPOConfig) -> list[Prompt]:
@@ -149,92 +179,86 @@ def fill_slots(walk: Sequence[Reformulation], cap: int, actors: Actors, config: 
 
     Works in waves: as many as there are open slots are compressed together; a failure frees its slot for the next wave.
     """
-    compressor = Compressor(actors, config)
+    candidates = Candidates(actors, config)
     prompts: list[Prompt] = []
     num_walked = 0
     while len(prompts) < cap and num_walked < len(walk):
         wave = walk[num_walked : num_walked + cap - len(prompts)]
         num_walked += len(wave)
-        compressor.prepare(wave)
-        for item in wave:
-            texts = [compressor.text(item.question, trace) for trace in item.traces]
-            kept = [text for text in texts if text is not None]
-            if len(kept) == len(texts):
-                prompts.append(item.prompt(kept))
-            else:
-                compressor.counts["skipped"] += 1
-                actors.count(f"{item.kind}/skipped_rewrites", 1)
-    compressor.report()
+        candidates.prepare(wave)
+        prompts += fitting([p for item in wave if (p := candidates.prompt(item)) is not None], actors)
+    candidates.report()
     return prompts
 
 
-class Compressor:
-    """The teacher's summaries of the traces of one step; each trace is compressed once."""
+class Candidates:
+    """Turns reformulations into prompts, with the teacher's summaries of the traces where `compress` is set."""
 
-    OUTCOMES = ("accepted", "no_summary", "too_long", "other_answer", "redrawn", "skipped")
+    OUTCOMES = ("no_summary", "too_long", "other_answer")
 
     def __init__(self, actors: Actors, config: ZPPOConfig) -> None:
         self._actors = actors
-        self._config = config
-        self._summaries: dict[str, str | None] = {}
-        self.counts: Counter[str] = Counter()
+        self._num_skipped = 0
+        self._rewriter: Rewriter | None = None
+        if config.compress:
+            self._rewriter = Rewriter(
+                actors,
+                section="compress",
+                kind="compress",
+                tag="summary",
+                max_tokens=config.compress_max_tokens,
+                ask=partial(compress_text, max_lines=config.compress_max_lines, max_tokens=config.compress_max_tokens),
+                outcome=partial(summary_outcome, max_lines=config.compress_max_lines),
+                outcomes=self.OUTCOMES,
+            )
 
     def prepare(self, wave: Sequence[Reformulation]) -> None:
-        """Compress the wave's new traces: greedily, then once more by sampling where the result is not usable."""
-        if not self._config.compress:
-            return
-        traces = {_trace_uid(item.question, trace): (item.question, trace) for item in wave for trace in item.traces}
-        new = [self._rewrite_prompt(*pair) for uid, pair in traces.items() if uid not in self._summaries]
-        failed = self._rewrite(new, sample=False)
-        self.counts["redrawn"] += len(failed)
-        for prompt in self._rewrite(failed, sample=True):
-            self._summaries[prompt.uid] = None
+        if self._rewriter is not None:
+            self._rewriter.prepare([trace for item in wave for trace in item.shown])
 
-    def text(self, question: Question, trace: Rollout) -> str | None:
-        """What stands in the candidate block; None if the trace could not be compressed."""
-        return self._summaries[_trace_uid(question, trace)] if self._config.compress else response_text(trace.text)
-
-    def report(self) -> None:
-        if self._config.compress:
-            for outcome in self.OUTCOMES:
-                self._actors.count(f"compress/{outcome}", self.counts[outcome])
-
-    def _rewrite_prompt(self, question: Question, trace: Rollout) -> Prompt:
-        config = self._config
-        text = compress_text(trace.text, max_lines=config.compress_max_lines, max_tokens=config.compress_max_tokens)
+    def prompt(self, item: Reformulation) -> Prompt | None:
+        """None, counted, where one of the traces could not be compressed."""
+        shown = [self._candidate(trace) for trace in item.shown]
+        kept = [candidate for candidate in shown if candidate is not None]
+        if len(kept) < len(shown):
+            self._num_skipped += 1
+            self._actors.count(f"{item.kind}/skipped_rewrites")
+            return None
+        question, texts = item.question, [text for text, _ in kept]
+        text = bcq_text(question, texts) if item.kind == "bcq" else ncq_text(question, item.answers, texts)
+        negatives = [answer for trace, (_, answer) in zip(item.shown, kept, strict=True) if trace is not item.positive]
         return Prompt(
-            uid=_trace_uid(question, trace),
-            # The teacher sees the response only: no question, image or gold answer.
-            question=replace(question, text="", answer="", messages=(), images=(), video=None, metadata={}),
-            messages=({"role": "user", "content": text},),
-            kind="compress",
-            reference=trace.text,
+            uid=f"{question.id}/{item.kind}",
+            question=question,
+            messages=user_turn(question, text),
+            kind=item.kind,
+            positive_answer=self._positive_answer(item),
+            negative_answers=tuple(dict.fromkeys(answer for answer in negatives if answer)),
         )
 
-    def _rewrite(self, prompts: Sequence[Prompt], *, sample: bool) -> list[Prompt]:
-        """Keep the usable summaries and return the prompts of the others."""
-        if not prompts:
-            return []
-        max_tokens = self._config.compress_max_tokens
-        rewrites = self._actors.rewrite(prompts, tag="summary", max_tokens=max_tokens, sample=sample)
-        failed = []
-        for prompt, rewrite in zip(prompts, rewrites, strict=True):
-            outcome = self._outcome(rewrite)
-            self.counts[outcome] += 1
-            if outcome == "accepted":
-                self._summaries[prompt.uid] = rewrite.text
-            else:
-                failed.append(prompt)
-        return failed
+    def report(self) -> None:
+        if self._rewriter is not None:
+            self._rewriter.report()
+            self._actors.count("compress/skipped", self._num_skipped)
 
-    def _outcome(self, rewrite: Rewrite) -> str:
-        num_lines = sum(bool(line.strip()) for line in rewrite.text.splitlines())
-        if rewrite.truncated or num_lines > self._config.compress_max_lines:
-            return "too_long"
-        if not rewrite.text.strip():
-            return "no_summary"
-        return "accepted" if rewrite.same_answer else "other_answer"
+    def _candidate(self, trace: Trace) -> tuple[str, str | None] | None:
+        """What stands in a candidate's block, and its boxed answer."""
+        if self._rewriter is None:
+            return response_text(trace[1].text), trace[1].answer
+        summary = self._rewriter.get(trace)
+        return None if summary is None else (summary.text, summary.answer)
+
+    def _positive_answer(self, item: Reformulation) -> str | None:
+        """The boxed answer of the compressed right trace. For an NCQ it is there if the question's BCQ asked for it."""
+        candidate = None if item.positive is None else self._candidate(item.positive)
+        return None if candidate is None else candidate[1]
 
 
-def _trace_uid(question: Question, trace: Rollout) -> str:
-    return f"{question.id}/compress/{trace.sampler}/{trace.index}"
+def summary_outcome(prompt: Prompt, rewrite: Rewrite, *, max_lines: int) -> str:
+    """`accepted`, or why a rewrite is no summary: over a cap, empty, or with another answer."""
+    num_lines = sum(bool(line.strip()) for line in rewrite.text.splitlines())
+    if rewrite.truncated or num_lines > max_lines:
+        return "too_long"
+    if not rewrite.text.strip():
+        return "no_summary"
+    return ACCEPTED if rewrite.same_answer else "other_answer"

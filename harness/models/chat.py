@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ class Chat:
         self.num_tokens = max(used) + 1
         special = set(tokenizer.all_special_ids)
         special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        pieces = sorted({t for i in special if len(t := self._decode([i], skip_special_tokens=False)) > 1}, key=len)
+        self._control = re.compile("|".join(map(re.escape, reversed(pieces)))) if pieces else None
         terminator = self._terminator(special)
         if terminator is None:
             raise UserError(f"{config.path}: neither the chat template nor the tokenizer says which token ends a reply")
@@ -49,12 +52,16 @@ class Chat:
     def encode(self, prompt: Prompt) -> list[int]:
         """Ids of the prompt up to where the reply starts, without `prefix_ids`.
 
+        Contents are data: a special token's text in them (`<|im_end|>` in a question or in a candidate) is broken by a
+        space, so that it cannot end a turn.
+
         Raises UserError for a question with images or video, which this text-only rendering would drop silently.
         """
         question = prompt.question
         if question.images or question.video is not None:
             raise UserError(f"question {question.id} has images or video: prompts are text only")
-        return self._render(prompt.messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+        messages = [{**message, "content": self._as_data(message["content"])} for message in prompt.messages]
+        return self._render(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of plain text, without start or end tokens."""
@@ -67,6 +74,9 @@ class Chat:
     def decode_prompt(self, ids: Sequence[int]) -> str:
         """Text of a prompt as the model sees it, special tokens included; for the run's records."""
         return self._decode(ids, skip_special_tokens=False)
+
+    def _as_data(self, content: str) -> str:
+        return content if self._control is None else self._control.sub(lambda m: f"{m[0][0]} {m[0][1:]}", content)
 
     def _decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         text = self.tokenizer.decode(

@@ -39,6 +39,11 @@ class RolloutEngine(Protocol):
 
     sampler: Sampler
 
+    @property
+    def context_window(self) -> int:
+        """Tokens of prompt and completion together."""
+        ...
+
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[RolloutGroup]: ...
 
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:

@@ -34,6 +34,10 @@ class TransformersEngine:
         self._chat = chat
         self._max_sequences = max_sequences
 
+    @property
+    def context_window(self) -> int:
+        return self._model.context_window
+
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[RolloutGroup]:
         """Yield the group of each prompt, ungraded, in order, as its batch finishes.
 
@@ -61,7 +65,7 @@ class TransformersEngine:
     def _pieces(self, prompt: Prompt, sampling: Sampling) -> list[_Piece]:
         prompt_ids = self._chat.encode(prompt)
         given = len(prompt_ids) + len(prompt.prefix_ids)
-        window = self._model.context_window
+        window = self.context_window
         if given >= window:
             raise UserError(
                 f"prompt {prompt.uid} has {given} tokens and the context window {window}: no room is left for a reply; "

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import psutil
 
 from harness.replay import BufferEvent, PromptReplayBuffer
+from harness.rewards.match import match_counts
 from harness.types import Rollout, RolloutGroup, TrainingSample
+
+CUMULATIVE = {"admit": "admitted", "graduate": "graduated", "evict": "evicted"}
+MAX_VISITS = 6
 
 
 def group_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
@@ -22,7 +27,7 @@ def group_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
         "group/zero_std_frac": _mean([len({r.reward for r in g.rollouts}) == 1 for g in student]),
     }
     if new:
-        rollouts = [r for g in new for r in g.rollouts]
+        rollouts = [r for g in new for r in g.rollouts if _by_student(r)]
         metrics |= {
             "rollout/accuracy": _mean([g.accuracy for g in new]),
             "rollout/truncated_frac": _mean([r.finish_reason == "length" for r in rollouts]),
@@ -32,7 +37,7 @@ def group_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
         }
     if replayed:
         metrics["replay/accuracy"] = _mean([g.accuracy for g in replayed])
-    return metrics
+    return metrics | match_counts(student)
 
 
 def sample_metrics(samples: Sequence[TrainingSample]) -> dict[str, float]:
@@ -49,30 +54,51 @@ def sample_metrics(samples: Sequence[TrainingSample]) -> dict[str, float]:
 
 
 def buffer_metrics(buffer: PromptReplayBuffer, events: Sequence[BufferEvent], num_replayed: int) -> dict[str, float]:
-    """Size, and cumulative admissions, graduations and evictions."""
+    """Size, and admissions, graduations and evictions since the start; the same by accuracy at admission and by visits.
+
+    `buffer/graduated@0.125` counts entries admitted at 1 right rollout of 8, `buffer/graduated@visits_3` those that
+    graduated when they were met for the third time since; from `MAX_VISITS` on they are counted together.
+    """
+    totals: Counter[str] = Counter(dict.fromkeys(("admitted", "graduated", "evicted"), 0))
+    totals.update({f"size@{entry:g}": number for entry, number in buffer.occupancy.items()})
+    for (event, entry, visits), number in buffer.totals.items():
+        if event in CUMULATIVE:
+            name = CUMULATIVE[event]
+            totals.update({name: number, f"{name}@{entry:g}": number})
+            if event != "admit":
+                totals[f"{name}@visits_{min(visits, MAX_VISITS)}"] += number
+    sizes = {"size": len(buffer), "replayed": num_replayed, "events": len(events)}
+    return {f"buffer/{name}": float(number) for name, number in (sizes | totals).items()}
+
+
+def token_metrics(samples: Sequence[TrainingSample], *, num_rescored: int, teacher_scores: bool) -> dict[str, float]:
+    """Tokens that went through the student's update and the teacher's scoring, prompts included; inert samples do not.
+
+    `num_rescored` are those that the student read once more for their old log-probabilities.
+    """
+    active = [sample for sample in samples if not sample.inert]
     return {
-        "buffer/size": float(len(buffer)),
-        "buffer/replayed": float(num_replayed),
-        "buffer/admitted": float(buffer.totals["admit"]),
-        "buffer/graduated": float(buffer.totals["graduate"]),
-        "buffer/evicted": float(buffer.totals["evict"]),
-        "buffer/events": float(len(events)),
+        "tokens/student_update": float(sum(len(s.token_ids) for s in active)),
+        "tokens/student_rescored": float(num_rescored),
+        "tokens/teacher_scored": float(sum(_num_teacher_tokens(s) for s in active)) if teacher_scores else 0.0,
     }
 
 
 def flops(
-    counts: Mapping[str, float], samples: Sequence[TrainingSample], *, student: int, teacher: int, teacher_scores: bool
+    tokens: Mapping[str, float], *, student: int, teacher: int, gradient_checkpointing: bool = False
 ) -> dict[str, float]:
-    """What was computed: 2N a token for a forward pass, 6N for forward and backward; N = number of parameters.
+    """What was computed, from the step's `tokens/*`: 2N a token for a forward pass, 6N for forward and backward, 8N
+    where checkpointing repeats the forward; N = number of parameters.
 
-    Generation counts each prompt once a group (it is prefilled once). Inert samples are not computed.
+    Generation counts each prompt once a group (it is prefilled once).
     """
-    trained = sum(len(s.token_ids) for s in samples if not s.inert)
+    updated, rescored = tokens.get("tokens/student_update", 0.0), tokens.get("tokens/student_rescored", 0.0)
+    per_token = 8.0 if gradient_checkpointing else 6.0
     return {
-        "flops/student_generation": 2.0 * student * _tokens(counts, "student"),
-        "flops/teacher_generation": 2.0 * teacher * _tokens(counts, "teacher"),
-        "flops/student_update": 6.0 * student * trained,
-        "flops/teacher_scoring": 2.0 * teacher * trained if teacher_scores else 0.0,
+        "flops/student_generation": 2.0 * student * _tokens(tokens, "student"),
+        "flops/student_update": student * (per_token * updated + 2.0 * rescored),
+        "flops/teacher_generation": 2.0 * teacher * _tokens(tokens, "teacher"),
+        "flops/teacher_scoring": 2.0 * teacher * tokens.get("tokens/teacher_scored", 0.0),
     }
 
 
@@ -98,8 +124,15 @@ def _by_student(rollout: Rollout) -> bool:
     return rollout.sampler == "student"
 
 
-def _tokens(counts: Mapping[str, float], name: str) -> float:
-    return counts.get(f"tokens/{name}_generated", 0.0) + counts.get(f"tokens/{name}_prompt", 0.0)
+def _tokens(tokens: Mapping[str, float], name: str) -> float:
+    return tokens.get(f"tokens/{name}_generated", 0.0) + tokens.get(f"tokens/{name}_prompt", 0.0)
+
+
+def _num_teacher_tokens(sample: TrainingSample) -> int:
+    """The teacher reads the same completion behind its own prompt."""
+    own = len(sample.token_ids)
+    ids = sample.teacher_prompt_ids
+    return own if ids is None else own - sample.num_prompt + len(ids)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -103,12 +103,12 @@ class Trainer:
         events = self._buffer.update(plain) if self._method.config.replay else []
         row |= metrics.buffer_metrics(self._buffer, events, len(batch.replayed))
         counts = self._actors.counts
-        row |= counts | metrics.flops(
-            counts,
-            samples,
+        row |= counts
+        row |= metrics.flops(
+            row,
             student=_num_parameters(self._student),
             teacher=_num_parameters(self._teacher),
-            teacher_scores=self._teacher_scores,
+            gradient_checkpointing=self._config.update.gradient_checkpointing,
         )
         row |= {
             "time/collect": collected - started,
@@ -135,13 +135,14 @@ class Trainer:
 
     def _update(self, step: int, samples: Sequence[TrainingSample]) -> dict[str, float]:
         """`updates_per_step` optimizer updates; their metrics averaged over the updates that were made."""
-        self._updater.fill_old_logprobs(samples)
+        num_rescored = self._updater.fill_old_logprobs(samples)
         parts = mini_batches(samples, num_batches=self._method.config.updates_per_step, rng=self._rng(step, SPLIT))
         rows: list[dict[str, float]] = []
         for part in filter(None, parts):
             rows.append(self._updater.update(part, measure_gap=not rows and self._has_rollout_logprobs(part)))
         self._engine.load_weights(self._student.module.named_parameters())
-        row = {"train/num_updates": float(len(rows)), "train/empty_mini_batches": float(len(parts) - len(rows))}
+        row = metrics.token_metrics(samples, num_rescored=num_rescored, teacher_scores=self._teacher_scores)
+        row |= {"train/num_updates": float(len(rows)), "train/empty_mini_batches": float(len(parts) - len(rows))}
         for name in sorted({name for r in rows for name in r}):
             values = [r[name] for r in rows if name in r]
             row[f"train/{name}"] = sum(values) / len(values)

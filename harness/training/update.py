@@ -52,8 +52,11 @@ class Updater:
         )
         self.optimizer: torch.optim.Optimizer = self._accelerator.prepare(optimizer)
 
-    def fill_old_logprobs(self, samples: Sequence[TrainingSample]) -> None:
-        """Give samples with advantages their `old_logprobs`: the engine's, or the trainer's own by a forward pass."""
+    def fill_old_logprobs(self, samples: Sequence[TrainingSample]) -> int:
+        """Give samples with advantages their `old_logprobs`: the engine's, or the trainer's own by a forward pass.
+
+        Returns the number of tokens that this forward pass read.
+        """
         policy = [s for s in samples if s.advantages is not None and s.old_logprobs is None]
         recompute = self._config.old_logprobs == "recompute"
         missing = [s for s in policy if not s.inert and (recompute or s.rollout_logprobs is None)]
@@ -62,6 +65,7 @@ class Updater:
         for micro in micro_batches(missing, self._config.micro_batch_size):
             for sample, logprobs in zip(micro, self._sequence_logprobs(micro), strict=True):
                 sample.old_logprobs = logprobs
+        return sum(len(sample.token_ids) for sample in missing)
 
     def update(self, samples: Sequence[TrainingSample], *, measure_gap: bool = False) -> dict[str, float]:
         """One optimizer step. Returns `loss`, `grad_norm` and the method's sums per trained token.

@@ -1,6 +1,7 @@
 """The prompt replay buffer against a plain reference, and its rules one by one."""
 
 import json
+from collections import Counter
 
 import numpy as np
 from hypothesis import given, settings
@@ -43,7 +44,15 @@ def test_life_of_a_question():
     events = buffer.update([group("c", 1.0), group("a", 0.0)])
     assert names(events) == [("graduate", "c"), ("admit", "a")]
     assert events[1].entry_accuracy == 0.0 and events[1].visits == 0  # starts anew after the eviction
-    assert buffer.totals == {"admit": 4, "revisit": 1, "evict": 1, "graduate": 1}
+    assert buffer.totals == {
+        ("admit", 0.375, 0): 1,  # a
+        ("admit", 0.0, 0): 2,  # c, and a again
+        ("admit", 0.25, 0): 1,  # d
+        ("revisit", 0.375, 1): 1,  # a
+        ("evict", 0.375, 1): 1,  # a
+        ("graduate", 0.0, 1): 1,  # c, the first time it was met again
+    }
+    assert buffer.occupancy == {0.25: 1, 0.0: 1}  # d and a, by their accuracy at admission
 
 
 def test_draw_leaves_out_the_new_questions_and_floors():
@@ -91,6 +100,10 @@ def test_contents_equal_a_plain_reference(capacity, steps):
         queue = queue[-capacity:]
         entries = buffer.state_dict()["entries"]
         assert [entry["question"]["id"] for entry in entries] == queue
+        inside = Counter(entry["entry_accuracy"] for entry in entries)
+        for (event, entry_accuracy, _), number in buffer.totals.items():
+            inside[entry_accuracy] -= {"admit": 1, "graduate": -1, "evict": -1, "revisit": 0}[event] * number
+        assert not any(inside.values())  # at each bin: admitted - graduated - evicted = inside
 
 
 def test_state_survives_json():
@@ -100,6 +113,22 @@ def test_state_survives_json():
     copy = PromptReplayBuffer(capacity=3, tau=0.5)
     copy.load_state_dict(json.loads(json.dumps(buffer.state_dict())))
     assert copy.state_dict() == buffer.state_dict()
+    assert copy.totals == buffer.totals == {("admit", 0.25, 0): 3, ("revisit", 0.25, 1): 1}
     draws = [b.draw(num_new=8, ratio=0.25, exclude=[], rng=np.random.default_rng(3)) for b in (buffer, copy)]
     assert draws[0] == draws[1]
     assert names(copy.update([group("b", 1.0)])) == [("graduate", "b")]
+    assert copy.totals["graduate", 0.25, 1] == 1 and copy.occupancy == {0.25: 2}
+
+
+def test_visits_are_counted_until_the_question_leaves():
+    buffer = PromptReplayBuffer(capacity=1, tau=0.5)
+    for accuracy in (0.125, 0.0, 0.25, 0.375, 0.5):
+        buffer.update([group("a", accuracy)])
+    assert buffer.totals == {
+        ("admit", 0.125, 0): 1,
+        ("revisit", 0.125, 1): 1,
+        ("revisit", 0.125, 2): 1,
+        ("revisit", 0.125, 3): 1,
+        ("graduate", 0.125, 4): 1,
+    }
+    assert len(buffer) == 0 and buffer.occupancy == {}

@@ -13,17 +13,21 @@ from harness.types import Prompt, Question, ReplayedQuestion, Rewrite, Rollout, 
 Reply = tuple[str, str | None, float]  # text, boxed answer, reward
 
 
-def scripted_rollout(sampler: Sampler, index: int, reply: Reply) -> Rollout:
-    """Prompt [5, 6]; completion [10 + index, 2] with log-probabilities [-0.5, -0.25]."""
+def scripted_rollout(
+    sampler: Sampler, index: int, reply: Reply, given: Sequence[int] = (), sampled: Sequence[int] | None = None
+) -> Rollout:
+    """Prompt [5, 6]; completion [10 + index, 2] with log-probabilities [-0.5, -0.25], behind the given tokens."""
     text, answer, reward = reply
+    sampled = sampled or [10 + index, 2]
     return Rollout(
         sampler=sampler,
         index=index,
         prompt_ids=[5, 6],
-        completion_ids=[10 + index, 2],
-        rollout_logprobs=[-0.5, -0.25],
+        completion_ids=[*given, *sampled],
+        rollout_logprobs=[0.0] * len(given) + [-0.5] * (len(sampled) - 1) + [-0.25],
         text=text,
         finish_reason="stop",
+        num_prefix=len(given),
         answer=answer,
         reward=reward,
         verdict="correct" if reward else "wrong",
@@ -53,6 +57,10 @@ class ScriptedActors:
     prompts: dict[str, Prompt] = field(default_factory=dict)
     rewritten: list[Prompt] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    too_long: tuple[str, ...] = ()
+    """Prompts that leave the student no room."""
+    completions: Mapping[str, list[int]] = field(default_factory=dict)
+    """What each rollout samples, by prompt uid, where it is not [10 + index, 2]."""
 
     def student(self, prompts: Sequence[Prompt], num_rollouts: int) -> ScriptedStream:
         return self._sample("student", prompts, num_rollouts)
@@ -75,6 +83,9 @@ class ScriptedActors:
             for p, reply in zip(prompts, replies, strict=True)
         ]
 
+    def fits(self, prompts: Sequence[Prompt]) -> list[bool]:
+        return [prompt.uid not in self.too_long for prompt in prompts]
+
     def count(self, name: str, value: float = 1.0) -> None:
         self.counts[name] += value
 
@@ -84,7 +95,8 @@ class ScriptedActors:
         groups = []
         for prompt in prompts:
             replies = self.replies.get(prompt.uid, [("?", None, 0.0)] * num_rollouts)
-            rollouts = [scripted_rollout(sampler, i, reply) for i, reply in enumerate(replies)]
+            given, sampled = prompt.prefix_ids, self.completions.get(prompt.uid)
+            rollouts = [scripted_rollout(sampler, i, reply, given, sampled) for i, reply in enumerate(replies)]
             groups.append(RolloutGroup(uid=prompt.uid, prompt=prompt, rollouts=rollouts))
         return ScriptedStream(groups, on_wait=lambda: self.log.append(f"{sampler} waited for"))
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from methods.losses import cross_entropy_loss, entropy_sum, jsd_loss, policy_gradient_loss
+from methods.losses import cross_entropy_loss, entropy_sum, jsd_loss, policy_gradient_loss, token_logprobs
 
 BETAS = [0.0, 0.1, 0.5, 0.9, 1.0]
 BANNED = -1e9
@@ -234,7 +235,115 @@ def test_cross_entropy_by_hand():
     assert logits_NV.grad.flatten().tolist() == pytest.approx([-0.25, 0.25, 0.75, -0.75], rel=1e-6)
 
 
-def test_half_precision_logits_are_widened():
-    logits_NV = torch.randn(3, 11, generator=torch.Generator().manual_seed(5)).bfloat16()
-    assert cross_entropy_loss(logits_NV, torch.tensor([0, 1, 2])).dtype == torch.float32
-    assert jsd_loss(logits_NV, torch.zeros(3, 11), 0.5).dtype == torch.float32
+# log-probabilities and entropy in blocks of rows
+
+
+def by_definition(logits_NV: torch.Tensor, ids_N: torch.Tensor, weights_N: torch.Tensor):
+    """(log-probabilities [N], gradient of their weighted sum [N, V], entropy) by torch.log_softmax in float64."""
+    wide_NV = logits_NV.detach().double().requires_grad_()
+    logprobs_NV = torch.log_softmax(wide_NV, -1)
+    logprobs_N = logprobs_NV.gather(1, ids_N[:, None]).squeeze(1)
+    (gradient_NV,) = torch.autograd.grad((weights_N * logprobs_N).sum(), wide_NV)
+    return logprobs_N.detach(), gradient_NV, -(logprobs_NV.exp() * logprobs_NV).sum().item()
+
+
+@pytest.fixture
+def example():
+    """13 rows of 7 logits with one of -1e9 a row; ids that may repeat; weights of either sign and one 0."""
+    generator = torch.Generator().manual_seed(6)
+    logits_NV = 3 * torch.randn(13, 7, dtype=torch.float64, generator=generator)
+    logits_NV[:, 4] = BANNED
+    ids_N = torch.tensor([0, 1, 2, 3, 5, 6, 0, 0, 1, 5, 6, 2, 3])
+    weights_N = torch.randn(13, dtype=torch.float64, generator=generator)
+    weights_N[2] = 0.0
+    return logits_NV, ids_N, weights_N
+
+
+# rows in a block: 13 (one block), 1 (a block is never empty), 1, 3 (the last one is shorter), 6
+BLOCKS = [1 << 21, 1, 7, 21, 48]
+
+
+@pytest.mark.parametrize("elements", BLOCKS)
+def test_token_logprobs_and_entropy_match_log_softmax(monkeypatch, example, elements):
+    monkeypatch.setattr("methods.losses.BLOCK_ELEMENTS", elements)
+    logits_NV, ids_N, weights_N = example
+    values_N, slopes_NV, entropy = by_definition(*example)
+    leaf_NV = logits_NV.clone().requires_grad_()
+    logprobs_N = token_logprobs(leaf_NV, ids_N)
+    (gradient_NV,) = torch.autograd.grad((weights_N * logprobs_N).sum(), leaf_NV)
+    assert logprobs_N.dtype == gradient_NV.dtype == torch.float64
+    torch.testing.assert_close(logprobs_N.detach(), values_N, rtol=1e-13, atol=1e-14)
+    torch.testing.assert_close(gradient_NV, slopes_NV, rtol=1e-12, atol=1e-14)
+    assert entropy_sum(leaf_NV).item() == pytest.approx(entropy, rel=1e-13)
+    assert not entropy_sum(leaf_NV).requires_grad
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 999))
+def test_token_logprobs_of_any_shape(num_tokens, num_ids, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits_NV = 5 * torch.randn(num_tokens, num_ids, dtype=torch.float64, generator=generator)
+    ids_N = torch.randint(num_ids, (num_tokens,), generator=generator)
+    weights_N = torch.randn(num_tokens, dtype=torch.float64, generator=generator)
+    values_N, slopes_NV, entropy = by_definition(logits_NV, ids_N, weights_N)
+    leaf_NV = logits_NV.clone().requires_grad_()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("methods.losses.BLOCK_ELEMENTS", 2 * num_ids)
+        logprobs_N = token_logprobs(leaf_NV, ids_N)
+        (weights_N * logprobs_N).sum().backward()
+        assert entropy_sum(leaf_NV).item() == pytest.approx(entropy, rel=1e-12, abs=1e-14)
+    torch.testing.assert_close(logprobs_N.detach(), values_N, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(leaf_NV.grad, slopes_NV, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("elements", BLOCKS[1:])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_blocks_change_no_bit(monkeypatch, example, elements, dtype):
+    logits_NV, ids_N, weights_N = example[0].to(dtype), example[1], example[2].float()
+    teacher_NV = logits_NV.flip(0)
+    options = {"clip_ratio_low": 0.2, "clip_ratio_high": 0.28, "dual_clip": 10.0}
+
+    def run():
+        rows = []
+        for loss in (
+            lambda x: token_logprobs(x, ids_N),
+            lambda x: policy_gradient_loss(x, ids_N, weights_N, torch.full((13,), -2.0), **options)[0],
+            *(partial(jsd_loss, teacher_logits_NV=teacher_NV, beta=beta) for beta in BETAS),
+        ):
+            leaf_NV = logits_NV.clone().requires_grad_()
+            loss_N = loss(leaf_NV)
+            (weights_N * loss_N).sum().backward()
+            rows += [loss_N.detach(), leaf_NV.grad]
+        return rows
+
+    whole = run()
+    monkeypatch.setattr("methods.losses.BLOCK_ELEMENTS", elements)
+    assert all(torch.equal(a, b) and a.abs().sum() > 0 for a, b in zip(whole, run(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_logits_are_computed_in_fp32(dtype):
+    """As if they had been widened first; only the gradient is rounded to their type."""
+    generator = torch.Generator().manual_seed(7)
+    half_NV, teacher_NV = (torch.randn(5, 300, generator=generator).to(dtype) for _ in range(2))
+    ids_N = torch.tensor([0, 7, 42, 299, 7])
+    for loss in (
+        lambda x: token_logprobs(x, ids_N),
+        lambda x: cross_entropy_loss(x, ids_N),
+        lambda x: jsd_loss(x, teacher_NV, 0.5),
+        lambda x: entropy_sum(x) + token_logprobs(x, ids_N),
+    ):
+        narrow_NV, wide_NV = half_NV.clone().requires_grad_(), half_NV.float().requires_grad_()
+        narrow_N, wide_N = loss(narrow_NV), loss(wide_NV)
+        narrow_N.sum().backward()
+        wide_N.sum().backward()
+        assert narrow_N.dtype == torch.float32 and torch.equal(narrow_N, wide_N)
+        assert narrow_NV.grad.dtype == dtype and torch.equal(narrow_NV.grad, wide_NV.grad.to(dtype))
+
+
+def test_no_token_is_no_loss():
+    leaf_NV, ids_N = torch.zeros(0, 5, requires_grad=True), torch.zeros(0, dtype=torch.long)
+    for loss_N in (token_logprobs(leaf_NV, ids_N), jsd_loss(leaf_NV, torch.zeros(0, 5), 0.5)):
+        loss_N.sum().backward()
+        assert loss_N.shape == (0,)
+    assert leaf_NV.grad.shape == (0, 5) and entropy_sum(leaf_NV).item() == 0.0

@@ -43,15 +43,16 @@ POLICY = COMMON | {
     "dual_clip": 10.0,
     "advantage_normalization": "nontrivial",
 }
-ZPPO = POLICY | {
-    "replay": True,
-    "teacher_group_size": 4,
-    "augment_ratio": 0.25,
+TEACHER = POLICY | {"replay": True, "teacher_group_size": 4}
+AUGMENT = TEACHER | {"augment_ratio": 0.25}
+ZPPO = AUGMENT | {
     "bcq": True,
     "ncq": True,
     "compress": True,
     "compress_max_lines": 5,
     "compress_max_tokens": 512,
+    "bcq_positive": "right",
+    "ncq_source": "own",
 }
 KD = COMMON | {"updates_per_step": 1, "jsd_beta": 0.5}
 REPLAY = {"replay": True}
@@ -59,6 +60,16 @@ PUBLISHED = {
     "grpo": ("none", POLICY),
     "grpo_replay": ("none", POLICY | REPLAY),
     "zppo": ("rollouts", ZPPO),
+    "grpo_both": ("rollouts", ZPPO | {"replay": False}),
+    "grpo_replay_bcq": ("rollouts", ZPPO | {"ncq": False}),
+    "grpo_replay_ncq": ("rollouts", ZPPO | {"bcq": False}),
+    "hint": ("rollouts", AUGMENT | {"hint_max_tokens": 512}),
+    "prefix": ("rollouts", AUGMENT | {"prefix_ratio": 0.4}),
+    "grpo_teacher_response": ("rollouts", TEACHER),
+    "grpo_equal_tokens": ("none", AUGMENT),
+    "grpo_random_reward": ("none", POLICY | {"reward_probability": 0.5}),
+    "zppo_wrong_teacher": ("rollouts", ZPPO | {"bcq_positive": "wrong"}),
+    "zppo_foreign_ncq": ("rollouts", ZPPO | {"ncq_source": "foreign"}),
     "off_policy_kd": ("distribution", KD | {"teacher_group_size": 4}),
     "off_policy_kd_replay": ("distribution", KD | {"teacher_group_size": 4} | REPLAY),
     "on_policy_kd": ("distribution", KD),
@@ -75,6 +86,10 @@ def test_defaults_are_the_published_setting(preset):
     needs_teacher, options = PUBLISHED[preset]
     assert dataclasses.asdict(method.config) == options
     assert method.needs_teacher == needs_teacher
+
+
+def test_every_preset_that_trains_has_its_setting_above():
+    assert sorted(PUBLISHED) == [name for name, options in PRESETS.items() if options["class"] is not None]
 
 
 def test_registry_keys():
@@ -97,10 +112,26 @@ def test_options_override_the_class():
         ({"class": "zpo"}, "unknown method class 'zpo'. Did you mean zppo?"),
         ({"class": "qqq"}, "unknown method class 'qqq'. Known: "),
         ({"class": ["grpo"]}, "method.class must be a name, got ['grpo']"),
-        ({"class": "no_such_module:Thing"}, "cannot import 'no_such_module'"),
+        (
+            {"class": "no_such_module:Thing"},
+            "method class 'no_such_module:Thing': no module no_such_module is installed",
+        ),
+        ({"class": "no_such.module.Thing"}, "method class 'no_such.module.Thing': no module no_such is installed, or "),
         ({"class": ":GRPO"}, "unknown method class ':GRPO'"),
-        ({"class": "methods.grpo:GRPOO"}, "'methods.grpo' has no method class 'GRPOO'. Did you mean GRPO?"),
-        ({"class": "methods.grpo:register"}, "'methods.grpo' has no method class 'register'."),
+        (
+            {"class": "methods.no_such:Thing"},
+            "method class 'methods.no_such:Thing' cannot be used: importing methods.no_such fails "
+            "(ModuleNotFoundError: No module named 'methods.no_such')",
+        ),
+        (
+            {"class": "methods.grpo.GRPOO"},
+            "method class 'methods.grpo.GRPOO' cannot be used: methods.grpo has no class GRPOO (did you mean GRPO?)",
+        ),
+        (
+            {"class": "methods.grpo:register"},
+            "method class 'methods.grpo:register' cannot be used: methods.grpo:register is not derived from "
+            "methods.base.Method",
+        ),
         (
             {"class": "grpo", "clip_ratio_hi": 1.0},
             "GRPO has no option 'method.clip_ratio_hi'. Did you mean clip_ratio_high",
@@ -121,6 +152,8 @@ def test_options_override_the_class():
             {"class": "grpo", "advantage_normalization": "batch"},
             "method.advantage_normalization must be one of nontrivial, all, none, group, got 'batch'",
         ),
+        ({"class": "zppo", "bcq_positive": "both"}, "method.bcq_positive must be one of right, wrong, got 'both'"),
+        ({"class": "zppo", "ncq_source": True}, "method.ncq_source must be one of own, foreign, got True"),
         ({"class": "grpo", "group_size": 1}, "method.group_size must be at least 2"),
         ({"class": "grpo", "tau": 2}, "method.tau must lie in [0, 1], got 2.0"),
         ({"class": None, "tau": 0.5}, "method=x does not train, so it has no option 'tau'"),

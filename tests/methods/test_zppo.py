@@ -89,7 +89,7 @@ def test_algorithm_1_prompts_in_full(actors, batch_of, example):
     texts = {uid: prompt.messages[-1]["content"] for uid, prompt in models.prompts.items()}
     assert texts["b/plain"] == texts["b/teacher"] == f"Q b?\n\n{CLOSING}"
     assert texts["b/bcq"] == (
-        "Q b?\n\nTwo candidate responses follow, one right and one wrong, in no particular order. "
+        "Q b?\n\nTwo candidate responses follow in <candidate> tags, one right and one wrong, in no particular order. "
         "Use them as references while you solve the problem.\n\n"
         "<candidate>\n[tb1]\n</candidate>\n\n<candidate>\n[b2]\n</candidate>\n\n" + CLOSING
     )

@@ -1,0 +1,110 @@
+"""Hard questions (METHOD section 4): which they are, in which order they are helped, what the teacher does on them."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from harness.types import Actors, Prompt, PromptKind, QuestionBatch, Rollout, RolloutGroup
+from methods.contract import MethodConfig, TeacherUse
+from methods.policy import PolicyGradientConfig, PolicyGradientMethod
+from methods.rewrites import Trace
+from methods.samples import kind_metrics, teacher_metrics, teacher_prompt
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherAidedConfig(PolicyGradientConfig):
+    """Options of the methods that ask the teacher about hard questions; they replay, as the paper's rows with †."""
+
+    replay: bool = True
+    teacher_group_size: int = 4
+    """Fresh teacher rollouts a hard question (G_T)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.teacher_group_size < 1:
+            raise ValueError(f"method.teacher_group_size must be at least 1, got {self.teacher_group_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig(TeacherAidedConfig):
+    augment_ratio: float = 0.25
+    """Cap on the questions that get further prompts, and on BCQ and NCQ prompts, relative to new ones (rho_aug)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= self.augment_ratio <= 1.0:
+            raise ValueError(f"method.augment_ratio must lie in [0, 1], got {self.augment_ratio}")
+
+
+class GuidedMethod(PolicyGradientMethod):
+    """Plain groups, and a group each on prompts that one right teacher trace leads (Algs. 5 and 6).
+
+    Only the first rho_aug N hard questions by ascending accuracy are kept; the teacher is asked about those alone. A
+    question that it fails gets no further prompt, and its place goes to nobody. A subclass words the prompts.
+    """
+
+    Config: ClassVar[type[MethodConfig]] = AugmentConfig
+    needs_teacher: TeacherUse = "rollouts"
+    kind: ClassVar[PromptKind]
+
+    def collect(self, batch: QuestionBatch, actors: Actors, rng: np.random.Generator) -> list[RolloutGroup]:
+        plain = self.plain_groups(batch, actors).list()
+        kept = ranked(hard_groups(plain, self.config.tau), rng)[: num_slots(self.config.augment_ratio, batch)]
+        teacher = teacher_groups(kept, actors, self.config.teacher_group_size)
+        traces = [(g.prompt.question, trace) for g in teacher if (trace := right_trace(g, rng)) is not None]
+        prompts = fitting(self.prompts(traces, actors), actors)
+        guided = actors.student(prompts, self.config.group_size).list() if prompts else []
+        return [*plain, *teacher, *guided]
+
+    @abstractmethod
+    def prompts(self, traces: Sequence[Trace], actors: Actors) -> list[Prompt]:
+        """Prompts from questions with one right teacher trace each; fewer where a trace is of no use."""
+
+    def metrics(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
+        return kind_metrics(groups, self.kind) | teacher_metrics(groups)
+
+
+def hard_groups(plain: Sequence[RolloutGroup], tau: float) -> list[RolloutGroup]:
+    """The plain groups whose accuracy is below `tau`."""
+    return [group for group in plain if group.accuracy < tau]
+
+
+def ranked(hard: Sequence[RolloutGroup], rng: np.random.Generator) -> list[RolloutGroup]:
+    """By ascending accuracy, ties in random order."""
+    shuffled = [hard[i] for i in rng.permutation(len(hard))]
+    return sorted(shuffled, key=lambda group: group.accuracy)
+
+
+def num_slots(ratio: float, batch: QuestionBatch) -> int:
+    """floor(ratio * new questions)."""
+    return math.floor(ratio * len(batch.new) + 1e-9)  # 0.29 * 100 is 28.999999999999996
+
+
+def teacher_groups(hard: Sequence[RolloutGroup], actors: Actors, num_rollouts: int) -> list[RolloutGroup]:
+    """Fresh teacher rollouts on the plain prompts of hard questions, in their order."""
+    prompts = [teacher_prompt(group.prompt.question) for group in hard]
+    return actors.teacher(prompts, num_rollouts).list() if prompts else []
+
+
+def right_trace(group: RolloutGroup, rng: np.random.Generator) -> Rollout | None:
+    """One of the teacher's right rollouts, uniformly; None where it has none."""
+    right = group.correct("teacher")
+    return right[rng.integers(len(right))] if right else None
+
+
+def fitting(prompts: Sequence[Prompt], actors: Actors) -> list[Prompt]:
+    """The prompts that fit into the student's context window; the others are counted as `<kind>/over_window`."""
+    kept = []
+    for prompt, fits in zip(prompts, actors.fits(prompts), strict=True):
+        if fits:
+            kept.append(prompt)
+        else:
+            actors.count(f"{prompt.kind}/over_window")
+    return kept

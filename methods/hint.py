@@ -1,0 +1,95 @@
+"""GRPO with hints (Alg. 5): the teacher turns a right trace into a hint, which is appended to the question."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+from harness.types import Actors, Prompt, PromptKind, Question, Rewrite
+from methods.contract import MethodConfig
+from methods.hard import AugmentConfig, GuidedMethod
+from methods.prompts import hint_text, response_text, user_turn, write_hint_text
+from methods.registry import register
+from methods.rewrites import ACCEPTED, Rewriter, Trace
+
+OUTCOMES = ("no_hint", "too_long", "gives_answer", "copies_solution")
+_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HintConfig(AugmentConfig):
+    hint_max_tokens: int = 512
+    """Longest hint; the cap of a compressed candidate, because the paper names none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.hint_max_tokens < 1:
+            raise ValueError(f"method.hint_max_tokens must be at least 1, got {self.hint_max_tokens}")
+
+
+@register("hint")
+class Hint(GuidedMethod):
+    """GRPO plus groups on prompts with a hint that the teacher writes from one of its right traces."""
+
+    Config: ClassVar[type[MethodConfig]] = HintConfig
+    kind: ClassVar[PromptKind] = "hint"
+
+    def prompts(self, traces: Sequence[Trace], actors: Actors) -> list[Prompt]:
+        right_answers = {trace.text: trace.answer or "" for _, trace in traces}
+        rewriter = Rewriter(
+            actors,
+            section="hint",
+            kind="write_hint",
+            tag="hint",
+            max_tokens=self.config.hint_max_tokens,
+            ask=partial(write_hint_text, max_tokens=self.config.hint_max_tokens),
+            outcome=lambda prompt, rewrite: hint_outcome(prompt, rewrite, right_answers[prompt.reference or ""]),
+            outcomes=OUTCOMES,
+        )
+        rewriter.prepare(traces)
+        rewriter.report()
+        hints = [(trace[0], rewriter.get(trace)) for trace in traces]
+        return [_hint_prompt(question, hint.text) for question, hint in hints if hint is not None]
+
+
+def hint_outcome(prompt: Prompt, rewrite: Rewrite, answer: str) -> str:
+    """`accepted`, or why a rewrite is no hint: none, too long, gives the answer or a box, or copies the solution."""
+    hint = rewrite.text.strip()
+    if rewrite.truncated:
+        return "too_long"
+    if not hint:
+        return "no_hint"
+    if "\\boxed" in hint or gives_answer(hint, answer):
+        return "gives_answer"
+    solution = _normal(response_text(prompt.reference or "").partition("\\boxed")[0])
+    return "copies_solution" if solution and solution in _normal(hint) else ACCEPTED
+
+
+def gives_answer(hint: str, answer: str) -> bool:
+    r"""Whether the answer stands in the hint as a word of its own; a single letter only where it reads as a choice.
+
+    Example: `15` is given by `8+7=15` and `(15)`, not by `150` or `1.15`; `B` by `(B)` and `answer is B`, `A` not by
+    `the answer is a number`; `\text{blue}` by `Blue`.
+    """
+    answer = _TEXT.sub(r"\1", answer).strip()
+    if not answer:
+        return False
+    word = re.escape(answer)
+    if len(answer) == 1 and answer.isalpha():
+        article = r"(?!(?-i:a)\s+\w)"
+        pattern = rf"\({word}\)|\b(?:answer|option|choice)(?:\s+is)?[^\w.]+{article}{word}\b"
+    else:
+        pattern = rf"(?<![\w.]){word}(?!\w|\.\w)"
+    return re.search(pattern, hint, re.IGNORECASE) is not None
+
+
+def _hint_prompt(question: Question, hint: str) -> Prompt:
+    messages = user_turn(question, hint_text(question, hint))
+    return Prompt(uid=f"{question.id}/hint", question=question, messages=messages, kind="hint")
+
+
+def _normal(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,119 @@
+"""Methods of other installed packages, found by their entry points in the group `zppo.methods`.
+
+A package declares `maxrl = "zppo_maxrl:MaxRL"` and ships the presets of its classes as `conf/method/*.yaml` inside its
+import package; one of them has the entry point's name. Nothing of a package is imported here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+
+GROUP = "zppo.methods"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plugin:
+    """One entry point.
+
+    Example: name "maxrl", value "zppo_maxrl:MaxRL", distribution "zppo-maxrl", version "1.0".
+    """
+
+    name: str
+    value: str
+    distribution: str
+    version: str
+    folders: tuple[Path, ...] = ()
+    """The `conf` folders of its import package."""
+    problem: str | None = None
+    """Why it cannot be used, in one line with the remedy, as far as that shows without importing it."""
+
+    @property
+    def source(self) -> str:
+        return f"{self.distribution} {self.version}"
+
+    @property
+    def module(self) -> str:
+        return self.value.partition(":")[0]
+
+    @property
+    def package(self) -> str:
+        return self.module.partition(".")[0]
+
+
+def installed() -> tuple[Plugin, ...]:
+    """All plugins, by name and distribution. A name that several packages claim is there once for each."""
+    return _installed(tuple(sys.path))
+
+
+def named(name: str) -> Plugin | None:
+    """The plugin of an entry point's name; of several, the first: they have the same problem."""
+    return next((plugin for plugin in installed() if plugin.name == name), None)
+
+
+def option_folders() -> dict[Path, str]:
+    """The `conf` folders of all plugins in the order of their distributions, each with its `Plugin.source`."""
+    ordered = sorted(installed(), key=lambda plugin: plugin.distribution)
+    return {folder: plugin.source for plugin in ordered for folder in plugin.folders}
+
+
+def distribution_of(module: str) -> dict[str, str]:
+    """`{"zppo-maxrl": "1.0"}` for a module of a plugin's package; empty for any other."""
+    package = module.partition(".")[0]
+    return {plugin.distribution: plugin.version for plugin in installed() if plugin.package == package}
+
+
+@lru_cache(maxsize=8)
+def _installed(path: tuple[str, ...]) -> tuple[Plugin, ...]:
+    """`path` is `sys.path`: what is installed depends on it, and a study asks thousands of times."""
+    claims: dict[str, list[Plugin]] = defaultdict(list)
+    for entry in metadata.entry_points(group=GROUP):
+        assert entry.dist is not None
+        found = Plugin(
+            name=entry.name, value=entry.value, distribution=entry.dist.name, version=entry.dist.version
+        )  # fmt: skip
+        claims[found.name].append(_looked_up(found))
+    plugins = []
+    for name in sorted(claims):
+        owners = sorted(claims[name], key=lambda plugin: plugin.distribution)
+        if len(owners) > 1:
+            who = " and by ".join(f"{plugin.source} ({plugin.value})" for plugin in owners)
+            problem = f"method '{name}' is claimed by {who}: uninstall all but one of them"
+            owners = [replace(plugin, problem=problem) for plugin in owners]
+        plugins += owners
+    return tuple(plugins)
+
+
+def _looked_up(plugin: Plugin) -> Plugin:
+    """The plugin with its `conf` folders, or with what is wrong with it."""
+    module, colon, class_name = plugin.value.partition(":")
+    if not (colon and class_name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+        return replace(
+            plugin,
+            problem=f"{plugin.source} declares method '{plugin.name}' as '{plugin.value}': "
+            "its entry point has to be package.module:Class",
+        )
+    try:  # of the top-level package: finding a module inside of it would import the package
+        spec = importlib.util.find_spec(plugin.package)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None:
+        return replace(
+            plugin,
+            problem=f"{plugin.source} declares method '{plugin.name}' in '{module}', but there is no package "
+            f"'{plugin.package}': install {plugin.distribution} again, or uninstall it",
+        )
+    locations = [Path(location).resolve() for location in spec.submodule_search_locations or ()]
+    folders = tuple(location / "conf" for location in locations if (location / "conf").is_dir())
+    option = f"conf/method/{plugin.name}.yaml"
+    missing = not any((location / option).is_file() for location in locations)
+    problem = (
+        f"{plugin.source} declares method '{plugin.name}' but ships no {plugin.package}/{option}: "
+        f"add the file (and to its package data), or uninstall {plugin.distribution}"
+    )
+    return replace(plugin, folders=folders, problem=problem if missing else None)

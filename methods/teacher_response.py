@@ -1,0 +1,54 @@
+"""GRPO with a teacher's response in the group: the drifting baseline of the paper's project page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
+
+from harness.types import Actors, QuestionBatch, RolloutGroup, Sampler, TrainingSample
+from methods.contract import MethodConfig, TeacherUse
+from methods.hard import TeacherAidedConfig, hard_groups, right_trace, teacher_groups
+from methods.policy import PolicyGradientMethod, training_rewards
+from methods.registry import register
+from methods.samples import rollout_sample, sampled_by_student, teacher_metrics
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@register("grpo_teacher_response")
+class TeacherResponse(PolicyGradientMethod):
+    """GRPO where a right teacher response joins the group of a hard question as if it were the student's.
+
+    It is one member more (G_S + 1). Its old log-probabilities are the student's own, computed before the first update.
+    """
+
+    Config: ClassVar[type[MethodConfig]] = TeacherAidedConfig
+    needs_teacher: TeacherUse = "rollouts"
+    trained_samplers: ClassVar[frozenset[Sampler]] = frozenset({"student", "teacher"})
+
+    def collect(self, batch: QuestionBatch, actors: Actors, rng: np.random.Generator) -> list[RolloutGroup]:
+        plain = self.plain_groups(batch, actors).list()
+        hard = hard_groups(plain, self.config.tau)
+        teacher = teacher_groups(hard, actors, self.config.teacher_group_size)
+        for group, theirs in zip(hard, teacher, strict=True):
+            trace = right_trace(theirs, rng)
+            if trace is not None:
+                group.rollouts.append(replace(trace, index=len(group.rollouts)))
+        return [*plain, *teacher]
+
+    def credit(self, groups: Sequence[RolloutGroup]) -> list[TrainingSample]:
+        joined = [group for group in groups if sampled_by_student(group)]
+        return [
+            rollout_sample(group.uid, rollout, advantage=advantage)
+            for group, advantages in zip(joined, self.advantages(joined), strict=True)
+            for rollout, advantage in zip(group.rollouts, advantages, strict=True)
+        ]
+
+    def advantages(self, groups: Sequence[RolloutGroup]) -> list[list[float]]:
+        return self.normalized([training_rewards(group.rollouts) for group in groups])
+
+    def metrics(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
+        num_joined = sum(bool(sampled_by_student(g)) and bool(g.correct("teacher")) for g in groups)
+        return {"teacher/joined": float(num_joined)} | teacher_metrics(groups)

@@ -1,0 +1,118 @@
+"""Hard questions: which, in which order, how many, and what the teacher does on them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.types import Prompt, Question, RolloutGroup
+from methods import hard
+from methods.contract import MethodConfig
+from methods.hard import AugmentConfig, TeacherAidedConfig
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture(scope="module")
+def group(rollout):
+    def make(name, num_right, *, size=4, sampler="student"):
+        rollouts = [rollout(sampler, i, (f"{name}{i}", None, float(i < num_right))) for i in range(size)]
+        prompt = Prompt(uid=f"{name}/plain", question=Question(id=name, text="", answer=""), messages=())
+        return RolloutGroup(uid=prompt.uid, prompt=prompt, rollouts=rollouts)
+
+    return make
+
+
+def test_hard_is_strictly_below_tau(group):
+    groups = [group(f"q{i}", i) for i in range(5)]
+    assert [g.uid for g in hard.hard_groups(groups, 0.5)] == ["q0/plain", "q1/plain"]
+    assert [g.uid for g in hard.hard_groups(groups, 1.0)] == ["q0/plain", "q1/plain", "q2/plain", "q3/plain"]
+    assert hard.hard_groups(groups, 0.0) == []
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 4), max_size=8), st.integers(0, 99))
+def test_the_order_is_by_accuracy_and_depends_on_nothing_but_the_generator(group, accuracies, seed):
+    groups = [group(f"q{i}", right) for i, right in enumerate(accuracies)]
+    order = hard.ranked(groups, rng(seed))
+    assert [g.accuracy for g in order] == sorted(right / 4 for right in accuracies)
+    assert sorted(g.uid for g in order) == [g.uid for g in groups]
+    assert [g.uid for g in order] == [g.uid for g in hard.ranked(groups, rng(seed))]
+
+
+def test_every_order_of_a_tie_is_equally_likely(group):
+    groups = [group(name, 0) for name in "abc"]
+    seen = ["".join(g.uid[0] for g in hard.ranked(groups, rng(seed))) for seed in range(600)]
+    assert len(set(seen)) == 6
+    assert sum((seen.count(order) - 100) ** 2 / 100 for order in set(seen)) < 20.5  # 5 degrees of freedom, p = 0.001
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 100), st.integers(0, 400))
+def test_slots_are_the_floor_of_a_share_of_the_new_questions(batch_of, percent, num_new):
+    batch = batch_of(" ".join(f"q{i}" for i in range(num_new)), "replayed questions do not count")
+    assert hard.num_slots(percent / 100, batch) == percent * num_new // 100
+
+
+def test_teacher_groups_are_fresh_and_in_the_order_given(actors, group):
+    models = actors({})
+    groups = hard.teacher_groups([group("b", 0), group("a", 1)], models, 3)
+    assert models.log == ["teacher x3: b/teacher a/teacher", "teacher waited for"]
+    assert [(g.uid, g.prompt.kind, len(g.rollouts)) for g in groups] == [
+        ("b/teacher", "plain", 3), ("a/teacher", "plain", 3),
+    ]  # fmt: skip
+    assert hard.teacher_groups([], models, 3) == [] and len(models.log) == 2
+
+
+def test_a_right_trace_is_the_teachers(group):
+    assert hard.right_trace(group("a", 0, sampler="teacher"), rng()) is None
+    assert hard.right_trace(group("a", 4), rng()) is None  # the student's
+    seen = [hard.right_trace(group("a", 3, sampler="teacher"), rng(seed)).text for seed in range(300)]
+    assert sorted(set(seen)) == ["a0", "a1", "a2"]
+    assert sum((seen.count(text) - 100) ** 2 / 100 for text in set(seen)) < 13.8  # 2 degrees of freedom, p = 0.001
+
+
+def test_prompts_over_the_window_are_left_out_and_counted_by_kind(actors):
+    question = Question(id="q", text="", answer="")
+    prompts = [Prompt(uid=f"q/{kind}", question=question, messages=(), kind=kind) for kind in ("bcq", "ncq", "hint")]
+    models = actors({}, too_long=("q/bcq", "q/hint"))
+    assert hard.fitting(prompts, models) == [prompts[1]]
+    assert models.counts == {"bcq/over_window": 1, "hint/over_window": 1}
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "message"),
+    [
+        (MethodConfig, {"tau": -0.1}, "method.tau must lie in [0, 1], got -0.1"),
+        (MethodConfig, {"tau": 1.1}, "method.tau must lie in [0, 1], got 1.1"),
+        (MethodConfig, {"tau": math.nan}, "method.tau must lie in [0, 1], got nan"),
+        (MethodConfig, {"replay_ratio": -0.1}, "method.replay_ratio must lie in [0, 1], got -0.1"),
+        (MethodConfig, {"replay_ratio": 1.1}, "method.replay_ratio must lie in [0, 1], got 1.1"),
+        (MethodConfig, {"group_size": 0}, "method.group_size must be at least 1, got 0"),
+        (MethodConfig, {"updates_per_step": 0}, "method.updates_per_step must be at least 1, got 0"),
+        (MethodConfig, {"buffer_capacity": 0}, "method.buffer_capacity must be at least 1, got 0"),
+        (TeacherAidedConfig, {"teacher_group_size": 0}, "method.teacher_group_size must be at least 1, got 0"),
+        (AugmentConfig, {"augment_ratio": -0.1}, "method.augment_ratio must lie in [0, 1], got -0.1"),
+        (AugmentConfig, {"augment_ratio": 1.1}, "method.augment_ratio must lie in [0, 1], got 1.1"),
+        # what a parent refuses, its children refuse
+        (AugmentConfig, {"tau": 1.1}, "method.tau must lie in [0, 1], got 1.1"),
+        (AugmentConfig, {"teacher_group_size": 0}, "method.teacher_group_size must be at least 1, got 0"),
+        (AugmentConfig, {"dual_clip": 1.0}, "method.dual_clip must be above 1, got 1.0"),
+    ],
+)
+def test_options_out_of_range_are_refused(config, options, message):
+    with pytest.raises(ValueError) as caught:
+        config(**options)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_the_ends_of_a_range_are_allowed(value):
+    config = AugmentConfig(tau=value, replay_ratio=value, augment_ratio=value)
+    assert (config.tau, config.replay_ratio, config.augment_ratio) == (value, value, value)
