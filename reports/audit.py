@@ -1,0 +1,194 @@
+"""`zppo audit RUN`: whose answers the replies to candidate prompts give, and what became of the buffer's entries.
+
+Reads a run folder only, one step's rollouts at a time, and of those the columns it counts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+CANDIDATE_KINDS = ("bcq", "ncq")
+GUIDED_KINDS = ("hint", "prefix")
+MATCHES = ("positive", "negative", "other")
+COLUMNS = ("uid", "kind", "sampler", "reward", "match")
+RUN_PATTERNS = ("seed*/run.json", "*/seed*/run.json", "*/*/seed*/run.json")
+"""Where runs lie below a student's, a label's and a study's folder."""
+
+Replies = Counter[tuple[str, bool, str | None]]
+"""Number of student rollouts by kind, whether they are right, and match."""
+
+
+def audit_command(run_dir: str | Path) -> str:
+    """What `zppo audit` prints: the candidate-match audit, graduation by entry accuracy, and fate by visits.
+
+    Raises ValueError, one line, where there is no run, no rollouts, or a file of an earlier version.
+    """
+    run_dir = Path(run_dir)
+    files = rollout_files(run_dir)
+    title = f"{run_dir}, steps with rollouts: {ranges(files)}"
+    events = _buffer_events(run_dir / "buffer.jsonl")
+    return "\n\n".join([title, *_match_sections(files.values()), *_buffer_sections(events)])
+
+
+def rollout_files(run_dir: Path) -> dict[int, Path]:
+    """The rollouts of a run by step, ascending. Raises ValueError, one line, where there is no run or it has none."""
+    if not run_dir.is_dir():
+        raise ValueError(f"no run folder {run_dir}: name one, such as outputs/quickstart/zppo/tiny_s/seed0")
+    if not (run_dir / "run.json").exists():
+        inside = sorted(str(file.parent) for pattern in RUN_PATTERNS for file in run_dir.glob(pattern))
+        remedy = f"name one of the runs inside: {', '.join(inside)}" if inside else "it has no run.json"
+        raise ValueError(f"{run_dir} is not the folder of a run: {remedy}")
+    files = {
+        int(file.stem.removeprefix("step-")): file
+        for file in (run_dir / "rollouts").glob("step-*.parquet")
+        if file.stem.removeprefix("step-").isdecimal()
+    }
+    if not files:
+        raise ValueError(f"{run_dir} has no rollouts: the run made none, as a base run, or they were removed")
+    return dict(sorted(files.items()))
+
+
+def read_rollouts(file: Path, columns: Sequence[str], filters: list[tuple[str, str, Any]]) -> list[dict[str, Any]]:
+    """Rows of one step that pass all filters, in recorded order. Raises ValueError, one line, where a column lacks."""
+    try:
+        names = pq.read_schema(file).names
+        missing = [name for name in columns if name not in names]
+        if missing:
+            raise ValueError(f"{file} has no column '{missing[0]}': an earlier version wrote it, repeat the run")
+        return pq.read_table(file, columns=list(columns), filters=filters or None).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def ranges(steps: Iterable[int]) -> str:
+    """Ascending steps in short. Example: 1, 2, 3, 7 gives `1-3, 7`."""
+    runs: list[list[int]] = []
+    for step in steps:
+        if runs and step == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], step]
+        else:
+            runs.append([step])
+    return ", ".join("-".join(map(str, run)) for run in runs)
+
+
+def _match_sections(files: Iterable[Path]) -> list[str]:
+    """The audit table or a sentence, then a line each for the guided kinds that the run has."""
+    prompts: Counter[str] = Counter()
+    replies: Replies = Counter()
+    wanted = [("sampler", "=", "student"), ("kind", "in", [*CANDIDATE_KINDS, *GUIDED_KINDS])]
+    for file in files:
+        rows = read_rollouts(file, COLUMNS, wanted)
+        prompts.update(kind for _, kind in {(row["uid"], row["kind"]) for row in rows})
+        replies.update((row["kind"], row["reward"] > 0.5, row["match"]) for row in rows)
+    sections = [_match_table(prompts, replies)]
+    guided = [
+        f"{kind}: {prompts[kind]} prompts, {_count(replies, kind)} rollouts, "
+        f"accuracy {_percent(_count(replies, kind, right=True), _count(replies, kind))} %"
+        for kind in GUIDED_KINDS
+        if prompts[kind]
+    ]
+    return [*sections, "\n".join(guided)] if guided else sections
+
+
+def _match_table(prompts: Counter[str], replies: Replies) -> str:
+    kinds = [kind for kind in CANDIDATE_KINDS if prompts[kind]]
+    if not kinds:
+        return "The run has no candidate prompts (bcq, ncq)."
+    table = _table(
+        "kind", "prompts", "rollouts", "accuracy %", "right: pos/neg/other", "wrong: pos/neg/other",
+        "all: pos/neg/other",
+    )  # fmt: skip
+    for kind in kinds:
+        total = _count(replies, kind)
+        accuracy = _percent(_count(replies, kind, right=True), total)
+        shares = [_shares(replies, kind, verdicts) for verdicts in ((True,), (False,), (True, False))]
+        table.add_row(kind, str(prompts[kind]), str(total), accuracy, *shares)
+    return "Candidate-match audit: whose answer the student's replies give, % of the replies\n" + _text(table)
+
+
+def _count(replies: Replies, kind: str, *, right: bool | None = None) -> int:
+    return sum(number for key, number in replies.items() if key[0] == kind and right in (None, key[1]))
+
+
+def _shares(replies: Replies, kind: str, verdicts: Sequence[bool]) -> str:
+    """Positive, negative and other in percent of the replies with these verdicts; `-` where there are none."""
+    total = sum(_count(replies, kind, right=right) for right in verdicts)
+    counts = [sum(replies[kind, right, match] for right in verdicts) for match in MATCHES]
+    return "/".join(_percent(count, total) for count in counts) if total else "-"
+
+
+def _buffer_events(file: Path) -> list[dict[str, Any]]:
+    """Every whole line: a run that is writing right now may have half a last one. Empty where there is no file."""
+    lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def _buffer_sections(events: list[dict[str, Any]]) -> list[str]:
+    if not events:
+        return ["The run has no buffer events: it keeps no replay buffer, or no question was hard enough to enter it."]
+    return [_graduation_table(events), _fate_table(events)]
+
+
+def _graduation_table(events: list[dict[str, Any]]) -> str:
+    """A row for each accuracy at admission, and their sum. Each admission is an entry of its own."""
+    counts = Counter((event["event"], event["entry_accuracy"]) for event in events)
+    bins = sorted({entry_accuracy for _, entry_accuracy in counts})
+    table = _table(
+        "entry accuracy %", "admitted", "graduated", "evicted", "in buffer", "graduated/admitted %",
+        "graduated/completed %",
+    )  # fmt: skip
+    for name, chosen in [*((f"{100 * value:.4g}", [value]) for value in bins), ("all", bins)]:
+        admitted, graduated, evicted = (
+            sum(counts[event, value] for value in chosen) for event in ("admit", "graduate", "evict")
+        )
+        table.add_row(
+            name, str(admitted), str(graduated), str(evicted), str(admitted - graduated - evicted),
+            _percent(graduated, admitted), _percent(graduated, graduated + evicted),
+        )  # fmt: skip
+    return "Graduation by accuracy at admission; completed = graduated + evicted\n" + _text(table)
+
+
+def _fate_table(events: list[dict[str, Any]]) -> str:
+    """A row for each number of visits up to the largest of a completed entry; the last row is who is still inside."""
+    counts = Counter((event["event"], event["visits"]) for event in events)
+    ends = {name: {visits: n for (event, visits), n in counts.items() if event == name} for name in _ENDS}
+    num_completed = sum(sum(by_visits.values()) for by_visits in ends.values())
+    table = _table("visits", "entries", *_ENDS.values(), "graduated so far, % of completed")
+    so_far = 0
+    for visits in range(max((v for by_visits in ends.values() for v in by_visits), default=-1) + 1):
+        numbers = [by_visits.get(visits, 0) for by_visits in ends.values()]
+        so_far += numbers[0]
+        table.add_row(str(visits), str(sum(numbers)), *map(str, numbers), _percent(so_far, num_completed))
+    num_inside = sum(event["event"] == "admit" for event in events) - num_completed
+    table.add_row("in buffer", str(num_inside))
+    return "Fate by visits (re-samples until the entry completed)\n" + _text(table)
+
+
+_ENDS = {"graduate": "graduated", "evict": "evicted"}
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f}" if whole else "-"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    return table
+
+
+def _text(table: Table) -> str:
+    console = Console(width=200, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
