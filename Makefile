@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: quickstart test test-slow test-gpu test-vllm test-browser lint smollm clean
+.PHONY: quickstart test plugin test-slow test-gpu test-vllm test-browser lint smollm clean
 
 quickstart: $(VENV)/.base  ## the main job: a sweep of tiny models and its table
 	$(BIN)/zppo sweep quickstart
@@ -12,6 +12,11 @@ quickstart: $(VENV)/.base  ## the main job: a sweep of tiny models and its table
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest --quiet --numprocesses 2
+
+plugin: $(VENV)/.dev  ## a method from a package of its own: install it, run its tests, two steps
+	$(PIP) --no-deps --editable examples/zppo-maxrl
+	$(BIN)/python -m pytest --quiet examples/zppo-maxrl
+	$(BIN)/zppo train method=maxrl student=tiny_xs steps=2 eval=none outputs="$$(mktemp -d)"
 
 test-slow: $(VENV)/.dev $(VENV)/.smollm
 	$(BIN)/python -m pytest -m slow

@@ -9,11 +9,13 @@ import argparse
 import logging
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from harness.errors import UserError, did_you_mean
 
 Command = Callable[[argparse.ArgumentParser, Sequence[str]], int]
+RUN = "folder of a run, such as outputs/quickstart/zppo/tiny_s/seed0"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,19 +110,54 @@ def _report(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
 
     from reports.report import report_command
 
-    try:
+    with _value_errors_are_the_users():
         print(report_command(args.study, tuple(args.delta) if args.delta else None))
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    return 0
+
+
+def _audit(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+    parser.add_argument("run", help=RUN)
+    args = parser.parse_args(argv)
+
+    from reports.audit import audit_command
+
+    with _value_errors_are_the_users():
+        print(audit_command(args.run))
+    return 0
+
+
+def _view(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+    parser.add_argument("run", help=RUN)
+    parser.add_argument("--step", type=int, help="rollout step; default the last")
+    parser.add_argument("--kind", help="kind of prompt, such as plain, bcq or ncq")
+    parser.add_argument("--question", metavar="ID", help="id of a question")
+    parser.add_argument("--num", type=int, default=3, help="how many groups; default 3")
+    args = parser.parse_args(argv)
+
+    from reports.view import view_command
+
+    with _value_errors_are_the_users():
+        print(view_command(args.run, step=args.step, kind=args.kind, question=args.question, num_groups=args.num))
     return 0
 
 
 def _methods(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     parser.parse_args(argv)
 
-    from harness.catalog import methods_table
+    from harness.catalog import methods_text
 
-    print(methods_table())
+    print(methods_text())
+    return 0
+
+
+def _new_method(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+    parser.add_argument("name", help="of the method, in snake_case")
+    parser.add_argument("--dir", default=".", help="folder that gets the new folder zppo-NAME; default here")
+    args = parser.parse_args(argv)
+
+    from harness.new_method import new_method
+
+    print(new_method(args.name, args.dir))
     return 0
 
 
@@ -155,10 +192,22 @@ COMMANDS: dict[str, tuple[str, Command]] = {
     "sweep": ("Run a study of sweeps/; finished runs are skipped.", _sweep),
     "status": ("State of the cells of a study.", _status),
     "report": ("Tables and figures of a study.", _report),
-    "methods": ("Classes and presets, and where each comes from.", _methods),
+    "audit": ("Candidate-match audit, graduation table and fate of a run's questions.", _audit),
+    "view": ("Prompts and responses of a run, with rewards.", _view),
+    "methods": ("Presets of methods, and where each comes from.", _methods),
+    "new-method": ("Write an installable package with a method of your own.", _new_method),
     "grade": ("Grade your own answers.", _grade),
     "tiny": ("Build the tiny family from seeds.", _tiny),
 }
+
+
+@contextmanager
+def _value_errors_are_the_users() -> Iterator[None]:
+    """`reports/` knows nothing of the harness: what a user can mend is a ValueError there."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
@@ -173,7 +222,7 @@ def _add_study_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _usage() -> str:
-    rows = "\n".join(f"  {name:<9}{summary}" for name, (summary, _) in COMMANDS.items())
+    rows = "\n".join(f"  {name:<12}{summary}" for name, (summary, _) in COMMANDS.items())
     return f"usage: zppo COMMAND ...   (zppo COMMAND --help)\n\n{rows}"
 
 

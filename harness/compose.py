@@ -1,11 +1,13 @@
 """From command-line overrides to one composed configuration: Hydra's compose API over the packages `conf` and `sweeps`.
 
-The packages are found by import, so an installed wheel composes in any working directory. Imports no torch.
+The packages are found by import, so an installed wheel composes in any working directory. Of several options with one
+name ours comes first, then the user's (`--config-dir`), then the plugins' (`methods.plugins`). Imports no torch.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -22,6 +24,10 @@ from yaml import YAMLError
 
 from harness.config import ModelConfig, RunConfig, known_keys
 from harness.errors import UserError, did_you_mean
+from methods import plugins
+
+TARGET = "method._target_"
+"""`method._target_=package.module:Class` is `method.class` without a preset: see `_lines_of_target`."""
 
 
 def compose(overrides: list[str], config_name: str = "train", config_dir: str | None = None) -> DictConfig:
@@ -37,13 +43,22 @@ def compose_with_choices(
     overrides: list[str], config_name: str = "train", config_dir: str | None = None
 ) -> tuple[DictConfig, dict[str, str | None]]:
     """`compose`, and which option of each group was chosen: `{"method": "zppo", "student": "tiny_s", ...}`."""
-    lines = [_checked_line(override, config_dir) for override in parse_overrides(overrides)]
+    parsed = parse_overrides(overrides)
+    lines = [_checked_line(override, config_dir) for override in parsed] + _lines_of_target(parsed)
     cfg = _hydra_compose(config_name, lines, config_dir)
     choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
     assert isinstance(choices, dict)
     with open_dict(cfg):
         del cfg["hydra"]
     return cfg, {str(k): v for k, v in choices.items() if not str(k).startswith("hydra/")}
+
+
+def compose_option(group: str, name: str) -> dict[str, Any]:
+    """One option file of a group by itself, what its `defaults` bring in included. Raises UserError."""
+    node = OmegaConf.select(_hydra_compose(None, [f"+{group}={name}"], None), group)
+    options = OmegaConf.to_container(node) if OmegaConf.is_dict(node) else {}
+    assert isinstance(options, dict)
+    return {str(key): value for key, value in options.items()}
 
 
 def compose_sweep(name: str, overrides: list[str], config_dir: str | None = None) -> tuple[dict[str, str], list[str]]:
@@ -113,10 +128,17 @@ def check_key(override: Override, config_dir: str | None = None) -> None:
     if options:
         value = None if override.is_delete() or override.is_sweep_override() else override.value()
         if value is not None and value not in options:
-            raise UserError(f"{key}={value}: no such option.{did_you_mean(str(value), options)}")
+            raise UserError(_no_such_option(key, str(value), options))
     elif not _is_config_key(key):
         near = did_you_mean(key, known_keys())
         raise UserError(f"unknown option '{key}'.{near if 'Did' in near else ' See zppo train --print-config.'}")
+
+
+def _no_such_option(group: str, name: str, options: list[str]) -> str:
+    """A plugin may be known by its entry point though its option file is missing: then that is the reason."""
+    known = plugins.installed() if group == "method" else ()
+    problem = next((plugin.problem for plugin in known if plugin.name == name), None)
+    return problem or f"{group}={name}: no such option.{did_you_mean(name, [*options, *(p.name for p in known)])}"
 
 
 def _checked_line(override: Override, config_dir: str | None) -> str:
@@ -129,10 +151,35 @@ def _checked_line(override: Override, config_dir: str | None) -> str:
         return f"~{override.key_or_group}" if override.value() is None else line  # teacher=null
     if override.is_delete():
         return line
+    if override.key_or_group == TARGET:
+        if not isinstance(override.value(), str) or not override.value():
+            raise UserError(f"{line}: write {TARGET}=package.module:Class")
+        return f"++method.class={override.get_value_string()}"
     return line if override.type is OverrideType.FORCE_ADD else "++" + line.lstrip("+")
 
 
-def _hydra_compose(config_name: str, overrides: list[str], config_dir: str | None, home: str = "conf") -> DictConfig:
+def _lines_of_target(overrides: list[Override]) -> list[str]:
+    """What `method._target_` brings along: no preset unless one is chosen, and a name after the class."""
+    given = {override.key_or_group: override for override in overrides}
+    if TARGET not in given or given[TARGET].is_delete():
+        return []
+    if "method.class" in given:
+        raise UserError(f"method.class and {TARGET} both name the class: leave one of them out")
+    lines = [] if "method" in given else ["~method"]
+    if "method.name" not in given:
+        class_name = re.split("[.:]", str(given[TARGET].value()))[-1]
+        lines.append(f"++method.name='{snake_case(class_name)}'")
+    return lines
+
+
+def snake_case(class_name: str) -> str:
+    """`MaxRL` -> `max_rl`, `MyMethod` -> `my_method`, `GRPO` -> `grpo`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", class_name).lower()
+
+
+def _hydra_compose(
+    config_name: str | None, overrides: list[str], config_dir: str | None, home: str = "conf"
+) -> DictConfig:
     """The composed configuration, with its `hydra` node. `home` is the package or folder that has `config_name`."""
     searchpath = ["pkg://conf", "pkg://sweeps"]
     if config_dir is not None:
@@ -140,6 +187,7 @@ def _hydra_compose(config_name: str, overrides: list[str], config_dir: str | Non
         if not folder.is_dir():
             raise UserError(f"no folder {config_dir}: --config-dir needs a folder with <group>/<option>.yaml")
         searchpath.append(f"file://{folder}")
+    searchpath += [f"file://{folder}" for folder in plugins.option_folders()]
     quoted = ",".join("'" + path.replace("'", "\\'") + "'" for path in searchpath)
     is_folder = Path(home).is_absolute()
     initialize = hydra.initialize_config_dir if is_folder else hydra.initialize_config_module
@@ -161,10 +209,9 @@ def _check_sweep_file(name: str, file: Traversable) -> None:
 
 
 def _folders(group: str, config_dir: str | None, package: str = "conf") -> list[Traversable]:
-    """Where a group's options lie, first the package's: Hydra prefers them to the user's of the same name."""
-    folders: list[Traversable] = [files(package).joinpath(*group.split("/"))]
-    if config_dir is not None:
-        folders.append(Path(config_dir, *group.split("/")))
+    """Where a group's options lie, in the order of Hydra's search path: of one name, the first counts."""
+    others = [*([] if config_dir is None else [Path(config_dir)]), *plugins.option_folders()]
+    folders: list[Traversable] = [root.joinpath(*group.split("/")) for root in (files(package), *others)]
     return [folder for folder in folders if folder.is_dir()]
 
 

@@ -62,7 +62,8 @@ def run(config: RunConfig, *, overrides: Sequence[str] = ()) -> Path:
         logger.info("%s is done: nothing to do", folder.path)
         return folder.path
     with _logged(folder), _terminable():
-        folder.start(label=label, config=config, overrides=overrides)
+        method_class, plugin = registry.provenance(method)
+        folder.start(label=label, config=config, overrides=overrides, method_class=method_class, plugin=plugin)
         try:
             _execute(config, method, folder, label)
         except (KeyboardInterrupt, SystemExit):

@@ -6,12 +6,21 @@ import hashlib
 import itertools
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hydra.core.override_parser.types import Glob, Override
+from omegaconf import OmegaConf
 
-from harness.compose import check_key, compose, compose_with_choices, group_options, parse_overrides, refuse_repeats
+from harness.compose import (
+    TARGET,
+    check_key,
+    compose,
+    compose_with_choices,
+    group_options,
+    parse_overrides,
+    refuse_repeats,
+)
 from harness.config import RunConfig, from_hydra
 from harness.errors import UserError
 
@@ -72,19 +81,19 @@ def expand(
             raise UserError(f"{override.key_or_group} names the folder of the study and cannot be swept")
     choices = [_settings(override, config_dir) for override in sorted(parsed, key=_rank)]
     fixed = [alternatives[0].line for alternatives in choices if not alternatives[0].swept]
-    default_method = str(compose_with_choices(fixed, config_dir=config_dir)[1]["method"])
+    default_option = compose_with_choices(fixed, config_dir=config_dir)[1].get("method")
     cells: dict[Path, Cell] = {}
     base_cells: set[tuple[str, ...]] = set()
     for combination in itertools.product(*choices):
         settings = list(combination)
-        method = next((setting.name for setting in settings if setting.key == "method"), default_method)
-        if method == BASE:
+        is_base = next((setting.name for setting in settings if setting.key == "method"), default_option) == BASE
+        if is_base:
             settings = _of_base(settings)
             lines = tuple(setting.line for setting in settings if setting.key != "seed")
             if lines in base_cells:
                 continue
             base_cells.add(lines)
-        cell = _cell(method, settings, config_dir)
+        cell = _cell(settings, config_dir, is_base=is_base)
         other = cells.setdefault(cell.run_dir, cell)
         if other is not cell:
             raise UserError(f"two cells of the sweep share the folder {cell.run_dir}: {_difference(other, cell)}")
@@ -158,18 +167,19 @@ def _of_base(settings: list[_Setting]) -> list[_Setting]:
     ]
 
 
-def _cell(method: str, settings: list[_Setting], config_dir: str | None) -> Cell:
-    unnamed = ("method", "student", "seed")
-    swept = [(setting.key, setting.name) for setting in settings if setting.swept and setting.key not in unnamed]
+def _cell(settings: list[_Setting], config_dir: str | None, *, is_base: bool) -> Cell:
+    shown = ("method", "method.name", TARGET, "student", "seed")  # by the label's first part, or by the folder
+    swept = [(setting.key, setting.name) for setting in settings if setting.swept and setting.key not in shown]
     given = [setting.name for setting in settings if setting.key == "label"]
-    label = make_label(given[0] if given and method != BASE else method, swept)
-    lines = [setting.line for setting in settings if setting.key != "label"] + [f"label='{label}'"]
+    lines = [setting.line for setting in settings if setting.key != "label"]
     cfg = compose(lines, config_dir=config_dir)
+    method = str(OmegaConf.select(cfg, "method.name"))
+    label = make_label(given[0] if given and not is_base else method, swept)
     try:
-        config = from_hydra(cfg)
+        config = replace(from_hydra(cfg), label=label)
     except UserError as error:
         raise UserError(f"{label}: {error}") from error
-    return Cell(tuple(lines), label, method, config.student.name, config.seed, config)
+    return Cell((*lines, f"label='{label}'"), label, method, config.student.name, config.seed, config)
 
 
 def _difference(first: Cell, second: Cell) -> str:

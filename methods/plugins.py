@@ -91,8 +91,8 @@ def _installed(path: tuple[str, ...]) -> tuple[Plugin, ...]:
 
 def _looked_up(plugin: Plugin) -> Plugin:
     """The plugin with its `conf` folders, or with what is wrong with it."""
-    module, colon, class_name = plugin.value.partition(":")
-    if not (colon and class_name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+    module, _, class_name = plugin.value.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), class_name)):
         return replace(
             plugin,
             problem=f"{plugin.source} declares method '{plugin.name}' as '{plugin.value}': "

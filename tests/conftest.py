@@ -1,5 +1,53 @@
 """One thread a process: models this small gain nothing from more, and the suite runs one process a core."""
 
 import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+METHOD = """
+from methods.base import PolicyGradientMethod
+
+
+class Demo(PolicyGradientMethod):
+    '''A method for tests. Second sentence.'''
+"""
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch) -> Iterator[Callable[..., Path]]:
+    """`install("zppo-demo", {"demo": "demo_pkg:Demo"})` puts a distribution on `sys.path`, as pip would.
+
+    `files` are its files by path, contents by default those of a working method of that name. Returns the folder.
+    """
+
+    def make(
+        distribution: str, methods: dict[str, str], files: dict[str, str] | None = None, version: str = "1.0"
+    ) -> Path:
+        site = tmp_path / f"site-{distribution}"
+        info = site / f"{distribution.replace('-', '_')}-{version}.dist-info"
+        if files is None:
+            name, value = next(iter(methods.items()))
+            package = value.partition(":")[0]
+            files = {
+                f"{package}/__init__.py": METHOD,
+                f"{package}/conf/method/{name}.yaml": f"name: {name}\nclass: {name}\n",
+            }
+        entries = "".join(f"{name} = {value}\n" for name, value in methods.items())
+        metadata = f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n"
+        texts = {info / "METADATA": metadata, info / "entry_points.txt": f"[zppo.methods]\n{entries}"}
+        for path, text in (texts | {site / path: text for path, text in files.items()}).items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        monkeypatch.syspath_prepend(site)
+        return site
+
+    before = set(sys.modules)
+    yield make
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]

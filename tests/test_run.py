@@ -137,6 +137,16 @@ def test_base_is_evaluated_only(tmp_path):
     folder = start(tmp_path, "method=base", "eval=mini", "eval.num_questions=5", "~method.group_size")
     assert (folder / "eval" / "mini" / "scores.csv").exists()
     assert not (folder / "model").exists() and not (folder / "metrics.jsonl").exists()
+    assert RunFolder.read_info(folder)["method_class"] is None
+
+
+def test_run_json_says_which_class_ran_and_the_version_of_its_package(install, tmp_path):
+    install("zppo-demo", {"demo": "demo_pkg:Demo"}, version="2.3")
+    info = RunFolder.read_info(start(tmp_path / "out", "method=demo", "steps=1"))
+    assert (info["method"], info["method_class"], info["versions"]["zppo-demo"]) == ("demo", "demo_pkg:Demo", "2.3")
+    info = RunFolder.read_info(start(tmp_path / "out", "method._target_=methods.grpo:GRPO", "steps=1"))
+    assert (info["method"], info["method_class"]) == ("grpo", "methods.grpo:GRPO")
+    assert "zppo-demo" not in info["versions"]
 
 
 def test_evaluation_during_training(tmp_path):

@@ -1,5 +1,6 @@
 """Streams, grading, rewriting and counters of the actors, over an engine that replies what it is told."""
 
+import dataclasses
 import threading
 
 import pytest
@@ -148,3 +149,28 @@ def test_demonstrations_end_like_a_reply(make, chat):
     assert rollout.completion_ids == [*chat.encode_text("\\boxed{2}"), chat.end_id]
     assert rollout.prompt_ids == chat.encode(prompt("a"))
     assert (rollout.sampler, rollout.reward, rollout.answer) == ("teacher", 1.0, "2")
+
+
+def test_a_prompt_fits_if_it_leaves_room_for_one_token(make, chat):
+    """Window 40: prompt and prefix together may have 39 tokens."""
+    student = Told("student", {})
+    student.context_window = 40
+    num_tokens = len(chat.encode(prompt("a")))
+
+    def given(number):
+        return dataclasses.replace(prompt("a"), prefix_ids=(4,) * number)
+
+    actors = make(student)
+    room = 39 - num_tokens
+    assert actors.fits([given(room), given(room + 1), given(0)]) == [True, False, True]
+    student.context_window = num_tokens
+    assert actors.fits([given(0)]) == [False]
+    student.context_window = num_tokens + 1
+    assert actors.fits([given(0)]) == [True]
+    assert actors.fits([]) == [] and student.asked == []
+
+
+def test_it_is_the_students_window_that_counts(make, chat):
+    student, teacher = Told("student", {}), Told("teacher", {})
+    student.context_window, teacher.context_window = len(chat.encode(prompt("a"))), 10_000
+    assert make(student, teacher).fits([prompt("a")]) == [False]

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.compose import compose, compose_sweep, compose_with_choices, group_options
+from harness.compose import compose, compose_option, compose_sweep, compose_with_choices, group_options, snake_case
 from harness.config import RunConfig, from_hydra
 from harness.errors import UserError
+from methods.registry import build
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,6 +69,94 @@ def test_options_and_sweeps_of_the_user(tmp_path):
     assert compose_sweep("ours", [], str(tmp_path)) == ({"method": "base,mine"}, [])
     with pytest.raises(UserError, match="no folder"):
         compose([], config_dir=str(tmp_path / "absent"))
+
+
+def test_option_files_of_a_plugin_come_after_ours_and_the_users(install, tmp_path):
+    install(
+        "zppo-demo",
+        {"demo": "demo_pkg:Demo"},
+        {
+            "demo_pkg/__init__.py": "raise RuntimeError('composing imports no plugin')",
+            "demo_pkg/conf/method/demo.yaml": "name: demo\nclass: demo\ntau: 0.125\n",
+            "demo_pkg/conf/method/demo_replay.yaml": "defaults: [demo, _self_]\nname: demo_replay\nreplay: true\n",
+            "demo_pkg/conf/method/grpo.yaml": "name: not_ours\nclass: demo\n",
+            "demo_pkg/conf/data/mine.yaml": "source: jsonl\npath: mine.jsonl\n",
+        },
+    )
+    assert {"demo", "demo_replay", "grpo"} <= set(group_options("method"))
+    assert compose(["method=demo"]).method == {"name": "demo", "class": "demo", "tau": 0.125}
+    assert compose(["method=grpo"]).method.name == "grpo"
+    assert from_hydra(compose(["data=mine"])).data.path == "mine.jsonl"
+    replay = {"name": "demo_replay", "class": "demo", "tau": 0.125, "replay": True}
+    assert compose(["method=demo_replay"]).method == compose_option("method", "demo_replay") == replay
+    (tmp_path / "conf" / "method").mkdir(parents=True)
+    (tmp_path / "conf" / "method" / "demo.yaml").write_text("name: demo\nclass: demo\ntau: 0.75\n")
+    assert compose(["method=demo"], config_dir=str(tmp_path / "conf")).method.tau == 0.75
+
+
+def test_names_of_plugins_are_suggested_and_a_broken_one_says_why(install):
+    install("zppo-demo", {"demo": "demo_pkg:Demo"})
+    install("zppo-bare", {"quixotic": "bare_pkg:Demo"}, {"bare_pkg/__init__.py": ""})
+    for override, message in [
+        ("method=demmo", "method=demmo: no such option. Did you mean 'demo'?"),
+        ("method=quixotc", "method=quixotc: no such option. Did you mean 'quixotic'?"),
+        (
+            "method=quixotic",
+            "zppo-bare 1.0 declares method 'quixotic' but ships no bare_pkg/conf/method/quixotic.yaml: "
+            "add the file (and to its package data), or uninstall zppo-bare",
+        ),
+    ]:
+        with pytest.raises(UserError) as caught:
+            compose([override])
+        assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "method"),
+    [
+        (["method._target_=methods.zppo:ZPPO"], {"class": "methods.zppo:ZPPO", "name": "zppo"}),
+        (["+method._target_=methods.zppo.ZPPO"], {"class": "methods.zppo.ZPPO", "name": "zppo"}),
+        (["method._target_='methods.grpo:GRPO'", "method.tau=0.25"],
+         {"class": "methods.grpo:GRPO", "name": "grpo", "tau": 0.25}),
+        (["method._target_=methods.policy:PolicyGradientMethod"],
+         {"class": "methods.policy:PolicyGradientMethod", "name": "policy_gradient_method"}),
+        (["method._target_=methods.grpo:GRPO", "method.name=mine"], {"class": "methods.grpo:GRPO", "name": "mine"}),
+        (["method=grpo_replay", "method._target_=methods.policy:PolicyGradientMethod"],
+         {"class": "methods.policy:PolicyGradientMethod", "name": "policy_gradient_method", "replay": True}),
+    ],
+)  # fmt: skip
+def test_a_class_is_named_without_packaging(overrides, method):
+    """Without a preset (the default one may have options that another class lacks), unless one is chosen."""
+    cfg, choices = compose_with_choices(overrides)
+    assert choices.get("method") == ("grpo_replay" if "method=grpo_replay" in overrides else None)
+    config = from_hydra(cfg)
+    assert config.method == method
+    built = build(config.method)
+    assert type(built).__name__ == method["class"].replace(":", ".").rpartition(".")[2]
+    assert all(getattr(built.config, key) == value for key, value in method.items() if key not in ("name", "class"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["method._target_=null"], "method._target_=null: write method._target_=package.module:Class"),
+        (["method._target_="], "method._target_=: write method._target_=package.module:Class"),
+        (["method._target_=a:A", "method.class=grpo"],
+         "method.class and method._target_ both name the class: leave one of them out"),
+        (["method._target_=a:A,b:B"], "'method._target_=a:A,b:B' has several values: add -m"),
+    ],
+)  # fmt: skip
+def test_what_is_refused_of_a_class_without_packaging(overrides, message):
+    with pytest.raises(UserError) as caught:
+        compose(overrides)
+    assert str(caught.value).startswith(message)
+
+
+def test_snake_case():
+    names = ["MaxRL", "MyMethod", "GRPO", "HTTPMethod", "Method2B", "already_snake"]
+    assert [snake_case(name) for name in names] == [
+        "max_rl", "my_method", "grpo", "http_method", "method2_b", "already_snake",
+    ]  # fmt: skip
 
 
 def test_quickstart_has_its_parameters_and_takes_the_users():

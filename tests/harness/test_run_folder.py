@@ -53,7 +53,7 @@ def test_run_json_life(tmp_path):
     info = RunFolder.read_info(folder.path)
     keys = ("schema_version", "status", "error", "label", "method", "student", "teacher", "seed")
     assert {key: info[key] for key in keys} == {
-        "schema_version": 1, "status": "running", "error": None, "label": "zppo,tau=0.3", "method": "zppo",
+        "schema_version": 2, "status": "running", "error": None, "label": "zppo,tau=0.3", "method": "zppo",
         "student": "tiny_xs", "teacher": "tiny_teacher", "seed": 7,
     }  # fmt: skip
     assert info["versions"]["torch"] and info["overrides"] == ["seed=7"]
@@ -93,27 +93,34 @@ def test_resume_cuts_off_what_came_after_the_checkpoint(tmp_path):
 
 def test_rollouts_on_disk_literal(tmp_path):
     question = Question(id="q", text="Compute 1+1.", answer="2")
-    prompt = Prompt(uid="q/plain", question=question, messages=({"role": "user", "content": "Compute 1+1."},))
+    messages = ({"role": "user", "content": "Compute 1+1."},)
+    prompt = Prompt(
+        uid="q/bcq", question=question, messages=messages, kind="bcq", positive_answer="2", negative_answers=("3", "4")
+    )
 
     def rollout(index: int, text: str, reward: float) -> Rollout:
         return Rollout(
             sampler="student", index=index, prompt_ids=[1, 2], completion_ids=[3, 4, 5], rollout_logprobs=[-1.0] * 3,
-            text=text, finish_reason="stop", answer=text, reward=reward, verdict="correct" if reward else "wrong",
+            text=text, num_prefix=1, finish_reason="stop", answer=text, reward=reward, training_reward=0.25, verdict="correct" if reward else "wrong",
         )  # fmt: skip
 
     rollouts = [rollout(0, "2", 1.0), rollout(1, "3", 0.0)]
-    group = RolloutGroup(uid="q/plain", prompt=prompt, rollouts=rollouts, replayed=True)
+    group = RolloutGroup(uid="q/bcq", prompt=prompt, rollouts=rollouts, replayed=True)
     sample = TrainingSample(
-        uid="q/plain", token_ids=[1, 2, 3, 4, 5], loss_mask=[0, 0, 1, 1, 1], advantages=[0, 0, 1.5, 1.5, 1.5],
+        uid="q/bcq", token_ids=[1, 2, 3, 4, 5], loss_mask=[0, 0, 1, 1, 1], advantages=[0, 0, 1.5, 1.5, 1.5],
         rollout=rollouts[0],
     )  # fmt: skip
     folder = RunFolder(tmp_path / "run", make_config())
-    folder.write_rollouts(1, [group], [sample], {"q/plain": "<prompt>"})
+    folder.write_rollouts(1, [group], [sample], {"q/bcq": "<prompt>"})
     frame = pd.read_parquet(folder.path / "rollouts" / "step-000001.parquet")
-    assert frame.iloc[0].to_dict() == {
-        "step": 1, "uid": "q/plain", "kind": "plain", "sampler": "student", "question_id": "q", "replayed": True,
+    row = frame.iloc[0].to_dict()
+    assert list(row.pop("negative_answers")) == ["3", "4"]
+    assert row == {
+        "step": 1, "uid": "q/bcq", "kind": "bcq", "sampler": "student", "question_id": "q", "replayed": True,
         "index": 0, "prompt_text": "<prompt>", "response_text": "2", "num_prompt_tokens": 2, "num_response_tokens": 3,
-        "finish_reason": "stop", "answer": "2", "gold": "2", "reward": 1.0, "verdict": "correct", "trained": True,
+        "num_prefix_tokens": 1, "finish_reason": "stop", "answer": "2", "gold": "2", "reward": 1.0,
+        "training_reward": 0.25, "verdict": "correct", "positive_answer": "2", "match": "positive", "trained": True,
         "advantage": 1.5,
     }  # fmt: skip
+    assert frame.iloc[1]["match"] == "negative"
     assert not frame.iloc[1]["trained"] and pd.isna(frame.iloc[1]["advantage"])

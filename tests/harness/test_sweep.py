@@ -64,13 +64,47 @@ def test_base_is_kept_once_for_each_student_and_evaluation():
 
 
 def test_glob_takes_the_options_of_the_group():
-    labels = [cell.label for cell in expand({}, ["method=glob(grpo*)"])]
-    assert labels == ["grpo", "grpo_replay"]
+    labels = [cell.label for cell in expand({}, ["method=glob(o*_policy_kd)"])]
+    assert labels == ["off_policy_kd", "on_policy_kd"]
 
 
 def test_a_label_of_the_users_and_the_default_method():
     assert [cell.label for cell in expand({}, ["label=mine", "method.tau=0.1,0.2"])] == ["mine,tau=0.1", "mine,tau=0.2"]
     assert [cell.label for cell in expand({}, ["seed=0,1"])] == ["zppo", "zppo"]
+
+
+def test_cells_of_a_class_without_packaging_are_named_after_it():
+    """`PolicyGradientMethod` -> `policy_gradient_method`; the class is no swept key of the label."""
+    cells = expand({}, ["method._target_=methods.grpo:GRPO,methods.policy.PolicyGradientMethod", "method.tau=0.1,0.2"])
+    assert [cell.label for cell in cells] == [
+        "grpo,tau=0.1", "grpo,tau=0.2", "policy_gradient_method,tau=0.1", "policy_gradient_method,tau=0.2",
+    ]  # fmt: skip
+    assert [cell.method for cell in cells] == ["grpo", "grpo", "policy_gradient_method", "policy_gradient_method"]
+    assert cells[3].config.method == {
+        "class": "methods.policy.PolicyGradientMethod", "tau": 0.2, "name": "policy_gradient_method",
+    }  # fmt: skip
+    assert all(from_hydra(compose(list(cell.overrides))) == cell.config for cell in cells)
+
+
+def test_a_class_in_the_place_of_a_sweeps_methods_and_a_name_of_the_users():
+    params = {"method": "base,zppo", "study": "s"}
+    cells = expand(params, ["method._target_=methods.policy:PolicyGradientMethod"])
+    assert [(cell.label, cell.config.method["class"]) for cell in cells] == [
+        ("base", None), ("policy_gradient_method", "methods.policy:PolicyGradientMethod"),
+    ]  # fmt: skip
+    (cell,) = expand({}, ["method._target_=methods.policy:PolicyGradientMethod", "method.name=mine"])
+    assert (cell.label, cell.method, cell.config.method["name"]) == ("mine", "mine", "mine")
+
+
+def test_a_class_called_base_is_trained_like_any_other():
+    (cell,) = expand({}, ["method._target_=some_file:Base", "method.tau=0.3"])
+    assert cell.config.method == {"class": "some_file:Base", "tau": 0.3, "name": "base"}
+
+
+def test_presets_of_a_plugin_are_swept(install):
+    install("zppo-demo", {"demo": "demo_pkg:Demo"})
+    assert [cell.label for cell in expand({}, ["method=grpo,demo"])] == ["grpo", "demo"]
+    assert [cell.label for cell in expand({}, ["method=glob(dem*)"])] == ["demo"]
 
 
 def test_quickstart_expands():

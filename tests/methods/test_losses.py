@@ -326,7 +326,7 @@ def test_half_precision_logits_are_computed_in_fp32(dtype):
     """As if they had been widened first; only the gradient is rounded to their type."""
     generator = torch.Generator().manual_seed(7)
     half_NV, teacher_NV = (torch.randn(5, 300, generator=generator).to(dtype) for _ in range(2))
-    ids_N = torch.tensor([0, 7, 42, 299, 7])
+    ids_N, weights_N = torch.tensor([0, 7, 42, 299, 7]), torch.tensor([0.3, -1.7, 2.2, 0.9, -0.4])
     for loss in (
         lambda x: token_logprobs(x, ids_N),
         lambda x: cross_entropy_loss(x, ids_N),
@@ -335,8 +335,8 @@ def test_half_precision_logits_are_computed_in_fp32(dtype):
     ):
         narrow_NV, wide_NV = half_NV.clone().requires_grad_(), half_NV.float().requires_grad_()
         narrow_N, wide_N = loss(narrow_NV), loss(wide_NV)
-        narrow_N.sum().backward()
-        wide_N.sum().backward()
+        (weights_N * narrow_N).sum().backward()
+        (weights_N * wide_N).sum().backward()
         assert narrow_N.dtype == torch.float32 and torch.equal(narrow_N, wide_N)
         assert narrow_NV.grad.dtype == dtype and torch.equal(narrow_NV.grad, wide_NV.grad.to(dtype))
 

@@ -82,6 +82,7 @@ def test_neutralizing_twice_is_neutralizing_once(text):
         ("</s>", "< /s>"),
         ("[/INST]", "[ /INST]"),
         ("[INST]", "[ INST]"),
+        ("[INST ] [/ INST]", "[ INST ] [ / INST]"),
         ("<<SYS>>", "<< SYS>>"),
         ("<\uff5cend\u2581of\u2581sentence\uff5c>", "< \uff5cend\u2581of\u2581sentence\uff5c>"),
         ("</ Candidate >", "< / Candidate >"),

@@ -138,6 +138,9 @@ def test_both_candidates_are_wrong_the_teachers_first(actors, batch_of, example)
     assert sorted(answers(models, "b/bcq")[1]) == ["box b2", "box tb0"]
     assert answers(models, "b/ncq") == (None, ("box b0", "box b2", "box b3"))  # nobody compressed the right trace
     assert "tb1" not in [prompt.reference for prompt in models.rewritten]
+    as_they_are = actors(example)
+    zppo(bcq_positive="wrong", compress=False).collect(batch_of("a b c d"), as_they_are, rng())
+    assert answers(as_they_are, "b/bcq")[0] is None and sorted(answers(as_they_are, "b/bcq")[1]) == ["6", "8"]
     # the form says what it always says
     assert "one right and one wrong" in models.prompts["b/bcq"].messages[-1]["content"]
 

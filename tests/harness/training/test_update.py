@@ -120,16 +120,31 @@ def test_weights_and_norm_are_data(make_student, make_samples):
 def test_old_logprobs_engine_recompute_and_missing(make_student, make_samples):
     samples = make_samples(3)
     samples[1].rollout_logprobs = None  # a teacher response in a student's group
-    updater(make_student()).fill_old_logprobs(samples)
+    assert updater(make_student()).fill_old_logprobs(samples) == len(samples[1].token_ids)
     assert samples[0].old_logprobs == samples[0].rollout_logprobs
     missing = samples[1].old_logprobs
     assert missing is not None and len(missing) == len(samples[1].token_ids)
 
     again = make_samples(3)
-    updater(make_student(), old_logprobs="recompute").fill_old_logprobs(again)
+    num_read = updater(make_student(), old_logprobs="recompute").fill_old_logprobs(again)
+    assert num_read == sum(len(s.token_ids) for s in again)
     assert again[1].old_logprobs == pytest.approx(missing, abs=1e-5)
     assert again[0].old_logprobs != again[0].rollout_logprobs
     assert all(value == 0.0 for value, m in zip(missing, samples[1].loss_mask, strict=True) if not m)
+
+
+def test_the_forward_pass_for_old_logprobs_reads_no_more_than_it_has_to(make_student, make_samples):
+    """Not what is inert, what has no advantages, or what has its old log-probabilities already."""
+    samples = make_samples(5)
+    samples[0].inert = True
+    samples[1].advantages = None
+    samples[2].old_logprobs = given = [0.0] * len(samples[2].token_ids)
+    recompute = updater(make_student(), old_logprobs="recompute", micro_batch_size=1)
+    assert recompute.fill_old_logprobs(samples) == len(samples[3].token_ids) + len(samples[4].token_ids)
+    assert samples[0].old_logprobs == samples[0].rollout_logprobs
+    assert samples[1].old_logprobs is None and samples[2].old_logprobs is given
+    assert recompute.fill_old_logprobs(samples) == 0  # a second time there is nothing left
+    assert updater(make_student()).fill_old_logprobs(make_samples(3)) == 0  # the engine's
 
 
 def test_ratio_is_one_at_the_sampling_temperature(make_student, make_samples):

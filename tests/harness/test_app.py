@@ -1,0 +1,42 @@
+"""The command: what it lists, and how it reports what a user can mend."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.app import COMMANDS, main
+
+
+def test_usage_lists_every_command_with_its_summary(capsys):
+    assert main(["--help"]) == 0
+    usage = capsys.readouterr().out
+    for name, (summary, _) in COMMANDS.items():
+        assert f"\n  {name:<12}{summary}\n" in usage
+
+
+@pytest.mark.parametrize("command", ["audit", "view", "report", "status"])
+def test_a_folder_without_runs_is_one_line(tmp_path, capsys, command):
+    assert main([command, str(tmp_path / "absent")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_view_and_audit_pass_their_options_on(monkeypatch, capsys):
+    import reports.audit
+    import reports.view
+
+    monkeypatch.setattr(reports.audit, "audit_command", lambda *args, **options: f"{args} {options}")
+    monkeypatch.setattr(reports.view, "view_command", lambda *args, **options: f"{args} {options}")
+    assert main(["audit", "run"]) == 0
+    assert main(["view", "run", "--step", "7", "--kind", "bcq", "--question", "q/1", "--num", "2"]) == 0
+    assert main(["view", "run"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "('run',) {}",
+        "('run',) {'step': 7, 'kind': 'bcq', 'question': 'q/1', 'num_groups': 2}",
+        "('run',) {'step': None, 'kind': None, 'question': None, 'num_groups': 3}",
+    ]
+
+
+def test_an_unknown_command_suggests_the_nearest(capsys):
+    assert main(["new_method"]) == 2
+    assert capsys.readouterr().err == "error: no command 'new_method'. Did you mean 'new-method' or 'methods'?\n"
