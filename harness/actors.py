@@ -109,21 +109,30 @@ class LiveActors:
 
     def rewrite(self, prompts: Sequence[Prompt], *, tag: str, max_tokens: int, sample: bool = False) -> list[Rewrite]:
         sampling = self._sampling(1, temperature=1.0 if sample else 0.0, max_new_tokens=max_tokens + TAG_TOKENS)
-        future = self._pools["teacher"].submit(lambda: list(self._generate("teacher", prompts, sampling)))
+        fitting = [prompt for prompt, fits in zip(prompts, self._fits("teacher", prompts), strict=True) if fits]
+        future = self._pools["teacher"].submit(lambda: list(self._generate("teacher", fitting, sampling)))
         by_uid = {group.uid: group for group in future.result()}
-        groups = [by_uid[prompt.uid] for prompt in prompts]
+        done = self._read_rewrites([by_uid[prompt.uid] for prompt in fitting], tag, max_tokens, sample)
+        return [done.get(prompt.uid) or _lost(prompt) for prompt in prompts]
+
+    def _read_rewrites(
+        self, groups: Sequence[RolloutGroup], tag: str, max_tokens: int, sample: bool
+    ) -> dict[str, Rewrite]:
+        """What the teacher's replies say, by uid; records them."""
         self.rewritten += groups
         texts = [_between_tags(group.rollouts[0].text, tag) for group in groups]
         answers = [last_boxed(text) for text in texts]
-        references = [last_boxed(prompt.reference or "") for prompt in prompts]
+        references = [last_boxed(group.prompt.reference or "") for group in groups]
         same = self._grader.same(list(zip(references, answers, strict=True)))
-        rewrites = []
+        rewrites = {}
         for group, text, answer, equal in zip(groups, texts, answers, same, strict=True):
             rollout = group.rollouts[0]
             rollout.index, rollout.answer, rollout.reward = int(sample), answer, float(equal)
             rollout.verdict = "correct" if equal else "wrong"
             truncated = rollout.finish_reason == "length" or len(self._chat.encode_text(text)) > max_tokens
-            rewrites.append(Rewrite(uid=group.uid, text=text, answer=answer, same_answer=equal, truncated=truncated))
+            rewrites[group.uid] = Rewrite(
+                uid=group.uid, text=text, answer=answer, same_answer=equal, truncated=truncated
+            )
         return rewrites
 
     def demonstrate(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[RolloutGroup]:
@@ -146,13 +155,15 @@ class LiveActors:
         return groups
 
     def fits(self, prompts: Sequence[Prompt]) -> list[bool]:
-        engine = self._engines["student"]
-        assert engine is not None
-        return [len(self._chat.encode(prompt)) + len(prompt.prefix_ids) < engine.context_window for prompt in prompts]
+        return self._fits("student", prompts)
 
     def close(self) -> None:
         for pool in self._pools.values():
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def _fits(self, name: str, prompts: Sequence[Prompt]) -> list[bool]:
+        window = self._engine(name).context_window
+        return [len(self._chat.encode(prompt)) + len(prompt.prefix_ids) < window for prompt in prompts]
 
     def _sample(self, name: str, prompts: Sequence[Prompt], num_rollouts: int) -> Stream:
         sampling = self._sampling(num_rollouts)
@@ -181,10 +192,7 @@ class LiveActors:
             yield group
 
     def _generate(self, name: str, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[RolloutGroup]:
-        engine = self._engines[name]
-        if engine is None:
-            raise UserError("this method needs a teacher: set teacher=tiny_teacher, or teacher=hf teacher.path=FOLDER")
-        groups = iter(engine.generate(prompts, sampling))
+        groups = iter(self._engine(name).generate(prompts, sampling))
         while True:
             started = time.perf_counter()
             group = next(groups, None)
@@ -193,10 +201,22 @@ class LiveActors:
                 return
             num_tokens = sum(len(r.completion_ids) - r.num_prefix for r in group.rollouts)
             self.count(f"tokens/{name}_generated", num_tokens)
-            self.count(f"tokens/{name}_prompt", len(group.rollouts[0].prompt_ids))
+            self.count(f"tokens/{name}_prompt", len(group.rollouts[0].prompt_ids) + group.rollouts[0].num_prefix)
             yield group
+
+    def _engine(self, name: str) -> RolloutEngine:
+        engine = self._engines[name]
+        if engine is None:
+            raise UserError("this method needs a teacher: set teacher=tiny_teacher, or teacher=hf teacher.path=FOLDER")
+        return engine
+
+
+def _lost(prompt: Prompt) -> Rewrite:
+    """A trace that the teacher's window does not hold: as if its rewrite had been cut off."""
+    return Rewrite(uid=prompt.uid, text="", answer=None, same_answer=False, truncated=True)
 
 
 def _between_tags(text: str, tag: str) -> str:
-    found = re.search(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
-    return found.group(1).strip() if found else ""
+    """Content of the last pair of tags behind the thinking, which may name the tags itself."""
+    found = re.findall(rf"<{tag}>(.*?)</{tag}>", text.rpartition("</think>")[2], re.DOTALL)
+    return found[-1].strip() if found else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -11,6 +12,7 @@ from methods.contract import MethodConfig
 from methods.hard import AugmentConfig, hard_groups, num_slots, ranked
 from methods.policy import PolicyGradientConfig, PolicyGradientMethod
 from methods.registry import register
+from methods.samples import kind_metrics
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,6 +39,9 @@ class EqualTokens(PolicyGradientMethod):
         ]
         extra = actors.student(prompts, self.config.group_size).list() if prompts else []
         return [*plain, *extra]
+
+    def metrics(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
+        return kind_metrics(groups, "extra")
 
     def extra_groups(self, num_hard: int, cap: int) -> int:
         """ceil((G_T hard + G_S min(cap, 2 hard)) / G_S). Example: 6 hard, cap 3, G_S 8, G_T 4: (24 + 24) / 8 = 6."""

@@ -43,6 +43,14 @@ class AugmentConfig(TeacherAidedConfig):
             raise ValueError(f"method.augment_ratio must lie in [0, 1], got {self.augment_ratio}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class GuidedConfig(AugmentConfig):
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.augment_ratio == 0:
+            raise ValueError("method.augment_ratio=0 leaves plain groups alone: use method=grpo_replay")
+
+
 class GuidedMethod(PolicyGradientMethod):
     """Plain groups, and a group each on prompts that one right teacher trace leads (Algs. 5 and 6).
 
@@ -50,7 +58,7 @@ class GuidedMethod(PolicyGradientMethod):
     question that it fails gets no further prompt, and its place goes to nobody. A subclass words the prompts.
     """
 
-    Config: ClassVar[type[MethodConfig]] = AugmentConfig
+    Config: ClassVar[type[MethodConfig]] = GuidedConfig
     needs_teacher: TeacherUse = "rollouts"
     kind: ClassVar[PromptKind]
 

@@ -10,17 +10,18 @@ from typing import ClassVar
 
 from harness.types import Actors, Prompt, PromptKind, Question, Rewrite
 from methods.contract import MethodConfig
-from methods.hard import AugmentConfig, GuidedMethod
+from methods.hard import GuidedConfig, GuidedMethod
 from methods.prompts import hint_text, response_text, user_turn, write_hint_text
 from methods.registry import register
 from methods.rewrites import ACCEPTED, Rewriter, Trace
 
+_SENTENCE = re.compile(r"\n|(?<=[.!?])\s")
 OUTCOMES = ("no_hint", "too_long", "gives_answer", "copies_solution")
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class HintConfig(AugmentConfig):
+class HintConfig(GuidedConfig):
     hint_max_tokens: int = 512
     """Longest hint; the cap of a compressed candidate, because the paper names none."""
 
@@ -64,8 +65,7 @@ def hint_outcome(prompt: Prompt, rewrite: Rewrite, answer: str) -> str:
         return "no_hint"
     if "\\boxed" in hint or gives_answer(hint, answer):
         return "gives_answer"
-    solution = _normal(response_text(prompt.reference or "").partition("\\boxed")[0])
-    return "copies_solution" if solution and solution in _normal(hint) else ACCEPTED
+    return "copies_solution" if copies(hint, response_text(prompt.reference or "")) else ACCEPTED
 
 
 def gives_answer(hint: str, answer: str) -> bool:
@@ -89,6 +89,13 @@ def gives_answer(hint: str, answer: str) -> bool:
 def _hint_prompt(question: Question, hint: str) -> Prompt:
     messages = user_turn(question, hint_text(question, hint))
     return Prompt(uid=f"{question.id}/hint", question=question, messages=messages, kind="hint")
+
+
+def copies(hint: str, solution: str) -> bool:
+    """Whether more than half of the solution's sentences and lines, its box aside, stand in the hint word for word."""
+    pieces = [_normal(piece) for piece in _SENTENCE.split(solution.partition("\\boxed")[0])]
+    pieces = [piece for piece in pieces if piece]
+    return 2 * sum(piece in _normal(hint) for piece in pieces) > len(pieces)
 
 
 def _normal(text: str) -> str:

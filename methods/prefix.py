@@ -9,13 +9,13 @@ from typing import ClassVar
 
 from harness.types import Actors, Prompt, PromptKind, Rollout
 from methods.contract import MethodConfig, plain_prompt
-from methods.hard import AugmentConfig, GuidedMethod
+from methods.hard import GuidedConfig, GuidedMethod
 from methods.registry import register
 from methods.rewrites import Trace
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrefixConfig(AugmentConfig):
+class PrefixConfig(GuidedConfig):
     prefix_ratio: float = 0.4
     """Share of the trace's tokens that is given (alpha)."""
 

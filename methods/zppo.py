@@ -233,7 +233,7 @@ class Candidates:
             messages=user_turn(question, text),
             kind=item.kind,
             positive_answer=self._positive_answer(item),
-            negative_answers=tuple(dict.fromkeys(answer for answer in negatives if answer)),
+            negative_answers=tuple(dict.fromkeys(answer for answer in (*item.answers, *negatives) if answer)),
         )
 
     def report(self) -> None:

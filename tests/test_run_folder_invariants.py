@@ -193,7 +193,7 @@ def test_candidate_prompts(folder):
                 listed = list(dict.fromkeys(answer.strip() for answer in answers if answer and answer.strip()))
                 assert BOX.findall(statement.partition(".\n")[0]) == listed
                 assert len(shown) == len(wrong) and not any(gold in boxes for boxes in shown)
-                assert set(first["negative_answers"]) == {boxes[-1] for boxes in shown if boxes}
+                assert set(first["negative_answers"]) == {*listed, *(boxes[-1] for boxes in shown if boxes)}
                 assert first["positive_answer"] in (None, gold)
             assert len(group.rows) == folder.options["group_size"]
 

@@ -25,6 +25,7 @@ class Told:
 
     def __init__(self, sampler, texts, gate=None, error=None):
         self.sampler, self.texts, self.gate, self.error, self.asked = sampler, texts, gate, error, []
+        self.context_window = 10_000
 
     def generate(self, prompts, sampling):
         self.asked.append((threading.current_thread().name.split("_")[0], sampling))
@@ -126,6 +127,31 @@ def test_rewrites_are_read_from_their_tags_and_compared(make, chat):
     ]
     _, sampling = teacher.asked[0]
     assert (sampling.temperature, sampling.num_rollouts, sampling.max_new_tokens) == (0.0, 1, 46)
+
+
+@pytest.mark.parametrize(
+    ("reply", "text"),
+    [
+        ("<think>between <summary> and </summary></think><summary>real</summary>", "real"),
+        ("I write <summary> and </summary>: <summary>real</summary>", "real"),
+        ("<think>not closed <summary>real</summary>", "real"),
+        ("<think><summary>draft</summary></think>nothing", ""),
+    ],
+)
+def test_tags_that_the_teacher_only_talks_about_are_no_rewrite(make, reply, text):
+    actors = make(Told("student", {}), Told("teacher", {"a": [reply]}))
+    assert actors.rewrite([prompt("a", reference="x")], tag="summary", max_tokens=30)[0].text == text
+
+
+def test_a_trace_over_the_teachers_window_counts_as_cut_off(make, chat):
+    teacher = Told("teacher", {"a": ["<summary>\\boxed{2}</summary>"]})
+    long = dataclasses.replace(prompt("b"), messages=({"role": "user", "content": "1" * 50},))
+    teacher.context_window = 50
+    actors = make(Told("student", {}), teacher)
+    first, second = actors.rewrite([long, prompt("a", reference="\\boxed{2}")], tag="summary", max_tokens=30)
+    assert (first.uid, first.text, first.same_answer, first.truncated) == ("b", "", False, True)
+    assert (second.uid, second.answer, second.truncated) == ("a", "2", False)
+    assert [group.uid for group in actors.rewritten] == ["a"]
 
 
 def test_rewrites_are_kept_for_the_records(make):

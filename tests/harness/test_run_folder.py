@@ -101,7 +101,8 @@ def test_rollouts_on_disk_literal(tmp_path):
     def rollout(index: int, text: str, reward: float) -> Rollout:
         return Rollout(
             sampler="student", index=index, prompt_ids=[1, 2], completion_ids=[3, 4, 5], rollout_logprobs=[-1.0] * 3,
-            text=text, num_prefix=1, finish_reason="stop", answer=text, reward=reward, training_reward=0.25, verdict="correct" if reward else "wrong",
+            text=text, num_prefix=1, finish_reason="stop", answer=text, reward=reward, training_reward=0.25,
+            verdict="correct" if reward else "wrong",
         )  # fmt: skip
 
     rollouts = [rollout(0, "2", 1.0), rollout(1, "3", 0.0)]

@@ -72,9 +72,9 @@ def test_answers_are_those_of_the_compressed_traces(actors, batch_of, example):
     assert shown(models, "b/bcq") == ["[tb1]", "[b2]"]
     assert answers(models, "b/bcq") == ("box tb1", ("box b2",))
     # the right trace of the question's BCQ, which the NCQ does not show
-    assert answers(models, "b/ncq") == ("box tb1", ("box b0", "box b2", "box b3"))
+    assert answers(models, "b/ncq") == ("box tb1", ("7", "8", "box b0", "box b2", "box b3"))
     assert shown(models, "b/ncq") == ["[b0]", "[b2]", "[b3]"]
-    assert answers(models, "c/ncq") == (None, ("box c0", "box c1", "box c2", "box c3"))  # the teacher failed
+    assert answers(models, "c/ncq") == (None, ("9", "box c0", "box c1", "box c2", "box c3"))  # the teacher failed
     assert answers(models, "b/plain") == answers(models, "b/teacher") == (None, ())
 
 
@@ -82,8 +82,8 @@ def test_answers_are_listed_once_and_traces_without_one_left_out(actors, batch_o
     given = {"b0": "7", "b2": None, "b3": "7", "tb1": None}
     models = actors(example, rewriter=boxing(answer=lambda text: given.get(text, "")))
     zppo().collect(batch_of("a b c d"), models, rng())
-    assert answers(models, "b/ncq") == (None, ("7",))
-    assert answers(models, "c/ncq") == (None, ())
+    assert answers(models, "b/ncq") == (None, ("7", "8"))
+    assert answers(models, "c/ncq") == (None, ("9",))
     assert answers(models, "b/bcq") == (None, ())
 
 
@@ -91,7 +91,7 @@ def test_a_right_trace_that_could_not_be_compressed_gives_no_answer(actors, batc
     models = actors(example, rewriter=boxing("tb1"))
     zppo().collect(batch_of("a b c d"), models, rng())
     assert "b/bcq" not in models.prompts
-    assert answers(models, "b/ncq") == (None, ("box b0", "box b2", "box b3"))
+    assert answers(models, "b/ncq") == (None, ("7", "8", "box b0", "box b2", "box b3"))
 
 
 def test_a_bcq_without_room_still_tells_the_ncq_the_right_answer(actors, batch_of, example):
@@ -101,13 +101,13 @@ def test_a_bcq_without_room_still_tells_the_ncq_the_right_answer(actors, batch_o
     models = actors(example, rewriter=boxing(), too_long=("b/bcq",))
     zppo().collect(batch_of("a b c d"), models, rng())
     assert "b/bcq" not in models.prompts
-    assert answers(models, "b/ncq") == ("box tb1", ("box b0", "box b2", "box b3"))
+    assert answers(models, "b/ncq") == ("box tb1", ("7", "8", "box b0", "box b2", "box b3"))
 
 
 def test_without_bcq_or_the_teacher_there_is_no_positive(actors, batch_of, example):
     models = actors(example, rewriter=boxing())
     zppo(bcq=False).collect(batch_of("a b c d"), models, rng())
-    assert answers(models, "b/ncq") == (None, ("box b0", "box b2", "box b3"))
+    assert answers(models, "b/ncq") == (None, ("7", "8", "box b0", "box b2", "box b3"))
 
 
 def test_without_compression_answers_are_those_of_the_traces(actors, batch_of, example):
@@ -136,7 +136,10 @@ def test_both_candidates_are_wrong_the_teachers_first(actors, batch_of, example)
     assert sorted(shown(models, "b/bcq")) == ["[b2]", "[tb0]"]
     assert answers(models, "b/bcq")[0] is None
     assert sorted(answers(models, "b/bcq")[1]) == ["box b2", "box tb0"]
-    assert answers(models, "b/ncq") == (None, ("box b0", "box b2", "box b3"))  # nobody compressed the right trace
+    assert answers(models, "b/ncq") == (
+        None,
+        ("7", "8", "box b0", "box b2", "box b3"),
+    )  # nobody compressed the right trace
     assert "tb1" not in [prompt.reference for prompt in models.rewritten]
     as_they_are = actors(example)
     zppo(bcq_positive="wrong", compress=False).collect(batch_of("a b c d"), as_they_are, rng())
@@ -240,8 +243,8 @@ def test_an_ncq_shows_another_hard_questions_traces_and_answers(actors, batch_of
         "b/compress/student/0", "b/compress/student/2", "b/compress/student/3", "b/compress/teacher/1",
         "c/compress/student/0", "c/compress/student/1", "c/compress/student/2", "c/compress/student/3",
     ]  # fmt: skip
-    assert answers(models, "b/ncq") == ("box tb1", ("box c0", "box c1", "box c2", "box c3"))
-    assert answers(models, "c/ncq") == (None, ("box b0", "box b2", "box b3"))
+    assert answers(models, "b/ncq") == ("box tb1", ("9", "box c0", "box c1", "box c2", "box c3"))
+    assert answers(models, "c/ncq") == (None, ("7", "8", "box b0", "box b2", "box b3"))
     assert models.prompts["b/ncq"].question is models.prompts["b/plain"].question
 
 
