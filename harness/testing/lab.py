@@ -100,7 +100,9 @@ class Witness:
     def record(self, sampler: str, group: RolloutGroup) -> None:
         for rollout in group.rollouts:
             ids = (*rollout.prompt_ids, *rollout.completion_ids)
-            self.num_given[sampler][ids] = len(rollout.prompt_ids) + rollout.num_prefix
+            given = len(rollout.prompt_ids) + rollout.num_prefix
+            # A prefix and what follows may be sampled without the prefix, too.
+            self.num_given[sampler][ids] = min(given, self.num_given[sampler].get(ids, given))
         if sampler == "student":
             self.student_groups.append(copy.deepcopy(group))
 

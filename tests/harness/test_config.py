@@ -59,7 +59,7 @@ from harness.compose import compose, compose_sweep, group_options
 from harness.config import from_hydra
 from harness.run import build_method
 from harness.sweep import expand
-from harness.catalog import methods_table
+from harness.catalog import methods_text
 import harness.app, harness.scheduler, reports.report
 for method in group_options("method"):
     for student in ("tiny_s", "qwen3_5_0_8b", "smollm2_135m"):
@@ -67,7 +67,7 @@ for method in group_options("method"):
 for sweep in files("sweeps").iterdir():
     if sweep.name.endswith(".yaml"):
         expand(*compose_sweep(sweep.name.removesuffix(".yaml"), []), check=build_method)
-methods_table()
+methods_text()
 assert "torch" not in sys.modules
 print("composed")
 """
