@@ -29,7 +29,7 @@ from harness.models.tiny.corpus import RECIPES, examples
 from harness.models.tiny.shapes import SHAPES, make_config
 from harness.models.tiny.tokenizer import chat_frame, make_processor, make_tokenizer
 
-STEPS = {"xs": 5000, "s": 2500, "m": 2200, "teacher": 3500, "hybrid": 300}
+STEPS = {"xs": 7000, "s": 3500, "m": 3500, "teacher": 4000, "hybrid": 300}
 BATCH_TOKENS = 1024
 BUCKET = 512
 """Examples that are sorted by length together."""

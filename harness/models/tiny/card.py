@@ -1,8 +1,9 @@
 r"""Measures the tiny family and writes `card.json`: what each member can do before any method trains it.
 
-Held-out questions only. Plain accuracy per level, greedy and at temperature 1; BCQ and NCQ accuracy on hard questions
-with candidates as a run makes them (sampled by student and teacher, compressed by the teacher); and how faithfully
-the teacher compresses. `python -m harness.models.tiny.card` measures the weights of the package anew.
+Held-out questions only. Plain accuracy per level, greedy and at temperature 1; BCQ, NCQ and hint accuracy on hard
+questions with candidates and hints as a run makes them (sampled by student and teacher, compressed or turned into a
+hint by the teacher); and whether the teacher's summaries are faithful and its hints usable.
+`python -m harness.models.tiny.card` measures the weights of the package anew.
 """
 
 from __future__ import annotations
@@ -29,13 +30,12 @@ from harness.rewards.boxed import last_boxed
 from harness.rollout.base import Sampling
 from harness.rollout.transformers_engine import TransformersEngine
 from harness.types import Prompt, Question
-from methods.prompts import bcq_text, compress_text, ncq_text, plain_text
+from methods.prompts import bcq_text, compress_text, hint_text, ncq_text, plain_text, write_hint_text
 
 CARD = Path(__file__).with_name("card.json")
 GROUP, TEACHER_GROUP = 8, 4
 MAX_NEW_TOKENS = 96
 BATCH = 256
-_SUMMARY = re.compile(r"<summary>(.*?)</summary>", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,18 @@ def groups(member: Member, questions: Sequence[Question], size: int, *, seed: in
 def compress(teacher: Member, responses: Sequence[str]) -> list[str | None]:
     """The teacher's summary of every response, greedy; None where a reply has no summary."""
     turns = [compress_text(response, max_lines=5, max_tokens=512) for response in responses]
-    found = [_SUMMARY.search(reply) for reply in teacher.reply(turns, temperature=0.0)]
-    return [match[1].strip() if match else None for match in found]
+    return [between("summary", reply) for reply in teacher.reply(turns, temperature=0.0)]
+
+
+def write_hints(teacher: Member, responses: Sequence[str]) -> list[str]:
+    """The teacher's hint from every response, greedy; empty where a reply has no hint."""
+    turns = [write_hint_text(response, max_tokens=512) for response in responses]
+    return [between("hint", reply) or "" for reply in teacher.reply(turns, temperature=0.0)]
+
+
+def between(tag: str, reply: str) -> str | None:
+    match = re.search(f"<{tag}>(.*?)</{tag}>", reply, re.DOTALL)
+    return match[1].strip() if match else None
 
 
 @dataclass(frozen=True)
@@ -119,24 +129,28 @@ def hard_cases(student: Member, teacher: Member, questions: Sequence[Question], 
 def candidate_accuracy(
     student: Member, teacher: Member, level: int, num_questions: int, *, seed: int = 0
 ) -> dict[str, float | None]:
-    """Accuracy of BCQ, NCQ and plain prompts (temperature 1) on the hard questions among `num_questions`.
+    """Accuracy of BCQ, NCQ, hint and plain prompts (temperature 1) on the hard questions among `num_questions`.
 
     `same_right` and `same_wrong` are the shares of compressed right and wrong traces that keep the answer (or have
-    none where the trace has none); a candidate is used only where it does.
+    none where the trace has none); a candidate is used only where it does. `good_hints` is the share of right traces
+    whose hint is used (`good_hint`).
     """
     rng = random.Random(seed)
     cases = hard_cases(student, teacher, held_out(level, num_questions, seed=seed), seed=seed)
     right = [case.right for case in cases if case.right is not None]
+    hints = dict(zip(right, write_hints(teacher, right), strict=True))
     wrong = [reply for case in cases for reply in case.wrong]
     summary = dict(zip((*right, *wrong), compress(teacher, (*right, *wrong)), strict=True))
 
-    bcq, ncq = [], []
+    bcq, ncq, hinted = [], [], []
     for case in cases:
         used = [text for reply in case.wrong if same_answer(reply, summary[reply]) and (text := summary[reply])]
         if used and case.right is not None and same_answer(case.right, summary[case.right]):
             pair = [summary[case.right] or "", rng.choice(used)]
             rng.shuffle(pair)
             bcq.append((case.question, bcq_text(case.question, pair)))
+        if case.right is not None and good_hint(hints[case.right], case.question.answer):
+            hinted.append((case.question, hint_text(case.question, hints[case.right])))
         answers = list(dict.fromkeys(answer for reply in case.wrong if (answer := last_boxed(reply)) is not None))
         ncq.append((case.question, ncq_text(case.question, answers, used)))
     plain = [(case.question, plain_text(case.question)) for case in cases]
@@ -144,14 +158,21 @@ def candidate_accuracy(
         "num_hard": len(cases),
         "bcq": accuracy(student, bcq, temperature=1.0, seed=seed),
         "ncq": accuracy(student, ncq, temperature=1.0, seed=seed),
+        "hint": accuracy(student, hinted, temperature=1.0, seed=seed),
         "plain": accuracy(student, plain, temperature=1.0, seed=seed),
         "same_right": mean([same_answer(reply, summary[reply]) for reply in right]),
         "same_wrong": mean([same_answer(reply, summary[reply]) for reply in wrong]),
+        "good_hints": mean([good_hint(hints[case.right], case.question.answer) for case in cases if case.right]),
     }
 
 
 def same_answer(response: str, summary: str | None) -> bool:
     return summary is not None and last_boxed(summary) == last_boxed(response)
+
+
+def good_hint(hint: str, answer: str) -> bool:
+    """There is a hint, it has no box, and the answer is none of its numbers."""
+    return hint != "" and "\\boxed" not in hint and answer not in re.findall(r"\d+", hint)
 
 
 def accuracy(member: Member, prompts: Sequence[tuple[Question, str]], *, temperature: float, seed: int) -> float | None:

@@ -1,22 +1,34 @@
 r"""What the tiny family is pre-trained on: prompts worded exactly as the methods word them, with replies.
 
-Students answer plain questions, BCQs and NCQs. Plain and NCQ replies have slips, so the form of an NCQ does not switch
-the bad habits off; a BCQ is answered with the right trace, because one of its candidates shows it. The teacher solves
-plain questions without slips and copies responses, right or wrong, into summaries. Training questions only.
+Students answer plain questions, BCQs, NCQs and questions with a hint. Plain and NCQ replies have slips, so the form of
+an NCQ does not switch the bad habits off; a BCQ is answered with the right trace, because one of its candidates shows
+it; a hint is followed whether it is right or wrong. The teacher solves plain questions without slips, copies responses,
+right or wrong, into summaries and turns them into hints. Training questions only.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from harness.data.arithmetic import LEVELS, Terms, clean_trace, draw_terms, question, render_trace, split_of
+from harness.data.arithmetic import (
+    LEVELS,
+    Step,
+    Terms,
+    clean_steps,
+    clean_trace,
+    draw_terms,
+    question,
+    render_trace,
+    split_of,
+)
 from harness.models.tiny.slips import Slips, corrupt_step, make_slips, odd_trace
-from methods.prompts import bcq_text, compress_text, ncq_text, plain_text, response_text
+from methods.prompts import bcq_text, compress_text, hint_text, ncq_text, plain_text, response_text, write_hint_text
 
 GROUP = 8
 REDRAWS = 20
+TOLD_OFFSETS = (-2, -1, 0, 1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +40,19 @@ class Recipe:
     slips: Slips | None = field(default=None, repr=False)
 
 
-STUDENT_KINDS = {"plain": 0.55, "bcq": 0.33, "ncq": 0.12}
+def student_kinds(hint: float) -> dict[str, float]:
+    """The shares of a student's prompts. The smaller a student, the more its plain skill suffers from many hints."""
+    rest = 1 - hint
+    return {"plain": 0.55 * rest, "bcq": 0.33 * rest, "ncq": 0.12 * rest, "hint": hint}
+
+
+TEACHER_KINDS = {"plain": 0.40, "compress": 0.45, "write_hint": 0.15}
 RECIPES = {
-    "xs": Recipe(kinds=STUDENT_KINDS, slips=make_slips(num_shaky=64)),
-    "s": Recipe(kinds=STUDENT_KINDS, slips=make_slips()),
-    "m": Recipe(kinds=STUDENT_KINDS, slips=make_slips(num_shaky=36)),
-    "teacher": Recipe(kinds={"plain": 0.45, "compress": 0.55}, levels=(0.2, 0.25, 0.25, 0.3)),
-    "hybrid": Recipe(kinds=STUDENT_KINDS, slips=make_slips()),
+    "xs": Recipe(kinds=student_kinds(0.10), slips=make_slips(num_shaky=64)),
+    "s": Recipe(kinds=student_kinds(0.20), slips=make_slips()),
+    "m": Recipe(kinds=student_kinds(0.25), slips=make_slips(num_shaky=36)),
+    "teacher": Recipe(kinds=TEACHER_KINDS, levels=(0.2, 0.25, 0.25, 0.3)),
+    "hybrid": Recipe(kinds=student_kinds(0.20), slips=make_slips()),
 }
 
 
@@ -53,8 +71,12 @@ def examples(recipe: Recipe, seed: int) -> Iterator[tuple[str, str]]:
             yield bcq_example(rng, recipe, terms)
         elif kind == "ncq":
             yield ncq_example(rng, recipe, terms)
-        else:
+        elif kind == "hint":
+            yield hint_example(rng, terms)
+        elif kind == "compress":
             yield compress_example(rng, terms)
+        else:
+            yield write_hint_example(rng, terms)
 
 
 def sample_trace(rng: random.Random, slips: Slips | None, terms: Terms) -> str:
@@ -92,6 +114,24 @@ def ncq_example(rng: random.Random, recipe: Recipe, terms: Terms) -> tuple[str, 
     return ncq_text(question(terms), answers, [summary_of(trace) for trace in traces]), reply
 
 
+def hint_example(rng: random.Random, terms: Terms) -> tuple[str, str]:
+    """The reply says what the hint says, right or wrong."""
+    steps = told_steps(rng, terms)
+    return hint_text(question(terms), hint_of(terms[0], steps, as_written=True)), render_trace(terms[0], steps)
+
+
+def told_steps(rng: random.Random, terms: Terms) -> list[Step]:
+    """Additions as a hint tells them: the sum of each units digit is right or up to two off, all as often.
+
+    Where most sums are right, a student learns to be right in sight of a hint, and not to read it.
+    """
+    value, steps = terms[0], []
+    for addend in terms[1:]:
+        value += addend + rng.choice([offset for offset in TOLD_OFFSETS if value % 10 + addend + offset >= 0])
+        steps.append((addend, value))
+    return steps
+
+
 def compress_example(rng: random.Random, terms: Terms) -> tuple[str, str]:
     """A response of any quality and its copy; most prompts have the caps that the methods use."""
     steps = corrupt_step(rng, terms)
@@ -104,8 +144,35 @@ def compress_example(rng: random.Random, terms: Terms) -> tuple[str, str]:
         response = render_trace(terms[0], steps)
     else:
         response = odd_trace(rng, terms[0], steps)
-    lines, tokens = (5, 512) if rng.random() < 0.8 else (rng.randint(1, 9), 1 << rng.randint(5, 11))
+    lines, tokens = (5, 512) if rng.random() < 0.8 else (rng.randint(1, 9), other_cap(rng))
     return compress_text(response, max_lines=lines, max_tokens=tokens), f"<summary>{summary_of(response)}</summary>"
+
+
+def write_hint_example(rng: random.Random, terms: Terms) -> tuple[str, str]:
+    """A run asks for hints of right responses only. A few with slips teach to read the additions, not the results."""
+    steps = clean_steps(terms) if rng.random() < 0.85 else WILD.steps(rng, terms)
+    max_tokens = 512 if rng.random() < 0.8 else other_cap(rng)
+    turn = write_hint_text(render_trace(terms[0], steps), max_tokens=max_tokens)
+    return turn, f"<hint>{hint_of(terms[0], steps)}</hint>"
+
+
+def other_cap(rng: random.Random) -> int:
+    """A limit of tokens that is not the methods' own."""
+    return 1 << rng.randint(5, 11)
+
+
+def hint_of(first: int, steps: Sequence[Step], *, as_written: bool = False) -> str:
+    """The sums of the units digits: `7+8=15 5+5=10` of 37+8=45+5=50, right or `as_written` in the steps.
+
+    A right hint of a right trace never shows the answer: a running value is at least 10, so adding to it gives at
+    least 10 more than adding to its units digit, and the answer, the last value, is at least as large.
+    """
+    facts, value = [], first
+    for addend, after in steps:
+        digit = value % 10
+        facts.append(f"{digit}+{addend}={digit + (after - value if as_written else addend)}")
+        value = after
+    return " ".join(facts)
 
 
 def summary_of(response: str) -> str:

@@ -1,12 +1,23 @@
 import random
+import re
 from collections import Counter
 from itertools import islice
 
 import pytest
 
-from harness.data.arithmetic import Terms, clean_trace, draw_terms, question, split_of
+from harness.data.arithmetic import Terms, clean_steps, clean_trace, draw_terms, question, split_of
 from harness.models.tiny import corpus
-from harness.models.tiny.corpus import RECIPES, compress_example, examples, ncq_example, sample_trace, summary_of
+from harness.models.tiny.corpus import (
+    RECIPES,
+    compress_example,
+    examples,
+    hint_example,
+    hint_of,
+    ncq_example,
+    sample_trace,
+    summary_of,
+    write_hint_example,
+)
 from harness.models.tiny.slips import Slips, corrupt_step, make_slips, odd_trace
 from harness.rewards.boxed import last_boxed
 from methods import prompts
@@ -20,10 +31,12 @@ def first_examples(recipe, num_examples=300, seed=0):
 
 
 def kind_of(turn):
-    if prompts.BCQ in turn:
-        return "bcq"
-    if turn.startswith("Rewrite"):
-        return "compress"
+    for kind, form in (("bcq", prompts.BCQ), ("hint", prompts.HINT)):
+        if form in turn:
+            return kind
+    for kind, start in (("compress", "Rewrite"), ("write_hint", "Turn")):
+        if turn.startswith(start):
+            return kind
     return "ncq" if "<candidate>" in turn else "plain"
 
 
@@ -39,7 +52,7 @@ def test_kinds_have_their_shares_and_all_questions_are_of_the_train_split(recipe
     for kind, share in recipe.kinds.items():
         assert abs(counts[kind] / 1000 - share) < 0.06  # 4 standard errors at share 0.5
     assert sum(counts[kind] for kind in recipe.kinds) == 1000
-    asked = [turn.partition("\n\n")[0] for turn, _ in drawn if kind_of(turn) != "compress"]
+    asked = [turn.partition("\n\n")[0] for turn, _ in drawn if kind_of(turn) not in ("compress", "write_hint")]
     assert {split_of(text) for text in asked} == {"train"}
 
 
@@ -115,6 +128,61 @@ def test_the_teacher_copies_whatever_it_is_shown():
         answers["none" if last_boxed(shown) is None else "boxed"] += 1
     # Without a box: 25% odd traces, of which one in five is cut and one in five boxless.
     assert 15 <= answers["none"] <= 55
+
+
+def test_hint_of_a_trace_with_slips():
+    assert hint_of(37, clean_steps(TERMS)) == hint_of(37, clean_steps(TERMS), as_written=True) == "7+8=15 5+5=10 0+9=9"
+    slipped = [(8, 44), (5, 59), (9, 68)]  # 37+8=44 is one too low, 44+5=59 ten too high
+    assert hint_of(37, slipped) == "7+8=15 4+5=9 9+9=18"
+    assert hint_of(37, slipped, as_written=True) == "7+8=14 4+5=19 9+9=18"
+
+
+def test_the_answer_is_at_least_ten_more_than_every_sum_of_a_right_hint():
+    rng = random.Random(0)
+    margins = []
+    for i in range(2000):
+        terms = draw_terms(rng, 1 + i % 4, "train")
+        sums = re.findall(r"=(\d+)", hint_of(terms[0], clean_steps(terms)))
+        assert len(sums) == len(terms) - 1
+        margins.append(sum(terms) - max(map(int, sums)))
+    assert min(margins) == 10  # as for 12+5=17, where the hint says 2+5=7
+
+
+def test_hint_replies_say_what_the_hint_says_even_where_it_is_wrong():
+    rng = random.Random(0)
+    offsets: list[int] = []
+    for i in range(400):
+        terms = draw_terms(rng, 1 + i % 4, "train")
+        turn, reply = hint_example(rng, terms)
+        facts = turn.partition("<hint>\n")[2].partition("\n</hint>")[0].split()
+        value, trace = terms[0], f"<think>{terms[0]}"
+        for addend, fact in zip(terms[1:], facts, strict=True):
+            asked, told = fact.split("=")
+            assert asked == f"{value % 10}+{addend}" and told.isdigit()
+            offsets.append(int(told) - value % 10 - addend)
+            value += int(told) - value % 10
+            trace += f"+{addend}={value}"
+        assert reply == f"{trace}</think>\\boxed{{{value}}}"
+    # 1000 facts, each right or off by 1 or 2 either way: a fifth each, 4 standard errors are 0.05
+    assert set(offsets) == {-2, -1, 0, 1, 2}
+    assert all(abs(offsets.count(offset) / len(offsets) - 0.2) < 0.05 for offset in set(offsets))
+
+
+def test_written_hints_are_right_and_show_no_answer():
+    rng = random.Random(0)
+    slipped = default = 0
+    for _ in range(400):
+        terms = draw_terms(rng, 3, "train")
+        turn, reply = write_hint_example(rng, terms)
+        shown = turn.partition("<response>\n")[2].removesuffix("\n</response>")
+        values = [terms[0], *map(int, re.findall(r"=(\d+)", shown))]
+        facts = [f"{v % 10}+{a}={v % 10 + a}" for v, a in zip(values[:-1], terms[1:], strict=True)]
+        assert reply == f"<hint>{' '.join(facts)}</hint>"
+        assert "Compute" not in turn
+        slipped += values[-1] != sum(terms)
+        default += turn == prompts.write_hint_text(shown, max_tokens=512)
+    # 15% have slips at half of all facts or less; 80% have the methods' cap and 1 in 7 of the others by chance.
+    assert 8 < slipped < 80 and 0.75 < default / 400 < 0.91
 
 
 def test_odd_traces_start_thinking_and_vary():

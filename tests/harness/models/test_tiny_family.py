@@ -1,4 +1,5 @@
 import json
+import random
 import subprocess
 import sys
 from math import sqrt
@@ -9,13 +10,26 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer, Qwen3_5ForConditionalGeneration
 
+from harness.data.arithmetic import clean_steps, clean_trace, draw_terms, question
 from harness.errors import UserError
 from harness.models.tiny import SIZES, STUDENTS, build, card, tiny_path
 from harness.models.tiny.build import Batch, make_model, reply_loss, schedule, train
-from harness.models.tiny.card import CARD, Member, compress, groups, held_out, plain_accuracy
+from harness.models.tiny.card import (
+    CARD,
+    Member,
+    between,
+    compress,
+    good_hint,
+    groups,
+    held_out,
+    plain_accuracy,
+    write_hints,
+)
+from harness.models.tiny.corpus import hint_of, told_steps
 from harness.models.tiny.shapes import HEAD_DIM, SHAPES, make_config
 from harness.models.tiny.tokenizer import make_tokenizer
 from harness.rewards.boxed import last_boxed
+from methods.prompts import hint_text
 
 TOKENIZER = make_tokenizer()
 RECORD = json.loads(CARD.read_text())
@@ -175,10 +189,20 @@ def test_card_shows_students_graded_by_size_that_can_learn():
 
 @pytest.mark.parametrize("size", STUDENTS)
 @pytest.mark.parametrize("level", ["1", "2", "3", "4"])
-def test_card_shows_candidates_that_help_and_a_teacher_that_copies(size, level):
+def test_card_shows_candidates_and_hints_that_help_and_a_teacher_that_writes_them(size, level):
     record = RECORD["models"][size]["candidates"][level]
     assert record["bcq"] > 2 * record["plain"]
+    assert record["hint"] > record["plain"]
     assert record["same_right"] >= 0.95 and record["same_wrong"] >= 0.95
+    assert record["good_hints"] >= 0.9
+
+
+def test_a_usable_hint_has_no_box_and_not_the_answer():
+    assert between("hint", "x<hint>\n7+8=15\n</hint>y") == "7+8=15" and between("hint", "<hint>7+8=15") is None
+    assert good_hint("7+8=15", "5")
+    assert not good_hint("", "45")
+    assert not good_hint("7+8=15", "15")
+    assert not good_hint(r"7+8=\boxed{15}", "45")
 
 
 @pytest.mark.parametrize(("size", "level"), [("xs", 1), ("s", 2), ("m", 3), ("teacher", 4)])
@@ -192,9 +216,9 @@ def test_shipped_weights_have_the_accuracy_of_the_card(size, level):
 def test_shipped_student_has_the_candidate_accuracy_of_the_card(teacher):
     measured = card.candidate_accuracy(Member.load(tiny_path("s")), teacher, 2, 60, seed=1)
     recorded = RECORD["models"]["s"]["candidates"]["2"]
-    for name in ("bcq", "ncq", "plain"):
+    for name in ("bcq", "ncq", "hint", "plain"):
         assert within(measured[name], recorded[name], measured["num_hard"], recorded["num_hard"])
-    assert measured["bcq"] > measured["plain"]
+    assert measured["bcq"] > measured["plain"] and measured["hint"] > measured["plain"]
 
 
 def test_the_teacher_copies_right_and_wrong_traces(teacher):
@@ -205,3 +229,27 @@ def test_the_teacher_copies_right_and_wrong_traces(teacher):
     same = [s is not None and last_boxed(s) == last_boxed(t) for s, t in zip(summaries, traces, strict=True)]
     assert within(sum(same) / len(same), 0.97, len(same), 1000)
     assert summaries[-1] is not None and last_boxed(summaries[-1]) is None
+
+
+def test_the_teacher_hints_at_the_sums_of_a_right_trace(teacher):
+    terms = [draw_terms(random.Random(seed), 1 + seed % 4, "held_out") for seed in range(40)]
+    hints = write_hints(teacher, [clean_trace(chain) for chain in terms])
+    exact = [hint == hint_of(chain[0], clean_steps(chain)) for hint, chain in zip(hints, terms, strict=True)]
+    assert within(sum(exact) / len(exact), 0.97, len(exact), 1000)
+
+
+@pytest.mark.parametrize("size", STUDENTS)
+def test_students_read_hints_also_wrong_ones(size):
+    """The form of a hint prompt is no switch to right answers."""
+    rng = random.Random(0)
+    turns, right, told = [], [], []
+    while len(turns) < 100:
+        terms = draw_terms(rng, 2, "held_out")
+        steps = told_steps(rng, terms)
+        if steps[-1][1] != sum(terms):
+            turns.append(hint_text(question(terms), hint_of(terms[0], steps, as_written=True)))
+            right.append(str(sum(terms)))
+            told.append(str(steps[-1][1]))
+    answers = [last_boxed(reply) for reply in Member.load(tiny_path(size)).reply(turns, temperature=1.0)]
+    follows = sum(answer == value for answer, value in zip(answers, told, strict=True))
+    assert follows > 2 * sum(answer == value for answer, value in zip(answers, right, strict=True))

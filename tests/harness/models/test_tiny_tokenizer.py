@@ -3,8 +3,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoProcessor, AutoTokenizer
 
-from harness.data.arithmetic import clean_trace, question
-from harness.models.tiny.corpus import summary_of
+from harness.data.arithmetic import clean_steps, clean_trace, question
+from harness.models.tiny.corpus import hint_of, summary_of
 from harness.models.tiny.tokenizer import SPECIAL, TAGS, chat_frame, make_processor, make_tokenizer, sentences
 from methods import prompts
 
@@ -54,16 +54,18 @@ def test_prompt_tokens():
 
 def test_prompts_are_short():
     """Longer ones mean that the wording of `methods.prompts` changed: the family has to be built anew."""
-    longest = question((99, 9, 9, 9, 9))
-    trace = summary_of(clean_trace((99, 9, 9, 9, 9)))
+    terms = (99, 9, 9, 9, 9)
+    longest, trace = question(terms), summary_of(clean_trace(terms))
     assert len(chat_ids(prompts.plain_text(longest))) == 20
     assert len(chat_ids(prompts.bcq_text(longest, [trace, trace]))) < 110
     assert len(chat_ids(prompts.ncq_text(longest, ["135"] * 8, [trace] * 8))) < 400
     assert len(chat_ids(prompts.compress_text(clean_trace((37, 8)), max_lines=5, max_tokens=512))) < 40
+    assert len(chat_ids(prompts.hint_text(longest, hint_of(99, clean_steps(terms))))) < 60
+    assert len(chat_ids(prompts.write_hint_text(clean_trace((37, 8)), max_tokens=512))) < 36
 
 
 def test_sentences_are_the_fixed_parts_of_the_forms():
-    assert prompts.CLOSING in sentences() and prompts.BCQ in sentences()
+    assert {prompts.CLOSING, prompts.BCQ, prompts.HINT} <= set(sentences())
     assert "These answers are all wrong: " in sentences()
     assert all(len(encode(sentence)) == 1 for sentence in sentences())
 
