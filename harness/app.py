@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ RUN = "folder of a run, such as outputs/quickstart/zppo/tiny_s/seed0"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Exit codes: 0 fine, 1 a run of a study failed, 2 the user's to mend, 130 interrupted."""
+    """Run a command. Exit codes: 0 fine, 1 a run of a study failed, 2 the user's to mend, 130 interrupted, 141 nobody reads."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
@@ -32,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"no command '{name}'.{did_you_mean(name, COMMANDS)}")
         summary, command = COMMANDS[name]
         parser = argparse.ArgumentParser(prog=f"zppo {name}", description=summary)
-        return command(parser, rest)
+        code = command(parser, rest)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         if debug:
             raise
@@ -41,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `zppo view ... | head` has read enough; nothing more is to be written, at exit neither
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def _train(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:

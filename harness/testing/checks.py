@@ -194,13 +194,13 @@ def _memory_rise(method_class: type[Method], options: str) -> int:
         sequence_N=ids_N // 64,
     )
     gc.collect()
-    with _peak_memory() as peak:
+    with peak_memory() as peak:
         method.loss(logits_NV, batch, teacher).loss_N.sum().backward()
     return peak[0]
 
 
 @contextmanager
-def _peak_memory() -> Iterator[list[int]]:
+def peak_memory() -> Iterator[list[int]]:
     """The highest rise of resident memory inside, in bytes; looked at every millisecond, since torch drops the GIL."""
     process, rise, done = psutil.Process(), [0], threading.Event()
     before = process.memory_info().rss

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from harness.app import COMMANDS, main
@@ -40,3 +43,17 @@ def test_view_and_audit_pass_their_options_on(monkeypatch, capsys):
 def test_an_unknown_command_suggests_the_nearest(capsys):
     assert main(["new_method"]) == 2
     assert capsys.readouterr().err == "error: no command 'new_method'. Did you mean 'new-method' or 'methods'?\n"
+
+
+def test_a_reader_that_stops_reading_is_no_traceback(tmp_path):
+    """`zppo ... | head -1`: what is printed is larger than the pipe holds."""
+    code = (
+        "import sys, harness.app as app\n"
+        "app.COMMANDS['shout'] = ('x', lambda parser, argv: print('x' * 10_000_000) or 0)\n"
+        "sys.exit(app.main(['shout']))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.read(10)
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == (b"", 141)
