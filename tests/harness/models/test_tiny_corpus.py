@@ -16,6 +16,7 @@ from harness.models.tiny.corpus import (
     ncq_example,
     sample_trace,
     summary_of,
+    told_steps,
     write_hint_example,
 )
 from harness.models.tiny.slips import Slips, corrupt_step, make_slips, odd_trace
@@ -166,6 +167,12 @@ def test_hint_replies_say_what_the_hint_says_even_where_it_is_wrong():
     # 1000 facts, each right or off by 1 or 2 either way: a fifth each, 4 standard errors are 0.05
     assert set(offsets) == {-2, -1, 0, 1, 2}
     assert all(abs(offsets.count(offset) / len(offsets) - 0.2) < 0.05 for offset in set(offsets))
+
+
+def test_a_hint_tells_every_sum_near_the_right_one_but_none_below_zero():
+    rng = random.Random(0)
+    told = {hint_of(10, told_steps(rng, (10, 1)), as_written=True) for _ in range(100)}
+    assert told == {"0+1=0", "0+1=1", "0+1=2", "0+1=3"}
 
 
 def test_written_hints_are_right_and_show_no_answer():
