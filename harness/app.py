@@ -20,7 +20,7 @@ RUN = "folder of a run, such as outputs/quickstart/zppo/tiny_s/seed0"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Exit codes: 0 fine, 1 a run of a study failed, 2 the user's to mend, 130 interrupted, 141 nobody reads."""
+    """Run a command. Exit codes: 0 fine, 1 a run failed, 2 the user may mend it, 130 interrupted, 141 unread."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
