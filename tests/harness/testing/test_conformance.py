@@ -1,6 +1,7 @@
 """Every built-in preset passes the conformance kit; methods that are broken on purpose fail the line meant for them."""
 
 import dataclasses
+import itertools
 import random
 from pathlib import Path
 
@@ -47,6 +48,9 @@ def test_every_class_is_covered():
 
 
 # --- methods that are broken on purpose ---
+
+
+SIZES = itertools.cycle([6, 7])
 
 
 class AllAdvantagesAreZero(PolicyGradientMethod):
@@ -127,6 +131,22 @@ class CallsEveryPromptPlain(PolicyGradientMethod):
         return [*super().collect(batch, actors, rng), *actors.student(prompts, self.config.group_size).list()]
 
 
+class AsksAnotherPromptAsPlain(PolicyGradientMethod):
+    def collect(self, batch, actors, rng):
+        prompts = [
+            dataclasses.replace(
+                prompt, messages=({**prompt.messages[0], "content": prompt.messages[0]["content"] + " "},)
+            )
+            for prompt in map(plain_prompt, batch.new)
+        ]
+        return actors.student(prompts, self.config.group_size).list()
+
+
+class SamplesAsManyAsChanceSays(PolicyGradientMethod):
+    def collect(self, batch, actors, rng):
+        return super().collect(batch, actors, rng)[: next(SIZES)]
+
+
 class ShapesTheRewardItself(PolicyGradientMethod):
     def collect(self, batch, actors, rng):
         groups = super().collect(batch, actors, rng)
@@ -148,12 +168,14 @@ class KeepsEveryTile(PolicyGradientMethod):
 BROKEN: dict[type[Method], tuple[str, str]] = {
     AllAdvantagesAreZero: ("moves_the_student", "the gradient of a step is zero"),
     DrawsFromTheGlobalStream: ("same_seed_same_groups", "differs between two steps of the same seed"),
+    SamplesAsManyAsChanceSays: ("same_seed_same_groups", "two steps of the same seed have . and . groups"),
     CountsItsSteps: ("resume_equals_the_unbroken_run", "the metrics of .* differ"),
     TrainsTheTeachersTokens: ("trained_tokens_were_sampled_by_whom_it_declares", "were not sampled by student"),
     TrainsTextInsteadOfIds: ("trained_tokens_were_sampled_by_whom_it_declares", "were not sampled by student"),
     TrainsGivenPrefixes: ("prefixes_get_no_gradient", "trains tokens of a given prefix"),
     AveragesOverTheChunk: ("gradient_does_not_depend_on_micro_batches", "the gradient depends on"),
-    CallsEveryPromptPlain: ("buffer_is_fed_by_plain_groups", "is of kind `plain` but not on a plain prompt"),
+    CallsEveryPromptPlain: ("buffer_is_fed_by_plain_groups", "groups of kind `plain` on question"),
+    AsksAnotherPromptAsPlain: ("buffer_is_fed_by_plain_groups", "is of kind `plain` but not on a plain prompt"),
     ShapesTheRewardItself: ("buffer_is_fed_by_plain_groups", "is not that of its graded rollouts"),
     KeepsEveryTile: (MEMORY, "times the memory of the logits, more than 3"),
 }
@@ -166,7 +188,8 @@ def test_a_broken_method_fails_the_line_meant_for_it_and_no_other(broken, tmp_pa
     with pytest.raises(AssertionError, match=message):
         CHECKS[meant](case, tmp_path / "meant")
     # A run that draws from a global stream cannot be resumed either.
-    also: dict[type[Method], set[str]] = {DrawsFromTheGlobalStream: {"resume_equals_the_unbroken_run"}}
+    resume = {"resume_equals_the_unbroken_run"}
+    also: dict[type[Method], set[str]] = {DrawsFromTheGlobalStream: resume, SamplesAsManyAsChanceSays: resume}
     for name, check in CHECKS.items():
         if name not in {meant, MEMORY} | also.get(broken, set()):
             check(case, tmp_path / name)
