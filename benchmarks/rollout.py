@@ -68,7 +68,7 @@ def run_engine(model: LanguageModel, chat: Chat, prompts: list[Prompt], args: ar
 def run_generate(model: LanguageModel, chat: Chat, prompts: list[Prompt], args: argparse.Namespace, step: int) -> int:
     """Completion tokens, the end token included, sampled by transformers."""
     torch.manual_seed(step)
-    sequences = [chat.encode(prompt) for prompt in prompts]
+    sequences = [chat.pack(prompt).ids for prompt in prompts]
     width = max(map(len, sequences))
     pad_id = chat.tokenizer.pad_token_id
     ids_BT = torch.tensor([[pad_id] * (width - len(ids)) + ids for ids in sequences], device=model.device)

@@ -139,10 +139,12 @@ class LiveActors:
         groups = []
         for prompt, text in zip(prompts, texts, strict=True):
             completion = [*self._chat.encode_text(text), self._chat.end_id]
+            packed = self._chat.pack(prompt)
             rollout = Rollout(
                 sampler="teacher",
                 index=0,
-                prompt_ids=self._chat.encode(prompt),
+                prompt_ids=packed.ids,
+                media=packed.media,
                 completion_ids=completion,
                 rollout_logprobs=[0.0] * len(completion),
                 text=text,
@@ -163,7 +165,7 @@ class LiveActors:
 
     def _fits(self, name: str, prompts: Sequence[Prompt]) -> list[bool]:
         window = self._engine(name).context_window
-        return [len(self._chat.encode(prompt)) + len(prompt.prefix_ids) < window for prompt in prompts]
+        return [self._chat.num_tokens_of(prompt) < window for prompt in prompts]
 
     def _sample(self, name: str, prompts: Sequence[Prompt], num_rollouts: int) -> Stream:
         sampling = self._sampling(num_rollouts)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from harness.config import ModelConfig, RunConfig
 from harness.errors import UserError, is_disk_full
 from harness.run_folder import RunFolder, run_dir
-from harness.types import Sampler
+from harness.types import Question, Sampler
 from methods import registry
 from methods.base import Method
 
@@ -95,6 +95,7 @@ class _Run:
         from harness.models.chat import Chat
         from harness.models.loading import load_tokenizer
         from harness.rewards.workers import Grader
+        from methods.base import plain_prompt
 
         disable_progress_bar()  # a bar a file in a log of thousands of steps
         if config.num_threads:
@@ -102,8 +103,9 @@ class _Run:
         self.config, self.method, self.folder, self.label, self._stack = config, method, folder, label, stack
         self.chat = Chat(load_tokenizer(config.student), config.student)
         self._check_teacher()
-        if config.eval.suite is not None:
-            load_suite(config.eval)  # what the evaluation would refuse is refused before the training
+        if config.eval.suite is not None:  # what the evaluation would refuse is refused before the training
+            for benchmark in load_suite(config.eval):
+                self.chat.pack(plain_prompt(benchmark.questions[0]))
         self.grader = stack.enter_context(Grader(config.reward))
         self.sampler = None if method is None else self._sampler()
         self.student = self._load(config.student, config.device, trained=method is not None)
@@ -122,9 +124,9 @@ class _Run:
         assert self.method is not None and self.sampler is not None
         num_steps = self._num_steps()
         self.folder.set_info(num_steps=num_steps)
-        teacher = None
-        if config.teacher is not None and self.method.needs_teacher != "none":
-            teacher = self._load(config.teacher, config.teacher_device or config.device, trained=False)
+        teacher_config, teacher = self._teacher_config(), None
+        if teacher_config is not None:
+            teacher = self._load(teacher_config, config.teacher_device or config.device, trained=False)
         actors = LiveActors(
             student=self.engine,
             teacher=None if teacher is None else self._engine(teacher, "teacher"),
@@ -188,7 +190,8 @@ class _Run:
         loaded = load_questions(
             self.config.data,
             gold_errors=self.grader.gold_errors,
-            keep=lambda question: len(self.chat.encode(plain_prompt(question))) <= limit,
+            measure=lambda question: self.chat.num_tokens_of(plain_prompt(question)),
+            max_prompt_tokens=limit,
         )
         for message in loaded.bad:
             logger.warning("skipped %s", message)
@@ -196,6 +199,7 @@ class _Run:
             "%d questions (%d bad, %d with more than %d tokens)",
             len(loaded.questions), loaded.num_bad, loaded.num_too_long, limit,
         )  # fmt: skip
+        self._check_teacher_sees(loaded.questions)
         data = self.config.data
         return QuestionSampler(
             loaded.questions,
@@ -209,15 +213,35 @@ class _Run:
         """One tokenizer renders every prompt for both actors, so the teacher has to share it."""
         from harness.models.loading import load_tokenizer, same_tokenizer
 
-        config = self.config
-        if self.method is None or self.method.needs_teacher == "none" or config.teacher is None:
+        config, teacher = self.config, self._teacher_config()
+        if teacher is None:
             return
-        difference = same_tokenizer(self.chat.tokenizer, load_tokenizer(config.teacher))
+        difference = same_tokenizer(self.chat.tokenizer, load_tokenizer(teacher))
         if difference is not None:
             raise UserError(
-                f"teacher {config.teacher.name} and student {config.student.name} have different tokenizers "
+                f"teacher {teacher.name} and student {config.student.name} have different tokenizers "
                 f"({difference}): token ids mean other text to the teacher; choose a teacher of the student's family"
             )
+
+    def _check_teacher_sees(self, questions: Sequence[Question]) -> None:
+        """One processor packs every medium for both actors, so the teacher's vision tower has to take its patches."""
+        from harness.models.vision import Vision
+
+        teacher = self._teacher_config()
+        if teacher is None or not any(question.images or question.video for question in questions):
+            return
+        ours, theirs = self.chat.vision.settings(), Vision(teacher).settings()
+        for name, value in ours.items():
+            if theirs[name] != value:
+                raise UserError(
+                    f"teacher {teacher.name} and student {self.config.student.name} see media differently ({name} is "
+                    f"{theirs[name]} and {value}): choose a teacher of the student's family"
+                )
+
+    def _teacher_config(self) -> ModelConfig | None:
+        """The teacher that this run loads, if any."""
+        needed = self.method is not None and self.method.needs_teacher != "none"
+        return self.config.teacher if needed else None
 
     def _load(self, model: ModelConfig, device: str, *, trained: bool) -> LanguageModel:
         """A model in its dtype; one that is trained has fp32 weights and computes in its dtype."""

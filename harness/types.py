@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from PIL.Image import Image
 
 AnswerType = Literal["math", "choice", "text", "reasoning_gym"]
 PromptKind = Literal["plain", "bcq", "ncq", "hint", "prefix", "extra", "compress", "write_hint"]
@@ -23,6 +25,49 @@ FinishReason = Literal["stop", "length"]
 Verdict = Literal["correct", "wrong", "unparsable", "timeout"]
 Match = Literal["positive", "negative", "other"]
 Message = dict[str, str]  # {"role": ..., "content": ...}
+
+
+class ImageRef(Protocol):
+    """A picture that is opened when it is needed and not kept."""
+
+    @property
+    def name(self) -> str:
+        """What it is, for messages and as its identity: a path, a cell of a table, a recipe."""
+        ...
+
+    def open(self) -> Image:
+        """The decoded RGB picture. Raises `harness.data.media.MediaError`, which names it."""
+        ...
+
+
+class VideoRef(Protocol):
+    """A clip that is decoded when it is needed, only the frames that are used."""
+
+    @property
+    def name(self) -> str: ...
+
+    def open(self, limits: MediaLimits) -> Clip: ...
+
+
+@dataclass(frozen=True)
+class MediaLimits:
+    """How large a picture and how long a clip a model is shown. None leaves it to the model's processor."""
+
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    fps: float | None = None
+    """Frames a second of video; not together with `num_frames`."""
+    num_frames: int | None = None
+    """This many frames of every video, evenly spread."""
+    max_frames: int = 768
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """Decoded frames, uint8 [F, height, width, 3], and when each is shown, in seconds."""
+
+    frames_FHWC: np.ndarray
+    times_F: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +84,26 @@ class Question:
     messages: tuple[Message, ...] = ()
     """Earlier turns of a multi-turn question; `text` is the last user turn."""
     source: str = ""
-    images: tuple[Any, ...] = ()
-    video: Any = None
+    images: tuple[ImageRef, ...] = ()
+    """Shown where `<image>` stands in the text or an earlier turn; before the last turn's text where it never does."""
+    video: VideoRef | None = None
+    """Shown where `<video>` stands, likewise."""
+    limits: MediaLimits = MediaLimits()
     metadata: dict[str, Any] = field(default_factory=dict, compare=False)
     """Whatever the verifier of `answer_type` needs (a reasoning-gym entry, choices); JSON values only."""
+
+
+class PromptMedia(Protocol):
+    """The pictures and the clip of a prompt, packed for a model: `harness.models.vision` makes it."""
+
+    @property
+    def digest(self) -> str:
+        """Of the pixels and their layout; equal digests mean the same input."""
+        ...
+
+    def inputs(self) -> Any:
+        """The pixels, as the model's forward pass takes them."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +140,8 @@ class Rollout:
     text: str
     finish_reason: FinishReason
     num_prefix: int = 0
+    media: PromptMedia | None = None
+    """What the prompt shows beside its text: the very thing that sampler, trainer and teacher are given."""
     answer: str | None = None
     reward: float = 0.0
     verdict: Verdict = "wrong"
@@ -207,7 +270,12 @@ class TrainingSample:
     inert: bool = False
     """Contributes no gradient (all advantages zero and no other term): skipped, its norm is kept."""
     rollout: Rollout | None = None
-    """The rollout this sample was made from, for the run's records."""
+    """The rollout this sample was made from: for the run's records, and for the media of its prompt."""
+
+    @property
+    def media(self) -> PromptMedia | None:
+        """What the prompt shows beside its text, to the student and to a teacher that scores."""
+        return None if self.rollout is None else self.rollout.media
 
     @property
     def num_trained(self) -> int:

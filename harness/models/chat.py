@@ -1,21 +1,36 @@
-"""The only place where a chat template is applied: messages to ids, ids to text, and how replies end."""
+"""The only place where a chat template is applied: prompts to ids and media, ids to text, and how replies end."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from harness.config import ModelConfig
+from harness.data.media import MediaError
 from harness.errors import UserError
 from harness.models.loading import source_file
+from harness.models.vision import PackedMedia, Vision
 from harness.types import Message, Prompt
 
 _REPLY = "reply"
+MARKER = re.compile("<(image|video)>")
+"""Where a question shows its media; data sets of the field write it so."""
+IMAGE, VIDEO, START, END = "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"
+
+
+@dataclass(frozen=True)
+class PackedPrompt:
+    """A prompt as every model is given it: ids with one placeholder a vision feature, and the media behind them."""
+
+    ids: list[int]
+    media: PackedMedia | None = None
 
 
 class Chat:
@@ -33,6 +48,7 @@ class Chat:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:
         self.tokenizer = tokenizer
+        self._config = config
         self._enable_thinking = config.enable_thinking
         used = set(tokenizer.get_vocab().values())
         self.num_tokens = max(used) + 1
@@ -49,23 +65,35 @@ class Chat:
         unused = set(range(self.num_tokens)) - used
         self.banned_ids: list[int] = sorted((special | unused) - self.stop_ids)
 
-    def encode(self, prompt: Prompt) -> list[int]:
-        """Ids of the prompt up to where the reply starts, without `prefix_ids`.
+    @cached_property
+    def vision(self) -> Vision:
+        """The processor of images and video. Raises UserError for a model that reads text only."""
+        return Vision(self._config)
+
+    def pack(self, prompt: Prompt) -> PackedPrompt:
+        """The prompt up to where the reply starts, without `prefix_ids`; nothing is ever cut off.
 
         Contents are data: a special token's text in them (`<|im_end|>` in a question or in a candidate) is broken by a
-        space, so that it cannot end a turn.
+        space, so that it cannot end a turn. Media stand where `<image>` and `<video>` do, or, where there is no such
+        mark, before the text of the last turn. A clip becomes a time and its placeholders for each pair of frames.
 
-        Raises UserError for a question with images or video, which this text-only rendering would drop silently.
+        Raises MediaError for media that cannot be used or do not match the marks, UserError for a model without eyes.
         """
         question = prompt.question
-        if question.images or question.video is not None:
-            raise UserError(f"question {question.id} has images or video: prompts are text only")
-        messages = [{**message, "content": self._as_data(message["content"])} for message in prompt.messages]
-        return self._render(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+        if not question.images and question.video is None:
+            return PackedPrompt(self._ids(prompt.messages))
+        messages = _with_marks(prompt)
+        media = self.vision.pack(question)
+        ids = self._ids([{**message, "content": self._parts(message["content"])} for message in messages])
+        return PackedPrompt(list(self._expand(ids, media)), media)
+
+    def num_tokens_of(self, prompt: Prompt) -> int:
+        """Tokens of prompt and prefix together. Raises like `pack`."""
+        return len(self.pack(prompt).ids) + len(prompt.prefix_ids)
 
     def encode_text(self, text: str) -> list[int]:
-        """Ids of plain text, without start or end tokens."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        """Ids of plain text, without start or end tokens. What reads as a special token is not one."""
+        return self.tokenizer(self._as_data(text), add_special_tokens=False)["input_ids"]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of a reply: special tokens are dropped, tags such as <think> are ordinary tokens and stay."""
@@ -85,15 +113,72 @@ class Chat:
         assert isinstance(text, str)
         return text
 
-    def _render(self, messages: Sequence[Message], **options: Any) -> Any:
+    def _ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        contents = [m["content"] if isinstance(m["content"], list) else self._as_data(m["content"]) for m in messages]
+        turns = [{**message, "content": content} for message, content in zip(messages, contents, strict=True)]
+        return self._render(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
+
+    def _parts(self, content: str) -> list[dict[str, str]]:
+        """A content with marks as the parts that chat templates take: texts, and marks between them."""
+        pieces = MARKER.split(content)
+        parts = [{"type": p} if i % 2 else {"type": "text", "text": self._as_data(p)} for i, p in enumerate(pieces)]
+        return [part for part in parts if part.get("text") != ""]
+
+    def _expand(self, ids: Sequence[int], media: PackedMedia) -> Iterator[int]:
+        """Placeholders from one a medium to one a feature.
+
+        Every pair of frames has vision marks of its own, so those that the template puts around a clip are dropped:
+        models were trained without them, though transformers 5.23 leaves them in.
+        """
+        image, video, start, end = map(self._token_id, (IMAGE, VIDEO, START, END))
+        images = iter(media.image_tokens)
+        position = 0
+        while position < len(ids):
+            if ids[position] == image:
+                yield from [image] * next(images)
+            elif list(ids[position : position + 3]) == [start, video, end]:
+                for seconds in media.frame_times:
+                    yield from self.tokenizer(f"<{seconds:.1f} seconds>", add_special_tokens=False)["input_ids"]
+                    yield from (start, *[video] * media.frame_tokens, end)
+                position += 2
+            else:
+                yield ids[position]
+            position += 1
+        assert next(images, None) is None, "the chat template dropped an image"
+
+    def _token_id(self, token: str) -> int:
+        return self.tokenizer.get_vocab()[token]
+
+    def _render(self, messages: Sequence[dict[str, Any]], **options: Any) -> Any:
         return self.tokenizer.apply_chat_template(list(messages), enable_thinking=self._enable_thinking, **options)
 
     def _terminator(self, special: set[int]) -> int | None:
         """The first special token behind the content of an assistant's turn, else the tokenizer's end token."""
         turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _REPLY}]
         text: str = self._render(turns, add_generation_prompt=False, tokenize=False)
-        behind = self.encode_text(text.rpartition(_REPLY)[2])
+        behind = self.tokenizer(text.rpartition(_REPLY)[2], add_special_tokens=False)["input_ids"]
         return next((i for i in behind if i in special), self.tokenizer.eos_token_id)
+
+
+def _with_marks(prompt: Prompt) -> list[Message]:
+    """The messages, a mark for every medium in them. Raises MediaError where their numbers differ."""
+    question, messages = prompt.question, list(prompt.messages)
+    wanted = {"image": len(question.images), "video": int(question.video is not None)}
+    found = [name for message in messages for name in MARKER.findall(message["content"])]
+    if not found:
+        last = messages[-1]
+        marks = "<image>" * wanted["image"] + "<video>" * wanted["video"]
+        messages[-1] = {**last, "content": marks + last["content"]}
+    elif any(found.count(name) != number for name, number in wanted.items()):
+        raise MediaError(
+            f"question {question.id} has {_number(wanted, 'image')} and {_number(wanted, 'video')}, "
+            f"its text {found.count('image')} <image> and {found.count('video')} <video>"
+        )
+    return messages
+
+
+def _number(wanted: dict[str, int], name: str) -> str:
+    return f"{wanted[name]} {name}{'' if wanted[name] == 1 else 's'}"
 
 
 def _generation_ends(config: ModelConfig) -> set[int]:

@@ -1,12 +1,13 @@
 """The one forward pass of a language model, shared by the rollout engine, the trainer and the teacher's scoring.
 
 Sampler and trainer have to agree on every logit, so the head, the model's own logit transforms, the banned ids and the
-positions are written here and nowhere else. Shape suffixes: B sequences, T tokens, H hidden, N positions, V vocabulary.
+positions are written here and nowhere else. Shape suffixes: B sequences, T tokens, H hidden, N positions, V vocabulary,
+P patches, D values of a patch, F vision features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
     from harness.models.chat import Chat
+    from harness.models.vision import MediaInputs
+
+    Media = Sequence[MediaInputs | None]
+    """Of every sequence of a batch; the sequences of a group share one object."""
 
 BANNED_LOGIT = -1e9
 """Logit of ids that are never sampled: probability 0 in fp32, and finite, so that differences are never NaN."""
@@ -45,6 +50,9 @@ class LanguageModel:
         self._banned = torch.tensor(self.banned_ids, dtype=torch.int64, device=self.device)
         self._scale = _logit_scale(self.config)
         self._compute_dtype = compute_dtype
+        vision = getattr(model.config, "vision_config", None)
+        self._sees = vision is not None and hasattr(model.base_model, "get_rope_index")
+        self._merge_unit = 1 if vision is None else vision.spatial_merge_size**2
         self._softcap: float | None = getattr(self.config, "final_logit_softcapping", None)
 
     @classmethod
@@ -61,25 +69,108 @@ class LanguageModel:
         """Tokens of prompt and completion together."""
         return self.config.max_position_embeddings
 
-    def hidden(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor, *, cache: Cache | None = None) -> torch.Tensor:
+    def hidden(
+        self,
+        ids_BT: torch.Tensor,
+        mask_BT: torch.Tensor,
+        *,
+        media: Media = (),
+        cache: Cache | None = None,
+        offsets_B: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Last hidden state of each token, after the final norm: [B, T, H] in the weights' dtype.
 
         `mask_BT` is 1 for tokens and 0 for padding, on either side; padded positions return values without meaning.
-        With a `cache`, `ids_BT` continues it and the mask covers the cached tokens too. Positions count tokens, not
-        padding, and are always explicit: a Qwen3.5 model without them continues from the rope offsets of its last
-        multimodal call.
+        With a `cache`, `ids_BT` continues it and the mask covers the cached tokens too; behind media, `offsets_B` says
+        from which position (`position_offsets`). Positions count tokens, not padding, and are always explicit: a
+        Qwen3.5 model without them continues from the rope offsets of its last multimodal call.
+
+        Raises ValueError where the placeholders of a sequence and its media do not match.
         """
-        positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
+        if any(item is not None for item in media):
+            positions = self._rope(ids_BT, mask_BT, media)[0]
+        else:
+            positions = (mask_BT.cumsum(-1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
+            if offsets_B is not None:
+                positions = positions + offsets_B.unsqueeze(1)
         enabled = self._compute_dtype is not None
         with torch.autocast(self.device.type, dtype=self._compute_dtype, enabled=enabled):
             output = self.module.base_model(
-                input_ids=ids_BT,
+                **self._inputs(ids_BT, media),
                 attention_mask=mask_BT,
-                position_ids=positions_BT,
+                position_ids=positions,
                 past_key_values=cache,
                 use_cache=cache is not None,
             )
         return output.last_hidden_state
+
+    def position_offsets(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor, media: Media) -> torch.Tensor | None:
+        """What to add to a token's count to get its position behind these prompts, int64 [B]; None without media.
+
+        A picture takes as many positions as its longer side has features, which is fewer than it has placeholders.
+        """
+        if not any(item is not None for item in media):
+            return None
+        return self._rope(ids_BT, mask_BT, media)[1].squeeze(1)
+
+    def _rope(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor, media: Media) -> tuple[torch.Tensor, torch.Tensor]:
+        """Positions (time, height, width) [3, B, T] and their offsets [B, 1], by the model's own rule."""
+        kinds_BT = (ids_BT == self._placeholder("image")).int() + 2 * (ids_BT == self._placeholder("video")).int()
+        shown = [item for item in media if item is not None]
+        grids = {
+            kind: torch.cat(found).to(self.device) if (found := _present(shown, f"{kind}_grid")) else None
+            for kind in ("image", "video")
+        }
+        return self.module.base_model.get_rope_index(  # type: ignore[operator]
+            ids_BT,
+            mm_token_type_ids=kinds_BT,
+            image_grid_thw=grids["image"],
+            video_grid_thw=grids["video"],
+            attention_mask=mask_BT,
+        )
+
+    def _inputs(self, ids_BT: torch.Tensor, media: Media) -> dict[str, torch.Tensor]:
+        """Ids, or their embeddings with vision features in the place of the placeholders."""
+        self._check_placeholders(ids_BT, media)
+        if not any(item is not None for item in media):
+            return {"input_ids": ids_BT}
+        embeds_BTH = self.module.get_input_embeddings()(ids_BT)
+        for kind in ("image", "video"):
+            features = self._features(kind, media)
+            if features:
+                rows_FH = torch.cat([features[item] for item in media if item in features])
+                mask_BT1 = (ids_BT == self._placeholder(kind)).unsqueeze(-1)
+                embeds_BTH = embeds_BTH.masked_scatter(mask_BT1, rows_FH.to(embeds_BTH.dtype))
+        return {"inputs_embeds": embeds_BTH}
+
+    def _features(self, kind: str, media: Media) -> dict[MediaInputs | None, torch.Tensor]:
+        """The tower's features [F, H] of everything of one kind: one call, each prompt's media once."""
+        shown = [item for item in dict.fromkeys(media) if item is not None and getattr(item, f"{kind}_PD") is not None]
+        if not shown:
+            return {}
+        pixels_PD, grid = (torch.cat(_present(shown, f"{kind}_{name}")).to(self.device) for name in ("PD", "grid"))
+        # Images and video go through one tower; a clip is a picture with more than one time step.
+        parts = self.module.base_model.get_image_features(pixels_PD, grid).pooler_output  # type: ignore[operator]
+        parts = iter(parts)
+        return {item: torch.cat([next(parts) for _ in getattr(item, f"{kind}_grid")]) for item in shown}
+
+    def _check_placeholders(self, ids_BT: torch.Tensor, media: Media) -> None:
+        if not self._sees:
+            assert not any(item is not None for item in media), "a model that reads text only was given media"
+            return
+        for kind in ("image", "video"):
+            counts = (ids_BT == self._placeholder(kind)).sum(-1).tolist()
+            for row, count in enumerate(counts):
+                grid = getattr(media[row], f"{kind}_grid", None) if media else None
+                wanted = 0 if grid is None else int(grid.prod(-1).sum()) // self._merge_unit
+                if count != wanted:
+                    raise ValueError(
+                        f"a sequence has {count} {kind} placeholders and media for {wanted}: "
+                        "a training sample needs the `rollout` that it was made from"
+                    )
+
+    def _placeholder(self, kind: str) -> int:
+        return getattr(self.module.config, f"{kind}_token_id")
 
     def logits(self, hidden_NH: torch.Tensor) -> torch.Tensor:
         """fp32 logits [N, V] of the next token, before any temperature.
@@ -95,6 +186,10 @@ class LanguageModel:
         if self._softcap is not None:
             logits_NV = torch.tanh(logits_NV / self._softcap) * self._softcap
         return logits_NV.index_fill_(1, self._banned.to(logits_NV.device), BANNED_LOGIT)
+
+
+def _present(media: Sequence[MediaInputs], name: str) -> list[torch.Tensor]:
+    return [value for item in media if (value := getattr(item, name)) is not None]
 
 
 def gather_logprobs(logits_NV: torch.Tensor, ids_N: torch.Tensor) -> torch.Tensor:

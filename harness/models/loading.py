@@ -16,6 +16,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoProcessor,
     AutoTokenizer,
     GgufConfig,
     PreTrainedModel,
@@ -81,6 +82,24 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
             "student.chat_template=FILE (teacher.chat_template=FILE)"
         )
     return tokenizer
+
+
+def load_processor(config: ModelConfig) -> Any:
+    """The image and video processor of a vision-language model.
+
+    Raises UserError for a model that has none: it reads text only.
+    """
+    path = resolve_path(config)
+    processor: Any = None
+    if any(source_file(config, name) is not None for name in PROCESSOR_FILES):
+        with _readable(config, path, "processor"):
+            processor = AutoProcessor.from_pretrained(path, **_source(config))
+    if getattr(processor, "image_processor", None) is None or getattr(processor, "video_processor", None) is None:
+        raise UserError(
+            f"{config.path} reads text only, it has no image and video processor: "
+            "choose a vision-language model or questions without images and video"
+        )
+    return processor
 
 
 def load_model(config: ModelConfig, device: str | torch.device, *, dtype: str | None = None) -> PreTrainedModel:

@@ -1,4 +1,4 @@
-"""The rollout engine on plain transformers: prompts are read once, finished sequences leave the batch.
+"""The rollout engine on plain transformers: prompts and their media are read once, finished sequences leave the batch.
 
 It samples through `LanguageModel`, the forward pass that the trainer uses, so its log-probabilities are the trainer's
 up to rounding. Shape suffixes: P prompts, R sequences, T tokens, V vocabulary.
@@ -14,7 +14,7 @@ import torch
 from transformers import DynamicCache
 
 from harness.errors import UserError
-from harness.models.chat import Chat
+from harness.models.chat import Chat, PackedPrompt
 from harness.models.forward import LanguageModel, gather_logprobs
 from harness.rollout.base import Sampling
 from harness.rollout.sampling import RowStreams, SeenTokens, adjust, draw, has_penalties
@@ -63,8 +63,8 @@ class TransformersEngine:
         """Nothing to release: the model belongs to the caller."""
 
     def _pieces(self, prompt: Prompt, sampling: Sampling) -> list[_Piece]:
-        prompt_ids = self._chat.encode(prompt)
-        given = len(prompt_ids) + len(prompt.prefix_ids)
+        packed = self._chat.pack(prompt)
+        given = len(packed.ids) + len(prompt.prefix_ids)
         window = self.context_window
         if given >= window:
             raise UserError(
@@ -76,12 +76,10 @@ class TransformersEngine:
                 f"the prefix of prompt {prompt.uid} has {len(prompt.prefix_ids)} tokens and a reply may have "
                 f"{sampling.max_new_tokens}: raise rollout.max_response_tokens or shorten the prefix"
             )
-        limit = min(sampling.max_new_tokens, window - len(prompt_ids))
+        limit = min(sampling.max_new_tokens, window - len(packed.ids))
         indices = range(sampling.num_rollouts)
         size = self._max_sequences
-        return [
-            _Piece(prompt, prompt_ids, limit, indices[start : start + size]) for start in range(0, len(indices), size)
-        ]
+        return [_Piece(prompt, packed, limit, indices[start : start + size]) for start in range(0, len(indices), size)]
 
     def _groups(self, pieces: Sequence[_Piece], sampling: Sampling) -> Iterator[RolloutGroup]:
         rollouts: list[Rollout] = []
@@ -141,7 +139,8 @@ class TransformersEngine:
         return Rollout(
             sampler=self.sampler,
             index=row.index,
-            prompt_ids=list(row.piece.prompt_ids),
+            prompt_ids=list(row.piece.packed.ids),
+            media=row.piece.packed.media,
             completion_ids=row.ids,
             rollout_logprobs=row.logprobs,
             text=self._chat.decode(row.ids),
@@ -155,14 +154,14 @@ class _Piece:
     """The rollouts of one prompt that are sampled in one batch: all of its group, or a part of a large one."""
 
     prompt: Prompt
-    prompt_ids: list[int]
+    packed: PackedPrompt
     limit: int
     """Completion tokens at most, the prefix included."""
     indices: range
 
     @property
     def given(self) -> list[int]:
-        return [*self.prompt_ids, *self.prompt.prefix_ids]
+        return [*self.packed.ids, *self.prompt.prefix_ids]
 
 
 class _Row:
@@ -192,7 +191,9 @@ class _State:
         self._model = model
         self._cache = DynamicCache(config=model.module.config)
         ids_PT, mask_PT = _left_pad([piece.given for piece in batch], model.device)
-        last_PH = model.hidden(ids_PT, mask_PT, cache=self._cache)[:, -1]
+        media = [None if piece.packed.media is None else piece.packed.media.inputs() for piece in batch]
+        last_PH = model.hidden(ids_PT, mask_PT, media=media, cache=self._cache)[:, -1]
+        self._offsets_R = model.position_offsets(ids_PT, mask_PT, media)
         counts = torch.tensor([len(piece.indices) for piece in batch], device=model.device)
         rows_R = torch.arange(len(batch), device=model.device).repeat_interleave(counts)
         self._mask_RT = mask_PT
@@ -204,11 +205,13 @@ class _State:
         # batch_select_indices would be the name for it, but linear-attention layers only have reorder_cache.
         self._cache.reorder_cache(cast(torch.LongTensor, rows_R))
         self._mask_RT = self._mask_RT[rows_R]
+        if self._offsets_R is not None:
+            self._offsets_R = self._offsets_R[rows_R]
 
     def step(self, ids_R: torch.Tensor) -> None:
         """Append one token a row."""
         self._mask_RT = torch.cat([self._mask_RT, torch.ones_like(self._mask_RT[:, :1])], dim=1)
-        hidden_R1H = self._model.hidden(ids_R.unsqueeze(1), self._mask_RT, cache=self._cache)
+        hidden_R1H = self._model.hidden(ids_R.unsqueeze(1), self._mask_RT, cache=self._cache, offsets_B=self._offsets_R)
         self.logits_RV = self._model.logits(hidden_R1H[:, 0])
 
 

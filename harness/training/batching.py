@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from harness.models.vision import MediaInputs
 from harness.types import TokenBatch, TrainingSample
 
 
@@ -49,10 +50,14 @@ class PaddedBatch:
     columns_N: torch.Tensor
     weights_N: torch.Tensor
     tokens: TokenBatch
+    media: list[MediaInputs | None]
+    """Of every sequence; those of one prompt share an object, so that the vision tower sees it once."""
 
 
 def pad(samples: Sequence[TrainingSample], device: torch.device) -> PaddedBatch:
     """Pad a micro-batch. Missing advantages and log-probabilities become 0, missing weights 1."""
+    packed = {s.media.digest: s.media for s in samples if s.media is not None}
+    inputs = {digest: media.inputs() for digest, media in packed.items()}
     rows = [(b, t) for b, s in enumerate(samples) for t, trained in enumerate(s.loss_mask) if trained]
     ids_BT, mask_BT = _right_pad([s.token_ids for s in samples])
 
@@ -76,6 +81,7 @@ def pad(samples: Sequence[TrainingSample], device: torch.device) -> PaddedBatch:
         columns_N=columns_N,
         weights_N=per_token([s.weights for s in samples], 1.0),
         tokens=tokens,
+        media=[None if s.media is None else inputs[s.media.digest] for s in samples],
     )
 
 
@@ -97,6 +103,7 @@ def _with_teacher_prompt(sample: TrainingSample) -> TrainingSample:
         uid=sample.uid,
         token_ids=[*sample.teacher_prompt_ids, *completion],
         loss_mask=[0] * len(sample.teacher_prompt_ids) + mask,
+        rollout=sample.rollout,
     )
 
 

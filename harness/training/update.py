@@ -84,7 +84,7 @@ class Updater:
             hidden_NH = self._hidden(self.student, batch)
             self.student.module.eval()
             leaf_NH = hidden_NH.detach().requires_grad_()
-            teacher_NH = self._teacher_hidden(micro)
+            teacher_NH = self._teacher_hidden(micro, batch)
             for start, stop in self._chunks(len(leaf_NH)):
                 tokens = tokens_between(batch.tokens, start, stop)
                 logits_NV = self._logits(self.student, leaf_NH[start:stop])
@@ -115,16 +115,24 @@ class Updater:
         return ((start, min(start + size, num_tokens)) for start in range(0, num_tokens, size))
 
     def _hidden(self, model: LanguageModel, batch: PaddedBatch) -> torch.Tensor:
-        return model.hidden(batch.ids_BT, batch.mask_BT)[batch.rows_N, batch.columns_N]
+        return model.hidden(batch.ids_BT, batch.mask_BT, media=batch.media)[batch.rows_N, batch.columns_N]
 
     def _logits(self, model: LanguageModel, hidden_NH: torch.Tensor) -> torch.Tensor:
         return model.logits(hidden_NH) / self._temperature
 
     @torch.no_grad()
-    def _teacher_hidden(self, micro: Sequence[TrainingSample]) -> torch.Tensor | None:
+    def _teacher_hidden(self, micro: Sequence[TrainingSample], student: PaddedBatch) -> torch.Tensor | None:
+        """The teacher's hidden states at the student's trained tokens.
+
+        Raises RuntimeError where the two would score other completion ids or see other media.
+        """
         if self._teacher is None:
             return None
-        return self._hidden(self._teacher, pad_for_teacher(micro, self._teacher.device))
+        batch = pad_for_teacher(micro, self._teacher.device)
+        same_ids = batch.tokens.ids_N.tolist() == student.tokens.ids_N.tolist()
+        if not same_ids or _digests(batch) != _digests(student):
+            raise RuntimeError("teacher and student were given different completions or different media")
+        return self._hidden(self._teacher, batch)
 
     @torch.no_grad()
     def _teacher_distribution(self, hidden_NH: torch.Tensor) -> TeacherDistribution:
@@ -145,6 +153,10 @@ class Updater:
         ):
             logprobs[row][column + 1] = value
         return logprobs
+
+
+def _digests(batch: PaddedBatch) -> list[str | None]:
+    return [None if media is None else media.digest for media in batch.media]
 
 
 @torch.no_grad()

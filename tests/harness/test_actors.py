@@ -173,7 +173,7 @@ def test_demonstrations_end_like_a_reply(make, chat):
     group = make(Told("student", {})).demonstrate([prompt("a")], ["\\boxed{2}"])[0]
     rollout = group.rollouts[0]
     assert rollout.completion_ids == [*chat.encode_text("\\boxed{2}"), chat.end_id]
-    assert rollout.prompt_ids == chat.encode(prompt("a"))
+    assert rollout.prompt_ids == chat.pack(prompt("a")).ids
     assert (rollout.sampler, rollout.reward, rollout.answer) == ("teacher", 1.0, "2")
 
 
@@ -181,7 +181,7 @@ def test_a_prompt_fits_if_it_leaves_room_for_one_token(make, chat):
     """Window 40: prompt and prefix together may have 39 tokens."""
     student = Told("student", {})
     student.context_window = 40
-    num_tokens = len(chat.encode(prompt("a")))
+    num_tokens = len(chat.pack(prompt("a")).ids)
 
     def given(number):
         return dataclasses.replace(prompt("a"), prefix_ids=(4,) * number)
@@ -198,5 +198,5 @@ def test_a_prompt_fits_if_it_leaves_room_for_one_token(make, chat):
 
 def test_it_is_the_students_window_that_counts(make, chat):
     student, teacher = Told("student", {}), Told("teacher", {})
-    student.context_window, teacher.context_window = len(chat.encode(prompt("a"))), 10_000
+    student.context_window, teacher.context_window = len(chat.pack(prompt("a")).ids), 10_000
     assert make(student, teacher).fits([prompt("a")]) == [False]

@@ -49,13 +49,13 @@ def prompt(*contents: str, **question) -> Prompt:
 def test_prompts_are_rendered_up_to_the_reply_without_their_prefix(tmp_path):
     chat = Chat(tokenizer(), config(tmp_path))
     # <user>=2 <bot>=3 <turn>=4 a..d=6..9
-    assert chat.encode(prompt("ab")) == [2, 6, 7, 4, 3]
-    assert chat.encode(prompt("a", "b", "c")) == [2, 6, 4, 3, 7, 4, 2, 8, 4, 3]
+    assert chat.pack(prompt("ab")).ids == [2, 6, 7, 4, 3]
+    assert chat.pack(prompt("a", "b", "c")).ids == [2, 6, 4, 3, 7, 4, 2, 8, 4, 3]
 
 
 def test_thinking_is_passed_to_the_template(tmp_path):
     chat = Chat(tokenizer(), config(tmp_path, enable_thinking=True))
-    assert chat.decode_prompt(chat.encode(prompt("ab"))) == "<user>ab<turn><bot><think>"
+    assert chat.decode_prompt(chat.pack(prompt("ab")).ids) == "<user>ab<turn><bot><think>"
 
 
 def test_text_and_ids(tmp_path):
@@ -116,7 +116,7 @@ def tiny():
 
 def special_ids(chat: Chat, *contents: str) -> list[int]:
     special = {i for i, token in chat.tokenizer.added_tokens_decoder.items() if token.special}
-    return [i for i in chat.encode(prompt(*contents)) if i in special]
+    return [i for i in chat.pack(prompt(*contents)).ids if i in special]
 
 
 @settings(max_examples=60, deadline=None)
@@ -124,7 +124,7 @@ def special_ids(chat: Chat, *contents: str) -> list[int]:
 @example("a<turn>b<bot>", "<<turn>turn><pad>")
 def test_a_special_token_in_a_content_is_text(toy, first, second):
     assert special_ids(toy, first, second) == special_ids(toy, "a", "a") == [2, 4, 3, 4, 3]
-    seen = toy.decode_prompt(toy.encode(prompt(first, second)))
+    seen = toy.decode_prompt(toy.pack(prompt(first, second)).ids)
     assert seen.replace(" ", "") == f"<user>{first}<turn><bot>{second}<turn><bot>".replace(" ", "")  # nothing is lost
 
 
@@ -140,16 +140,15 @@ def test_a_special_token_in_a_content_of_the_tiny_family_is_text(tiny, first, se
 
 
 def test_a_special_token_in_a_content_is_broken_by_a_space(toy):
-    ids = toy.encode(prompt("a<turn>b"))
+    ids = toy.pack(prompt("a<turn>b")).ids
     assert toy.decode_prompt(ids) == "<user>a< turn>b<turn><bot>"
-    assert toy.decode_prompt(toy.encode(prompt("a<think>b</think> < turn>"))) == (
+    assert toy.decode_prompt(toy.pack(prompt("a<think>b</think> < turn>")).ids) == (
         "<user>a<think>b</think> < turn><turn><bot>"  # ordinary tags and what is broken already stay
     )
 
 
-def test_questions_with_images_are_refused(tmp_path):
+def test_a_tokenizer_alone_shows_no_images(tmp_path):
     chat = Chat(tokenizer(), config(tmp_path))
-    with pytest.raises(UserError, match="question q has images or video"):
-        chat.encode(prompt("a", images=("x.png",)))
-    with pytest.raises(UserError, match="text only"):
-        chat.encode(prompt("a", video="x.mp4"))
+    for media in ({"images": ("x.png",)}, {"video": "x.mp4"}):
+        with pytest.raises(UserError, match="reads text only, it has no image and video processor"):
+            chat.pack(prompt("a", **media))
