@@ -14,6 +14,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.errors import UserError, did_you_mean
+from harness.types import MediaLimits
 
 
 @dataclass
@@ -42,12 +43,33 @@ class ColumnsConfig:
     answer: str = "answer"
     id: str | None = None
     answer_type: str | None = None
+    images: str | None = "images"
+    """One image or a list of them: paths relative to the file, or embedded bytes. Rows without it have none."""
+    video: str | None = "video"
+    """The path or the bytes of one video. Rows without it have none."""
+
+
+@dataclass
+class MediaConfig:
+    """How images and videos are shown to a model."""
+
+    min_pixels: int = 256 * 32 * 32
+    max_pixels: int = 1280 * 32 * 32
+    """Of one image or one frame: smaller and larger ones are scaled, their proportions kept."""
+    fps: float | None = 2.0
+    """Frames a second that are taken of a video; null with `num_frames`."""
+    num_frames: int | None = None
+    """This many frames of every video instead, evenly spread."""
+    max_frames: int = 768
+
+    def limits(self) -> MediaLimits:
+        return MediaLimits(self.min_pixels, self.max_pixels, self.fps, self.num_frames, self.max_frames)
 
 
 @dataclass
 class DataConfig:
     source: str = MISSING
-    """arithmetic, reasoning_gym, jsonl or parquet."""
+    """synthetic, reasoning_gym, jsonl, parquet or hub."""
     batch_size: int = 384
     """New questions a rollout step."""
     epochs: int = 1
@@ -59,18 +81,27 @@ class DataConfig:
     num_questions: int = 10_000
     """How many questions a generated source has."""
     levels: list[int] = field(default_factory=lambda: [2, 3, 4])
-    """arithmetic: difficulty levels, drawn evenly."""
+    """synthetic: difficulty levels, drawn evenly."""
+    tasks: list[str] = field(default_factory=lambda: ["arithmetic"])
+    """synthetic: arithmetic (text), bar_chart, bar_cards (images), bar_clip (video); they take turns."""
     dataset: str | None = None
     """reasoning_gym: name of the data set."""
     dataset_config: dict[str, Any] = field(default_factory=dict)
     """reasoning_gym: its options."""
     path: str | None = None
-    """jsonl, parquet: the file."""
+    """jsonl, parquet: the file; hub: a data set's id, or a local folder with its files."""
+    split: str = "train"
+    """hub: the split; part of one is `train[:1000]`."""
+    config_name: str | None = None
+    """hub: which of the data set's configurations, where it has several."""
+    revision: str | None = None
+    """hub: branch, tag or commit; default: the newest."""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     answer_type: str = "math"
-    """jsonl, parquet without a column for it: math, choice or text."""
+    """jsonl, parquet, hub without a column for it: math, choice or text."""
     max_bad_fraction: float = 0.0
     """Bad rows are skipped and counted up to this share, then the file is refused."""
+    media: MediaConfig = field(default_factory=MediaConfig)
 
 
 @dataclass
@@ -122,9 +153,11 @@ class EvalConfig:
     """mini, or none."""
     every: int = 0
     """Also evaluate every this many steps; 0 = only at the end."""
+    tasks: list[str] = field(default_factory=lambda: ["arithmetic"])
+    """mini: arithmetic (LLM), bar_chart, bar_cards (VLM), bar_clip (Video); a benchmark each a level."""
     levels: list[int] = field(default_factory=lambda: [1, 2, 3, 4])
     num_questions: int = 200
-    """Held-out questions a level."""
+    """Held-out questions a level of a task."""
     seed: int = 0
     temperature: float = 0.6
     top_p: float = 0.95
@@ -133,6 +166,8 @@ class EvalConfig:
     presence_penalty: float = 1.5
     repetition_penalty: float = 1.0
     max_response_tokens: int = 12_288
+    media: MediaConfig = field(default_factory=MediaConfig)
+    """What the questions' images and videos are scaled and cut to; `data.media` is for training."""
 
 
 @dataclass
@@ -179,7 +214,7 @@ CHOICES = {
     "resume": ("auto", "never"),
     "student.dtype": ("float32", "bfloat16", "float16"),
     "teacher.dtype": ("float32", "bfloat16", "float16"),
-    "data.source": ("arithmetic", "reasoning_gym", "jsonl", "parquet"),
+    "data.source": ("synthetic", "reasoning_gym", "jsonl", "parquet", "hub"),
     "data.answer_type": ("math", "choice", "text"),
     "rollout.engine": ("transformers",),
     "reward.grader": ("math_verify", "mathruler"),
@@ -250,6 +285,7 @@ def check(config: RunConfig) -> None:
             raise UserError(f"{key}={value} is not known.{did_you_mean(str(value), [str(c) for c in choices])}")
     _check_positive(config)
     _check_data(config.data)
+    _check_media("eval", config.eval.media)
     rollout = config.rollout
     if (rollout.top_p, rollout.top_k, rollout.min_p) != (1.0, 0, 0.0):
         raise UserError(
@@ -282,10 +318,32 @@ def _check_data(data: DataConfig) -> None:
         raise UserError("data=reasoning_gym needs the name of a data set: data.dataset=chain_sum")
     if data.source in ("jsonl", "parquet") and not data.path:
         raise UserError(f"data={data.source} needs a file: data.path=FILE")
-    if data.source == "arithmetic" and (not data.levels or not set(data.levels) <= {1, 2, 3, 4}):
+    if data.source == "hub" and not data.path:
+        raise UserError("data=hub needs a data set: data.path=OWNER/NAME, or a local folder")
+    if data.source == "synthetic" and (not data.levels or not set(data.levels) <= {1, 2, 3, 4}):
         raise UserError(f"data.levels must be some of 1, 2, 3, 4, got {data.levels}")
     if not 0.0 <= data.max_bad_fraction < 1.0:
         raise UserError(f"data.max_bad_fraction must lie in [0, 1), got {data.max_bad_fraction}")
+    _check_media("data", data.media)
+
+
+def _check_media(section: str, media: MediaConfig) -> None:
+    if not 0 < media.min_pixels <= media.max_pixels:
+        raise UserError(
+            f"{section}.media.min_pixels={media.min_pixels} must be above 0 and at most max_pixels={media.max_pixels}"
+        )
+    if (media.fps is None) == (media.num_frames is None):
+        raise UserError(
+            f"{section}.media.fps={media.fps} and num_frames={media.num_frames}: set one and make the other null"
+        )
+    if media.max_frames < 2:
+        raise UserError(f"{section}.media.max_frames must be at least 2, got {media.max_frames}")
+    if media.fps is not None and not 0 < media.fps < float("inf"):
+        raise UserError(f"{section}.media.fps must be a number above 0, got {media.fps}")
+    if media.num_frames is not None and not 1 <= media.num_frames <= media.max_frames:
+        raise UserError(
+            f"{section}.media.num_frames must lie in 1 to max_frames={media.max_frames}, got {media.num_frames}"
+        )
 
 
 def _explain(error: OmegaConfBaseException) -> str:

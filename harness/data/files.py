@@ -1,5 +1,7 @@
 """Questions from JSONL and parquet files, with a mapping of columns. Every bad row is counted and named.
 
+Images and videos are references that are opened later: what is wrong with the files themselves shows when they are.
+
 Rows are numbered from 1: in a JSONL file that is the line in the file, blank lines included.
 """
 
@@ -10,12 +12,27 @@ import math
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from harness.config import DataConfig
+from harness.config import ColumnsConfig, DataConfig
+from harness.data.media import (
+    ImageFile,
+    Kind,
+    MediaTable,
+    TableImage,
+    TableVideo,
+    column_path,
+    column_type,
+    holds,
+    resolve,
+)
 from harness.data.sources import Rows
+from harness.data.video import VideoFile
 from harness.errors import UserError, did_you_mean
-from harness.types import AnswerType, Question
+from harness.types import AnswerType, ImageRef, Question, VideoRef
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Record = dict[str, Any]
 
@@ -41,16 +58,16 @@ def load_jsonl(config: DataConfig) -> Rows:
     rows = Rows(origin=str(path))
     try:
         with path.open("rb") as lines:
-            _read(rows, _parse_lines(lines), config)
+            read_rows(rows, _parse_lines(lines), config, folder=path.parent, source=path.stem)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): check the file and its permissions") from error
     return rows
 
 
 def load_parquet(config: DataConfig) -> Rows:
-    """One question a row, read in batches and only the columns that are used.
+    """One question a row, read in batches and only the columns that are used; embedded media stay on disk.
 
-    Raises UserError like `load_jsonl`, and for a file that is not readable parquet.
+    Raises UserError like `load_jsonl`, for a file that is not readable parquet, and for a column without media.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -59,17 +76,50 @@ def load_parquet(config: DataConfig) -> Rows:
     rows = Rows(origin=str(path))
     try:
         with pq.ParquetFile(path) as file:
-            known = _schema_names(file.schema_arrow)
-            for key, column in _mapping(config).items():
-                if column not in known:
-                    raise _missing_column(rows.origin, key, column, known)
-            columns = sorted({*_mapping(config).values(), *({CHOICES} & set(known))})
-            batches = file.iter_batches(columns=columns)
-            _read(rows, enumerate((record for batch in batches for record in batch.to_pylist()), 1), config)
+            texts, embedded = table_columns(file.schema_arrow, config, rows.origin)
+            batches = file.iter_batches(columns=texts)
+            records: Iterator[Record] = (record for batch in batches for record in batch.to_pylist())
+            if embedded:
+                records = with_references(records, _media_table(path, sorted(embedded)), embedded)
+            read_rows(rows, enumerate(records, 1), config, folder=path.parent, source=path.stem)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} is not readable parquet ({reason}): write it anew or use data=jsonl") from error
     return rows
+
+
+def table_columns(schema: pa.Schema, config: DataConfig, origin: str) -> tuple[list[str], dict[str, Kind]]:
+    """The columns that are read as they are, and those with embedded media.
+
+    Raises UserError for a column that is missing, and for a media column of another type.
+    """
+    known = _schema_names(schema)
+    for key, column in _required(config).items():
+        if column not in known:
+            raise _missing_column(origin, key, column, known)
+    texts = {*_mapping(config).values(), *({CHOICES} & set(known))}
+    embedded: dict[str, Kind] = {}
+    for kind, column in _media(config).items():
+        if column not in known:
+            continue
+        found = holds(column_type(schema, column))
+        if found is None:
+            raise UserError(
+                f"{origin}: column {column!r} is {column_type(schema, column)}, neither paths nor encoded bytes: "
+                f"set data.columns.{kind} to another column, or to null to ignore it"
+            )
+        if found == "paths":
+            texts.add(column)
+        else:
+            embedded[column] = kind
+    return sorted(texts), embedded
+
+
+def with_references(records: Iterable[Record], table: MediaTable, embedded: dict[str, Kind]) -> Iterator[Record]:
+    """The records with references to the media of their rows, by column."""
+    columns = [table.references(column, kind) for column, kind in embedded.items()]
+    for record, *cells in zip(records, *columns, strict=True):
+        yield record | dict(zip(embedded, cells, strict=True))
 
 
 def text_of(value: Any) -> str:
@@ -86,6 +136,21 @@ def text_of(value: Any) -> str:
         text = format(Decimal(str(value)), "f")
         return text.rstrip("0").rstrip(".") if "." in text else text
     raise ValueError(f"is a {type(value).__name__}, not text or a number")
+
+
+def _media_table(path: Path, columns: list[str]) -> MediaTable:
+    """The parquet file's media columns as a memory-mapped table: parquet itself has no access to a single row."""
+    import datasets
+    import pyarrow.parquet as pq
+
+    names = pq.read_schema(path).names
+    tops = sorted({column_path(names, column)[0] for column in columns})
+    try:
+        dataset = datasets.load_dataset("parquet", data_files=str(path), columns=tops, split="train")
+    except datasets.exceptions.DatasetsError as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise UserError(f"{path} is not readable parquet ({reason}): write it anew or use data=jsonl") from error
+    return MediaTable.of(dataset, origin=str(path), folder=str(path.parent))
 
 
 def _path(config: DataConfig) -> Path:
@@ -107,6 +172,19 @@ def _mapping(config: DataConfig) -> dict[str, str]:
     return {key: column for key, column in named.items() if column is not None}
 
 
+def _media(config: DataConfig) -> dict[Kind, str]:
+    """Likewise the columns of images and video; null ignores them."""
+    named: dict[Kind, str | None] = {"images": config.columns.images, "video": config.columns.video}
+    return {kind: column for kind, column in named.items() if column is not None}
+
+
+def _required(config: DataConfig) -> dict[str, str]:
+    """The columns that some row has to have: media columns only where they were asked for by name."""
+    default = ColumnsConfig()
+    asked: dict[str, str] = {k: column for k, column in _media(config).items() if column != getattr(default, k)}
+    return {**_mapping(config), **asked}
+
+
 def _parse_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, Any]]:
     """(line number, the parsed value or a _BadRow) of every line that is not blank."""
     for number, line in enumerate(lines, 1):
@@ -122,11 +200,12 @@ def _parse_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, Any]]:
             yield number, _BadRow(f"not usable JSON ({error})")
 
 
-def _read(rows: Rows, records: Iterable[tuple[int, Any]], config: DataConfig) -> None:
-    """Fill `rows`; refuse a file without rows, with a wrong mapping, or with too many bad rows."""
-    stem = Path(rows.origin).stem
-    mapping = _mapping(config)
-    unseen = dict(mapping)
+def read_rows(rows: Rows, records: Iterable[tuple[int, Any]], config: DataConfig, *, folder: Path, source: str) -> None:
+    """Fill `rows` from numbered records. Relative paths start at `folder`; `source` begins the ids.
+
+    Raises UserError for no rows at all, a mapped column that no row has, and too many bad rows.
+    """
+    unseen = _required(config)
     known: list[str] = []
     first_of: dict[str, int] = {}
     for number, record in records:
@@ -137,7 +216,7 @@ def _read(rows: Rows, records: Iterable[tuple[int, Any]], config: DataConfig) ->
                 raise _BadRow("not a JSON object")
             known = known or _record_names(record)
             unseen = {key: column for key, column in unseen.items() if _lookup(record, column) is _ABSENT}
-            question = _question(record, f"{stem}/{number}", stem, mapping, config.answer_type)
+            question = _question(record, f"{source}/{number}", source, config, str(folder))
             if question.id in first_of:
                 raise _BadRow(f"id {question.id!r} was used before, in row {first_of[question.id]}")
         except _BadRow as reason:
@@ -154,7 +233,9 @@ def _read(rows: Rows, records: Iterable[tuple[int, Any]], config: DataConfig) ->
     rows.check(config.max_bad_fraction)
 
 
-def _question(record: Record, default_id: str, source: str, mapping: dict[str, str], answer_type: str) -> Question:
+def _question(record: Record, default_id: str, source: str, config: DataConfig, folder: str) -> Question:
+    mapping, media = _mapping(config), _media(config)
+    answer_type = config.answer_type
     if "answer_type" in mapping:
         answer_type = _scalar(record, mapping["answer_type"])
     if answer_type not in ANSWER_TYPES:
@@ -165,8 +246,43 @@ def _question(record: Record, default_id: str, source: str, mapping: dict[str, s
         answer=_scalar(record, mapping["answer"]),
         answer_type=answer_type,  # type: ignore[arg-type]
         source=source,
+        images=_images(record, media["images"], folder) if "images" in media else (),
+        video=_video(record, media["video"], folder) if "video" in media else None,
+        limits=config.media.limits(),
         metadata=_choices(record),
     )
+
+
+def _images(record: Record, column: str, folder: str) -> tuple[ImageRef, ...]:
+    value = _lookup(record, column)
+    if value is _ABSENT or value in (None, ""):
+        return ()
+    images: list[ImageRef] = []
+    for item in value if isinstance(value, list) else [value]:
+        if item in (None, ""):
+            raise _BadRow(f"an entry of {column!r} is empty")
+        if isinstance(item, TableImage):
+            images.append(item)
+        elif isinstance(item, str):
+            images.append(ImageFile(resolve(folder, item)))
+        else:
+            raise _BadRow(f"{column!r} holds a {type(item).__name__}, not the path of an image")
+    return tuple(images)
+
+
+def _video(record: Record, column: str, folder: str) -> VideoRef | None:
+    value = _lookup(record, column)
+    if isinstance(value, list) and len(value) <= 1:
+        value = value[0] if value else None
+    if value is _ABSENT or value in (None, ""):
+        return None
+    if isinstance(value, list):
+        raise _BadRow(f"{column!r} holds {len(value)} videos: a question has one")
+    if isinstance(value, TableVideo):
+        return value
+    if not isinstance(value, str):
+        raise _BadRow(f"{column!r} is a {type(value).__name__}, not the path of a video")
+    return VideoFile(resolve(folder, value))
 
 
 def _scalar(record: Record, column: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -106,7 +106,9 @@ class QuestionSampler:
     def _hash(self) -> str:
         digest = hashlib.sha256(json.dumps([self._shuffle, self._seed]).encode())
         for q in self._questions:
-            digest.update(json.dumps([q.id, q.text, q.answer, q.answer_type, q.messages]).encode())
+            media = [*[image.name for image in q.images], None if q.video is None else q.video.name]
+            shown = [*media, asdict(q.limits)] if q.images or q.video is not None else []
+            digest.update(json.dumps([q.id, q.text, q.answer, q.answer_type, q.messages, *shown]).encode())
         return digest.hexdigest()[:16]
 
 

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from harness.config import DataConfig
+from harness.data.media import MediaError
 from harness.errors import UserError
 from harness.types import Question
 
 GoldErrors = Callable[[Sequence[Question]], list[str | None]]
 """Why the grader cannot use a question's gold answer, or None; in the order of the questions."""
 
+Measure = Callable[[Question], int]
+"""How many tokens a question's prompt has. Raises MediaError where its images or video cannot be shown."""
+
+NUM_THREADS = 4
+"""That decode the media of questions; decoding lets go of Python's lock."""
+MAX_PENDING = 32
+"""Questions whose media are waited for at once."""
 NUM_MESSAGES = 5
 """Bad rows that are kept in words; all are counted."""
 
@@ -52,30 +62,35 @@ class LoadedQuestions:
     bad: list[str]
     """The first few of the bad rows, `origin:row: reason`."""
     num_too_long: int
-    """Dropped by the caller's filter."""
+    """Dropped: their prompt has more tokens than a run allows."""
 
 
 def load_questions(
-    config: DataConfig, *, gold_errors: GoldErrors, keep: Callable[[Question], bool] | None = None
+    config: DataConfig, *, gold_errors: GoldErrors, measure: Measure, max_prompt_tokens: int
 ) -> LoadedQuestions:
     """Training questions in the order of the source, before any shuffling.
 
-    Rows whose gold answer the grader cannot use are bad rows like malformed ones. `keep` drops questions whose prompt
-    is too long. The pool is drawn from what is left.
+    Rows whose gold answer the grader cannot use, or whose images or video cannot be shown, are bad rows like malformed
+    ones. Questions that `measure` finds longer than `max_prompt_tokens` are dropped. The pool is drawn from what is
+    left. `measure` is called by several threads at once for questions with media.
 
     Raises UserError for unusable files or options, too many bad rows, no questions left, or a pool that is too large.
     """
     rows = LOADERS[config.source](config)
-    _drop_bad_gold(rows, gold_errors)
+    _drop_bad(rows, gold_errors(rows.questions))
     rows.check(config.max_bad_fraction)
     if not rows.questions:
         raise UserError(f"{rows.origin} has no questions: add rows or raise data.num_questions")
     assert len({q.id for q in rows.questions}) == len(rows.questions), f"{rows.origin} gives the same id twice"
-    kept = [q for q in rows.questions if keep is None or keep(q)]
+    sizes = _measure_all(rows.questions, measure)
+    _drop_bad(rows, [size if isinstance(size, str) else None for size in sizes])
+    rows.check(config.max_bad_fraction)
+    usable = [size for size in sizes if isinstance(size, int)]
+    kept = [q for q, size in zip(rows.questions, usable, strict=True) if size <= max_prompt_tokens]
     if not kept:
         raise UserError(
             f"all {len(rows.questions)} questions of {rows.origin} have prompts of more than "
-            "rollout.max_prompt_tokens tokens: raise it or use shorter questions"
+            f"rollout.max_prompt_tokens={max_prompt_tokens} tokens: raise it or use shorter questions"
         )
     return LoadedQuestions(
         questions=_pool(kept, config),
@@ -85,9 +100,38 @@ def load_questions(
     )
 
 
-def _drop_bad_gold(rows: Rows, gold_errors: GoldErrors) -> None:
+def _measure_all(questions: Sequence[Question], measure: Measure) -> list[int | str]:
+    """The prompt tokens of each question, or why its media cannot be shown."""
+
+    def outcome(question: Question) -> int | str:
+        try:
+            return measure(question)
+        except MediaError as error:
+            return str(error)  # not the error itself: its traceback would keep the decoded picture
+
+    with_media = [i for i, q in enumerate(questions) if q.images or q.video is not None]
+    sizes: list[int | str] = [0 if q.images or q.video is not None else outcome(q) for q in questions]
+    if not with_media:
+        return sizes
+    pool = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="media")
+    pending: deque[tuple[int, Future[int | str]]] = deque()
+    try:
+        for index in with_media:
+            if len(pending) == MAX_PENDING:
+                first, future = pending.popleft()
+                sizes[first] = future.result()
+            pending.append((index, pool.submit(outcome, questions[index])))
+        for index, future in pending:
+            sizes[index] = future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return sizes
+
+
+def _drop_bad(rows: Rows, errors: Sequence[str | None]) -> None:
+    """Make bad rows of the questions that have an error."""
     usable = []
-    for number, question, error in zip(rows.numbers, rows.questions, gold_errors(rows.questions), strict=True):
+    for number, question, error in zip(rows.numbers, rows.questions, errors, strict=True):
         if error is None:
             usable.append((number, question))
         else:
@@ -111,11 +155,18 @@ def _pool(questions: list[Question], config: DataConfig) -> list[Question]:
 # The sources are imported where they are used: a run needs one of them, and reasoning-gym takes a second to load.
 
 
-def _arithmetic(config: DataConfig) -> Rows:
-    from harness.data.arithmetic import make_questions
+def _synthetic(config: DataConfig) -> Rows:
+    from harness.data.synthetic import make_questions
 
-    questions = make_questions(config.levels, config.num_questions, seed=config.seed, split="train")
-    return Rows(origin="arithmetic", questions=questions, numbers=list(range(1, len(questions) + 1)))
+    questions = make_questions(
+        config.tasks,
+        config.levels,
+        config.num_questions,
+        seed=config.seed,
+        split="train",
+        limits=config.media.limits(),
+    )
+    return Rows(origin="+".join(config.tasks), questions=questions, numbers=list(range(1, len(questions) + 1)))
 
 
 def _reasoning_gym(config: DataConfig) -> Rows:
@@ -136,9 +187,16 @@ def _parquet(config: DataConfig) -> Rows:
     return load_parquet(config)
 
 
+def _hub(config: DataConfig) -> Rows:
+    from harness.data.hub import load_hub
+
+    return load_hub(config)
+
+
 LOADERS: dict[str, Callable[[DataConfig], Rows]] = {
-    "arithmetic": _arithmetic,
+    "synthetic": _synthetic,
     "reasoning_gym": _reasoning_gym,
     "jsonl": _jsonl,
     "parquet": _parquet,
+    "hub": _hub,
 }

@@ -20,6 +20,7 @@ REQUIRED = {  # what an option needs beside itself
     ("data", "reasoning_gym"): ["data.dataset=chain_sum"],
     ("data", "jsonl"): ["data.path=a.jsonl"],
     ("data", "parquet"): ["data.path=a.parquet"],
+    ("data", "hub"): ["data.path=owner/name"],
     ("teacher", "none"): ["method=grpo"],
 }
 OPTIONS = [(group, option) for group in GROUPS for option in group_options(group)]
@@ -117,6 +118,19 @@ def test_the_student_chooses_recipe_and_teacher():
         (["data.levels=[7]"], "data.levels must be some of 1, 2, 3, 4"),
         (["data=reasoning_gym"], "data.dataset=chain_sum"),
         (["data=jsonl"], "data.path=FILE"),
+        (["data=hub"], "data.path=OWNER/NAME"),
+        (["data.media.min_pixels=0"], "data.media.min_pixels=0 must be above 0"),
+        (
+            ["data.media.min_pixels=9", "data.media.max_pixels=8"],
+            "min_pixels=9 must be above 0 and at most max_pixels=8",
+        ),
+        (["data.media.num_frames=8"], "data.media.fps=2.0 and num_frames=8: set one and make the other null"),
+        (["data.media.fps=null"], "data.media.fps=None and num_frames=None: set one"),
+        (["data.media.fps=0"], "data.media.fps must be a number above 0"),
+        (["data.media.fps=nan"], "data.media.fps must be a number above 0"),
+        (["data.media.fps=null", "data.media.num_frames=0"], "num_frames must lie in 1 to max_frames=768, got 0"),
+        (["data.media.fps=null", "data.media.num_frames=769"], "num_frames must lie in 1 to max_frames=768, got 769"),
+        (["data.media.max_frames=1"], "data.media.max_frames must be at least 2, got 1"),
         (["data.max_bad_fraction=1"], "data.max_bad_fraction must lie in [0, 1)"),
         (["student=hf"], "no value for student.path: set student.path="),
         (["teacher=none"], "method=zppo needs a teacher"),

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ from omegaconf import OmegaConf
 
 import conf
 from harness.config import CHOICES, DataConfig
-from harness.data.sources import LOADERS, NUM_MESSAGES, LoadedQuestions, load_questions
+from harness.data.media import ImageFile, MediaError
+from harness.data.sources import LOADERS, MAX_PENDING, NUM_MESSAGES, NUM_THREADS, LoadedQuestions, load_questions
 from harness.errors import UserError
 from harness.types import Question
 
@@ -28,7 +31,12 @@ def odd_answers_only(questions: Sequence[Question]) -> list[str | None]:
 
 
 def load(config: DataConfig, **options: Any) -> LoadedQuestions:
-    return load_questions(config, **{"gold_errors": no_errors, **options})
+    defaults: dict[str, Any] = {"gold_errors": no_errors, "measure": lambda q: 1, "max_prompt_tokens": 1}
+    return load_questions(config, **{**defaults, **options})
+
+
+def answer_as_length(question: Question) -> int:
+    return int(question.answer)
 
 
 @pytest.fixture
@@ -43,33 +51,49 @@ def jsonl(path: Path, **options: Any) -> DataConfig:
     return DataConfig(source="jsonl", path=str(path), **options)
 
 
-def test_every_source_loads(ten: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def hundred(tmp_path: Path) -> Path:
+    """Questions with answers 0 to 99, of which the even ones have two pictures that nobody opens."""
+    path = tmp_path / "hundred.jsonl"
+    records = [{"question": "q?", "answer": i, "images": ["a.png", "b.png"] if i % 2 == 0 else []} for i in range(100)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_every_source_loads(ten: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "train.jsonl").write_text(ten.read_text())
     pq.write_table(pa.table({"question": ["a?", "b?"], "answer": ["1", "2"]}), tmp_path / "two.parquet")
     configs = {
-        "arithmetic": DataConfig(source="arithmetic", num_questions=6, levels=[1, 2]),
+        "synthetic": DataConfig(source="synthetic", num_questions=6, levels=[1, 2]),
         "reasoning_gym": DataConfig(source="reasoning_gym", dataset="chain_sum", num_questions=5),
         "jsonl": jsonl(ten),
         "parquet": DataConfig(source="parquet", path=str(tmp_path / "two.parquet")),
+        "hub": DataConfig(source="hub", path=str(tmp_path / "folder")),
     }
     assert {source: len(load(config).questions) for source, config in configs.items()} == {
-        "arithmetic": 6,
+        "synthetic": 6,
         "reasoning_gym": 5,
         "jsonl": 10,
         "parquet": 2,
+        "hub": 10,
     }
 
 
+OPTIONS = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in CONF.glob("*.yaml")}
+
+
 def test_sources_configuration_and_conf_files_agree() -> None:
-    assert set(LOADERS) == set(CHOICES["data.source"]) == {path.stem for path in CONF.glob("*.yaml")}
+    sources = {options["source"] for options in OPTIONS.values() if isinstance(options, dict)}
+    assert set(LOADERS) == set(CHOICES["data.source"]) == sources
 
 
-@pytest.mark.parametrize("source", sorted(LOADERS))
-def test_conf_file_holds_only_differences(source: str) -> None:
-    path = CONF / f"{source}.yaml"
-    assert path.read_text().startswith("# ")
-    options = OmegaConf.to_container(OmegaConf.load(path))
+@pytest.mark.parametrize("name", sorted(OPTIONS))
+def test_conf_file_holds_only_differences(name: str) -> None:
+    assert (CONF / f"{name}.yaml").read_text().startswith("# ")
+    options = OPTIONS[name]
     assert isinstance(options, dict)
-    assert options["source"] == source
     merged = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), options))
     defaults = DataConfig(source="another")
     assert [key for key in options if getattr(merged, str(key)) == getattr(defaults, str(key))] == []
@@ -107,7 +131,7 @@ def test_malformed_rows_and_bad_gold_answers_count_together(ten: Path) -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        DataConfig(source="arithmetic", num_questions=6, levels=[1]),
+        DataConfig(source="synthetic", num_questions=6, levels=[1]),
         DataConfig(source="reasoning_gym", dataset="leg_counting", num_questions=6),
     ],
     ids=lambda config: config.source,
@@ -121,10 +145,91 @@ def test_generated_sources_obey_the_same_rule(config: DataConfig) -> None:
 
 
 def test_long_prompts_are_dropped_and_counted(ten: Path) -> None:
-    loaded = load(jsonl(ten), keep=lambda q: int(q.answer) < 7)
+    loaded = load(jsonl(ten), measure=answer_as_length, max_prompt_tokens=6)
     assert ([q.answer for q in loaded.questions], loaded.num_too_long) == ([str(i) for i in range(7)], 3)
     with pytest.raises(UserError, match=r"all 10 questions .*rollout.max_prompt_tokens"):
-        load(jsonl(ten), keep=lambda q: False)
+        load(jsonl(ten), measure=answer_as_length, max_prompt_tokens=-1)
+
+
+def test_media_are_measured_by_a_few_threads_in_a_bounded_window(hundred: Path) -> None:
+    lock = threading.Lock()
+    busy, most, threads, started = 0, 0, set(), []
+
+    def measure(question: Question) -> int:
+        nonlocal busy, most
+        if not question.images:
+            assert threading.current_thread() is threading.main_thread()
+            return 1
+        with lock:
+            busy += 1
+            most = max(most, busy)
+            threads.add(threading.get_ident())
+            started.append(int(question.answer))
+        # the first takes longest: the others wait for it in the window
+        time.sleep(0.2 if question.answer == "0" else 0.001)
+        if question.answer == "0":
+            assert len(started) <= MAX_PENDING
+        with lock:
+            busy -= 1
+        return int(question.answer)
+
+    loaded = load(jsonl(hundred), measure=measure, max_prompt_tokens=50)
+    assert [int(q.answer) for q in loaded.questions] == [i for i in range(100) if i % 2 or i <= 50]
+    assert loaded.num_too_long == 24
+    assert 1 < most <= NUM_THREADS and len(threads) <= NUM_THREADS
+    assert threading.main_thread().ident not in threads
+    assert [t for t in threading.enumerate() if t.name.startswith("media")] == []
+
+
+def test_media_that_cannot_be_shown_are_bad_rows(hundred: Path) -> None:
+    def measure(question: Question) -> int:
+        if question.answer in ("4", "7"):
+            raise MediaError(f"{len(question.images)} images but 3 <image>")
+        return 1
+
+    loaded = load(jsonl(hundred, max_bad_fraction=0.02), measure=measure)
+    assert len(loaded.questions) == 98
+    assert loaded.num_bad == 2
+    assert loaded.bad == [f"{hundred}:5: 2 images but 3 <image>", f"{hundred}:8: 0 images but 3 <image>"]
+    with pytest.raises(UserError, match=r"hundred.jsonl:5: 2 images but 3 <image> \(2 of 100 rows are bad"):
+        load(jsonl(hundred, max_bad_fraction=0.01), measure=measure)
+
+
+def test_bad_gold_answers_and_bad_media_count_together(hundred: Path) -> None:
+    def even_ones_are_missing(question: Question) -> int:
+        for image in question.images:
+            image.open()
+        return 1
+
+    def first_only(questions: Sequence[Question]) -> list[str | None]:
+        return ["odd" if q.answer == "1" else None for q in questions]
+
+    options = {"gold_errors": first_only, "measure": even_ones_are_missing}
+    loaded = load(jsonl(hundred, max_bad_fraction=0.51), **options)
+    assert (len(loaded.questions), loaded.num_bad) == (49, 51)
+    missing = hundred.parent / "a.png"
+    assert loaded.bad[:2] == [f"{hundred}:1: image {missing} does not exist", f"{hundred}:2: odd"]
+    with pytest.raises(UserError, match="51 of 100 rows are bad"):
+        load(jsonl(hundred, max_bad_fraction=0.5), **options)
+
+
+def test_another_error_in_a_thread_ends_the_loading(hundred: Path) -> None:
+    calls = []
+
+    def measure(question: Question) -> int:
+        if question.images:
+            calls.append(question)
+            raise UserError("the model reads text only")
+        return 1
+
+    with pytest.raises(UserError, match="reads text only"):
+        load(jsonl(hundred), measure=measure)
+    assert len(calls) <= MAX_PENDING
+
+
+def test_references_of_questions_stay_small(hundred: Path) -> None:
+    question = load(jsonl(hundred)).questions[0]
+    assert question.images == (ImageFile(str(hundred.parent / "a.png")), ImageFile(str(hundred.parent / "b.png")))
 
 
 def test_pool_is_a_seeded_choice_in_order(ten: Path) -> None:
@@ -140,7 +245,7 @@ def test_pool_is_a_seeded_choice_in_order(ten: Path) -> None:
 
 def test_pool_is_drawn_from_what_the_filters_leave(ten: Path) -> None:
     config = jsonl(ten, pool_size=3, max_bad_fraction=0.5)
-    loaded = load(config, gold_errors=odd_answers_only, keep=lambda q: int(q.answer) < 7)
+    loaded = load(config, gold_errors=odd_answers_only, measure=answer_as_length, max_prompt_tokens=6)
     assert [q.answer for q in loaded.questions] == ["1", "3", "5"]
 
 

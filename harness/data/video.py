@@ -1,0 +1,150 @@
+"""Clips: which frames of a video are shown, and decoding just those. F frames, H height, W width, C channels."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.data.media import MediaError, check_size
+from harness.types import Clip, MediaLimits
+
+if TYPE_CHECKING:
+    import numpy as np
+    from av import VideoFrame
+
+DEFAULT_FPS = 2.0
+"""Where neither `fps` nor `num_frames` is set."""
+MIN_FRAMES = 2
+"""By `fps`: a temporal patch of the models."""
+MAX_CLIP_BYTES = 4 << 30
+"""Of the frames that are shown, decoded: some 690 frames of 1920x1080."""
+
+
+@dataclass(frozen=True)
+class VideoFile:
+    """A clip on disk."""
+
+    path: str
+
+    @property
+    def name(self) -> str:
+        return self.path
+
+    def open(self, limits: MediaLimits) -> Clip:
+        """The frames that `limits` choose. Raises MediaError, which names the file."""
+        return decode_video(Path(self.path), self.path, limits)
+
+
+def decode_video(source: bytes | Path, name: str, limits: MediaLimits) -> Clip:
+    """The frames of an encoded video that `limits` choose; times count from its first frame.
+
+    Raises MediaError for what is missing, no video, cut off, too small or too large.
+    """
+    times = _times(source, name)
+    for _ in range(2):
+        if not times:
+            raise MediaError(f"video {name} has no frames")
+        indices = choose_frames(times, limits)
+        frames_FHWC, shown_at, num_decoded = _decode(source, name, indices)
+        if num_decoded > indices[-1]:
+            # A stream without times gets those of its rate.
+            times_F = [times[i] if at is None else at for i, at in zip(indices, shown_at, strict=True)]
+            return Clip(frames_FHWC, tuple(time - times_F[0] for time in times_F))
+        # A container may announce more frames than its decoder gives: choose again from those that exist.
+        times = times[:num_decoded]
+    raise MediaError(f"video {name} cannot be decoded (another number of frames each time)")
+
+
+def choose_frames(times: Sequence[float], limits: MediaLimits) -> list[int]:
+    """Indices of the frames that are shown, evenly spread from the first to the last; `times` of all, in seconds.
+
+    `num_frames` of them; else `fps` times the duration (a frame is shown until the next), at least 2 and at most
+    `max_frames`. Never more than there are.
+
+    Example: 5 of the 10 frames of a second at `fps=5`: 0, 2, 4, 7, 9.
+    """
+    import numpy as np
+
+    total = len(times)
+    if limits.num_frames is not None:
+        wanted = limits.num_frames
+    else:
+        duration = (times[-1] - times[0]) * total / (total - 1) if total > 1 else 0.0
+        # Times are sums of clock ticks: a duration of 1.9999999 seconds is meant to be 2.
+        wanted = int(duration * (limits.fps or DEFAULT_FPS) + 1e-3)
+        wanted = min(max(wanted, MIN_FRAMES), limits.max_frames)
+    spread = np.linspace(0, total - 1, min(wanted, total))
+    return [int(i) for i in spread.round()]
+
+
+@contextmanager
+def _opened(source: bytes | Path, name: str) -> Iterator[tuple[Any, Any]]:
+    """The container and its first stream of moving pictures; every failure inside becomes a MediaError."""
+    import av
+    from av.stream import Disposition
+
+    try:
+        file = io.BytesIO(source) if isinstance(source, bytes) else str(source)
+        with av.open(file, metadata_errors="ignore") as container:
+            streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+            if not streams:
+                raise MediaError(f"video {name} has no video stream")
+            yield container, streams[0]
+    except FileNotFoundError as error:
+        raise MediaError(f"video {name} does not exist") from error
+    except MediaError:
+        raise
+    except Exception as error:  # libraries of decoders raise whatever the bytes lead them to
+        reason = getattr(error, "strerror", None) or error
+        raise MediaError(f"video {name} cannot be decoded ({reason})") from error
+
+
+def _times(source: bytes | Path, name: str) -> list[float]:
+    """When each frame is shown, in order, read from the packets without decoding them."""
+    with _opened(source, name) as (container, stream):
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        if any(packet.pts is None for packet in packets):
+            rate = float(stream.average_rate or stream.guessed_rate or 25)
+            return [i / rate for i in range(len(packets))]
+        return [float(pts * stream.time_base) for pts in sorted(packet.pts for packet in packets)]
+
+
+def _decode(source: bytes | Path, name: str, indices: Sequence[int]) -> tuple[np.ndarray, list[float | None], int]:
+    """The frames at ascending `indices`, uint8 [F, H, W, 3], their times, and how many frames there were until then."""
+    import numpy as np
+
+    frames_FHWC = np.empty((len(indices), 0, 0, 3), np.uint8)
+    shown_at: list[float | None] = []
+    num_seen = 0
+    with _opened(source, name) as (container, stream):
+        for frame in container.decode(stream):
+            num_seen += 1
+            if num_seen - 1 != indices[len(shown_at)]:
+                continue
+            if not shown_at:
+                first = frame
+                check_size(first.width, first.height, f"video {name}")
+                num_bytes = len(indices) * first.width * first.height * 3
+                if num_bytes > MAX_CLIP_BYTES:
+                    raise MediaError(
+                        f"video {name}: {len(indices)} frames of {first.width}x{first.height} pixels take "
+                        f"{num_bytes / 2**30:.1f} GiB: lower data.media.max_frames or num_frames"
+                    )
+                frames_FHWC = np.empty((len(indices), *_pixels(first, first).shape), np.uint8)
+            frames_FHWC[len(shown_at)] = _pixels(frame, first)
+            shown_at.append(frame.time)
+            if len(shown_at) == len(indices):
+                break
+    return frames_FHWC, shown_at, num_seen
+
+
+def _pixels(frame: VideoFrame, first: VideoFrame) -> np.ndarray:
+    """RGB in the size of the clip's first frame, turned upright: phones store portrait clips lying."""
+    import numpy as np
+
+    scaled = frame.reformat(width=first.width, height=first.height, format="rgb24")
+    return np.rot90(scaled.to_ndarray(), round(first.rotation / 90) % 4)
