@@ -1,19 +1,23 @@
-"""Keeps lm-eval's process-wide side effects out of a training run."""
+"""Keeps the process-wide side effects of lm-eval and lmms-eval out of a training run."""
 
 from __future__ import annotations
 
 import logging
 import os
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import ModuleType
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
+
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+"""Set by a launcher of several processes. By them lm-eval keeps its results from all but one process, and lmms-eval
+shares out the questions; but a student that is evaluated is one student, wherever it runs."""
 
 
 @contextmanager
 def preserved_state() -> Iterator[None]:
-    """Give back the global python, numpy and torch generators and the `HF_*` variables as they were.
+    """Give back the global python, numpy and torch generators and the environment variables as they were.
 
     CUDA generators are kept where CUDA is in use already; asking for them elsewhere would start it.
     """
@@ -22,7 +26,7 @@ def preserved_state() -> Iterator[None]:
 
     python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    variables = _hub_variables()
+    variables = dict(os.environ)
     try:
         yield
     finally:
@@ -31,7 +35,7 @@ def preserved_state() -> Iterator[None]:
         torch.set_rng_state(torch_state)
         if cuda_states is not None:
             torch.cuda.set_rng_state_all(cuda_states)
-        for name in _hub_variables().keys() - variables.keys():
+        for name in os.environ.keys() - variables.keys():
             del os.environ[name]
         os.environ.update(variables)
 
@@ -52,6 +56,7 @@ def quiet_lm_eval() -> Iterator[None]:
             _replaced(evaluator, "get_git_commit_hash", lambda: None),
             _replaced(evaluator, "add_env_info", lambda results: None),
             _replaced(task, "tqdm", lambda docs, **options: docs),
+            _hidden(RANK_VARIABLES),
         ):
             yield
     finally:
@@ -59,14 +64,77 @@ def quiet_lm_eval() -> Iterator[None]:
 
 
 @contextmanager
-def _replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
-    original = getattr(module, name)
-    setattr(module, name, value)
+def quiet_lmms_eval() -> Iterator[None]:
+    """Import lmms-eval and keep it from what reaches beyond it: log lines, progress bars, subprocesses for the git
+    commit, and its changes to classes of `filelock` and `ssl`.
+    """
+    import ssl
+
+    from loguru import logger
+
+    with ExitStack() as stack:
+        logger.disable("lmms_eval")
+        stack.callback(logger.enable, "lmms_eval")
+        with _import_undone():
+            from lmms_eval import evaluator
+            from lmms_eval.api import task
+        for name in ("get_git_commit_hash", "get_git_branch_name", "get_lmms_eval_version_string"):
+            stack.enter_context(_replaced(evaluator, name, lambda: None))
+        # Both help in loading data sets from the hub, which evaluation does not do. The second is told that it is done.
+        stack.enter_context(_replaced(evaluator, "_enable_reentrant_filelocks", lambda: None))
+        stack.enter_context(_replaced(ssl.SSLContext, "_orig_reduce", True))
+        for module in (evaluator, task):
+            stack.enter_context(_replaced(module, "tqdm", _without_bar(module.tqdm)))
+        stack.enter_context(_hidden(RANK_VARIABLES))
+        yield
+
+
+@contextmanager
+def _import_undone() -> Iterator[None]:
+    """What importing lmms-eval changes for everybody stays as it was.
+
+    It replaces the handlers of loguru, hides all warnings, loads a `.env` file of the working folder, raises the
+    timeout of `torch.distributed` to a day, and lets Pillow accept pictures that are cut off.
+    """
+    import dotenv
+    from loguru import logger
+    from PIL import ImageFile
+    from torch.distributed import distributed_c10d
+
+    with (
+        warnings.catch_warnings(),
+        _replaced(logger, "remove", lambda *arguments: None),
+        _replaced(logger, "add", lambda *arguments, **options: 0),
+        _replaced(dotenv, "load_dotenv", lambda *arguments, **options: False),
+        _replaced(distributed_c10d, "default_pg_timeout", distributed_c10d.default_pg_timeout),
+        _replaced(ImageFile, "LOAD_TRUNCATED_IMAGES", ImageFile.LOAD_TRUNCATED_IMAGES),
+    ):
+        yield
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """`owner.name` is `value` meanwhile; it is removed again where the owner itself had no such attribute."""
+    had = name in vars(owner)
+    original = vars(owner).get(name)
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        setattr(module, name, original)
+        if had:
+            setattr(owner, name, original)
+        else:
+            delattr(owner, name)
 
 
-def _hub_variables() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name.startswith("HF_")}
+@contextmanager
+def _hidden(variables: tuple[str, ...]) -> Iterator[None]:
+    hidden = {name: os.environ.pop(name) for name in variables if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def _without_bar(tqdm: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *arguments, **options: tqdm(*arguments, **options | {"disable": True})

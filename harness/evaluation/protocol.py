@@ -1,6 +1,7 @@
 """What a score depends on besides the model: one decoding specification, and the hash that tells protocols apart.
 
-Imports neither torch nor lm-eval, so that a report or a scheduler can tell whether two scores are comparable.
+Imports no torch and no evaluation library, so that a report or a scheduler can tell whether scores are
+comparable.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def eval_sampling(config: EvalConfig) -> Sampling:
 
 
 def generation_kwargs(config: EvalConfig) -> dict[str, Any]:
-    """The same decoding as lm-eval's tasks state it. `until` is empty: its default cuts at the first blank line."""
+    """The same decoding as the libraries state it. `until` is empty: its default cuts at the first blank line."""
     return {
         "until": [],
         "do_sample": config.temperature > 0,

@@ -20,20 +20,31 @@ class Benchmark:
 
 
 def mini_tasks(config: EvalConfig) -> list[Benchmark]:
-    """Held-out arithmetic, one benchmark a level of `config.levels`. Never a question of training: `held_out` and
-    `train` are disjoint splits. Raises UserError for levels that do not exist or repeat.
-    """
-    from harness.data.arithmetic import LEVELS, make_questions
+    """Held-out questions of the generated tasks, one benchmark a task of `config.tasks` and level of `config.levels`.
 
-    levels = config.levels
+    Never a question of training: `held_out` and `train` are disjoint splits, of all tasks together. Raises UserError
+    for tasks or levels that do not exist or repeat.
+    """
+    from harness.data.arithmetic import LEVELS
+    from harness.data.synthetic import TASKS, make_questions
+
+    tasks, levels = config.tasks, config.levels
+    if unknown := [task for task in tasks if task not in TASKS]:
+        raise UserError(f"eval.tasks={tasks}: there is no task '{unknown[0]}'.{did_you_mean(unknown[0], TASKS)}")
+    if not tasks or len(set(tasks)) < len(tasks):
+        raise UserError(f"eval.tasks must be some of {', '.join(TASKS)}, each once, got {tasks}")
     if not levels or len(set(levels)) < len(levels) or not set(levels) <= set(LEVELS):
         raise UserError(f"eval.levels must be some of {', '.join(map(str, LEVELS))}, each once, got {levels}")
+    limits = config.media.limits()
     return [
         Benchmark(
-            name=f"arithmetic_l{level}",
-            family="LLM",
-            questions=tuple(make_questions([level], config.num_questions, seed=config.seed, split="held_out")),
+            name=f"{task}_l{level}",
+            family=TASKS[task].family,
+            questions=tuple(
+                make_questions([task], [level], config.num_questions, seed=config.seed, split="held_out", limits=limits)
+            ),
         )
+        for task in tasks
         for level in levels
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -53,7 +54,7 @@ def four_kinds(prompt: Prompt) -> tuple[str, str]:
         return "<think> no </think> \\boxed{7000}", "stop"
     if position == "2":
         return "<think> so 12 + 9 =", "length"
-    if position == "3" and benchmark == "arithmetic_l2":
+    if position == "3" and benchmark.endswith("_l2"):
         return "it is " + prompt.question.answer, "stop"
     return f"<think> ok </think> \\boxed{{{prompt.question.answer}}}", "stop"
 
@@ -65,7 +66,14 @@ def make_engine() -> Callable[..., ScriptedEngine]:
 
 @pytest.fixture
 def two_levels() -> EvalConfig:
-    return EvalConfig(suite="mini", levels=[1, 2], num_questions=4, temperature=0.0, max_response_tokens=48)
+    return EvalConfig(
+        suite="mini", tasks=["arithmetic"], levels=[1, 2], num_questions=4, temperature=0.0, max_response_tokens=48
+    )
+
+
+@pytest.fixture
+def all_tasks(two_levels: EvalConfig) -> EvalConfig:
+    return replace(two_levels, tasks=["bar_clip", "arithmetic", "bar_chart", "bar_cards"])
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from harness.config import EvalConfig
 from harness.data.arithmetic import make_questions
 from harness.evaluation.evaluate import evaluate
 from harness.evaluation.protocol import eval_sampling, protocol_hash, protocol_settings
+from harness.evaluation.suites import load_suite
 from harness.types import Prompt
 from methods.prompts import plain_messages
 
@@ -50,6 +51,42 @@ def test_scores_by_hand(two_levels: EvalConfig, make_engine: MakeEngine, grader:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["protocol.json", "rows.jsonl", "scores.csv"]
 
 
+def test_three_families_keep_the_order_of_the_suite(
+    all_tasks: EvalConfig, make_engine: MakeEngine, grader: Any, tmp_path: Path
+) -> None:
+    engine = make_engine()
+    run(all_tasks, engine, grader, tmp_path)
+    protocol = protocol_hash(all_tasks, grader.config.grader)
+    # Right, wrong, cut off, and then right on level 1 and no box on level 2, as in the test above.
+    expected = [
+        f"{task}_l{level},{family},{score},4,1,{num_unparsable},{protocol}"
+        for task, family in [("bar_clip", "Video"), ("arithmetic", "LLM"), ("bar_chart", "VLM"), ("bar_cards", "VLM")]
+        for level, score, num_unparsable in [(1, "50.0,25.0", 1), (2, "25.0,21.6506", 2)]
+    ]
+    assert (tmp_path / "scores.csv").read_text().splitlines()[1:] == expected
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    asked = [q for benchmark in load_suite(all_tasks) for q in benchmark.questions]
+    assert [row["question_id"] for row in rows] == [q.id for q in asked]
+    assert [row["images"] for row in rows] == [[image.name for image in q.images] for q in asked]
+    assert [row["video"] for row in rows] == [None if q.video is None else q.video.name for q in asked]
+
+
+def test_prompts_of_the_engine_have_the_media_of_their_questions(
+    all_tasks: EvalConfig, make_engine: MakeEngine, grader: Any, tmp_path: Path
+) -> None:
+    engine = make_engine()
+    run(all_tasks, engine, grader, tmp_path)
+    assert {sampling == eval_sampling(all_tasks) for _, sampling in engine.calls} == {True}
+    prompts = {prompt.uid: prompt for call, _ in engine.calls for prompt in call}
+    for benchmark in load_suite(all_tasks):
+        for position, question in enumerate(benchmark.questions):
+            prompt = prompts.pop(f"eval/{benchmark.name}/{position}")
+            assert prompt.question == question
+            assert bool(question.images or question.video) == (benchmark.family != "LLM")
+            assert prompt.messages == plain_messages(question)
+    assert not prompts
+
+
 def test_rows_hold_every_response(two_levels: EvalConfig, make_engine: MakeEngine, grader: Any, tmp_path: Path) -> None:
     run(two_levels, make_engine(), grader, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
@@ -63,6 +100,8 @@ def test_rows_hold_every_response(two_levels: EvalConfig, make_engine: MakeEngin
         "uid": "eval/arithmetic_l1/2",
         "question_id": questions[2].id,
         "messages": list(plain_messages(questions[2])),
+        "images": [],
+        "video": None,
         "response": "<think> so 12 + 9 =",
         "num_tokens": 6,
         "finish_reason": "length",
@@ -100,8 +139,8 @@ def test_all_prompts_reach_the_engine_in_one_call_with_the_protocols_decoding(
     assert {p.kind for p in prompts} == {"plain"}
 
 
-def test_global_random_state_and_hub_variables_are_untouched(
-    two_levels: EvalConfig, make_engine: MakeEngine, grader: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_global_random_state_and_environment_are_untouched(
+    all_tasks: EvalConfig, make_engine: MakeEngine, grader: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def draws() -> tuple[float, float, float]:
         return random.random(), float(np.random.rand()), float(torch.rand(1))
@@ -110,22 +149,24 @@ def test_global_random_state_and_hub_variables_are_untouched(
 
     def script(prompt: Prompt) -> tuple[str, str]:
         os.environ["HF_NEW"] = os.environ["HF_OLD"] = "set on the way"
+        os.environ.pop("WORLD", None)
         drawn_inside.append(draws())
         return "", "stop"
 
     monkeypatch.setenv("HF_OLD", "as before")
+    monkeypatch.setenv("WORLD", "as before")
+    before = dict(os.environ)
     random.seed(5), np.random.seed(5), torch.manual_seed(5)
     expected = draws()
     random.seed(5), np.random.seed(5), torch.manual_seed(5)
-    run(two_levels, make_engine(script), grader, tmp_path)
+    run(all_tasks, make_engine(script), grader, tmp_path)
     assert draws() == expected
     assert drawn_inside[0][1:] == expected[1:]  # not seeded on the way either (lm-eval draws from python's itself)
-    assert os.environ["HF_OLD"] == "as before"
-    assert "HF_NEW" not in os.environ
+    assert dict(os.environ) == before
 
 
 def test_nothing_is_printed_or_logged_even_outside_a_repository(
-    two_levels: EvalConfig,
+    all_tasks: EvalConfig,
     make_engine: MakeEngine,
     grader: Any,
     tmp_path: Path,
@@ -135,7 +176,7 @@ def test_nothing_is_printed_or_logged_even_outside_a_repository(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     caplog.set_level(logging.INFO, logger="lm_eval")
-    run(two_levels, make_engine(), grader, tmp_path)
+    run(all_tasks, make_engine(), grader, tmp_path)
     assert capfd.readouterr() == ("", "")
     assert not [record for record in caplog.records if record.name.startswith("lm_eval")]
     assert logging.getLogger("lm_eval").level == logging.INFO

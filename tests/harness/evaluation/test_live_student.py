@@ -12,8 +12,8 @@ import torch
 
 from harness.config import EvalConfig, ModelConfig
 from harness.evaluation.evaluate import evaluate
-from harness.evaluation.lm_eval_adapter import questions_by_uid
 from harness.evaluation.protocol import eval_sampling
+from harness.evaluation.student import questions_by_uid
 from harness.evaluation.suites import load_suite
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from harness.config import EvalConfig
-from harness.evaluation.lm_eval_adapter import BenchmarkTask, StudentLM, questions_by_uid
+from harness.evaluation.lm_eval_adapter import BenchmarkTask, StudentLM
+from harness.evaluation.student import Student
 from harness.evaluation.suites import load_suite
 from harness.types import RolloutGroup
 
@@ -23,8 +24,8 @@ def test_texts_come_back_in_the_order_of_the_requests(
     two_levels: EvalConfig, make_engine: MakeEngine, grader: Any
 ) -> None:
     [first, _] = benchmarks = load_suite(two_levels)
-    student = StudentLM(make_engine(), grader, two_levels, questions_by_uid(benchmarks))
-    texts = student.generate_until(requests_of(BenchmarkTask(first, two_levels, student.responses)))
+    student = Student(make_engine(), grader, two_levels, benchmarks)
+    texts = StudentLM(student).generate_until(requests_of(BenchmarkTask(first, student)))
     golds = [q.answer for q in first.questions]
     assert texts == [
         f"<think> ok </think> \\boxed{{{golds[0]}}}",
@@ -37,19 +38,20 @@ def test_texts_come_back_in_the_order_of_the_requests(
 
 def test_a_task_cannot_bring_its_own_decoding(two_levels: EvalConfig, make_engine: MakeEngine, grader: Any) -> None:
     benchmarks = load_suite(two_levels)
-    task = BenchmarkTask(benchmarks[0], replace(two_levels, max_response_tokens=32), {})
-    student = StudentLM(make_engine(), grader, two_levels, questions_by_uid(benchmarks))
-    with pytest.raises(AssertionError, match="arithmetic_l1 wants another decoding"):
-        student.generate_until(requests_of(task))
+    other = Student(make_engine(), grader, replace(two_levels, max_response_tokens=32), benchmarks)
+    task = BenchmarkTask(benchmarks[0], other)
+    student = Student(make_engine(), grader, two_levels, benchmarks)
+    with pytest.raises(AssertionError, match="arithmetic_l1 wants other decoding"):
+        StudentLM(student).generate_until(requests_of(task))
 
 
 def test_a_task_cannot_reword_a_question(two_levels: EvalConfig, make_engine: MakeEngine, grader: Any) -> None:
     benchmarks = load_suite(two_levels)
-    task = BenchmarkTask(benchmarks[0], two_levels, {})
+    student = Student(make_engine(), grader, two_levels, benchmarks)
+    task = BenchmarkTask(benchmarks[0], student)
     task.set_config("description", "You are a calculator.")
-    student = StudentLM(make_engine(), grader, two_levels, questions_by_uid(benchmarks))
     with pytest.raises(AssertionError, match="arithmetic_l1 changed the wording of a question"):
-        student.generate_until(requests_of(task))
+        StudentLM(student).generate_until(requests_of(task))
 
 
 def test_a_lost_group_is_noticed(
@@ -63,15 +65,15 @@ def test_a_lost_group_is_noticed(
         return list(generate(*arguments))[1:]
 
     monkeypatch.setattr(engine, "generate", all_but_one)
-    student = StudentLM(engine, grader, two_levels, questions_by_uid(benchmarks))
+    student = Student(engine, grader, two_levels, benchmarks)
     with pytest.raises(AssertionError, match="lost or invented groups"):
-        student.generate_until(requests_of(BenchmarkTask(benchmarks[0], two_levels, {})))
+        StudentLM(student).generate_until(requests_of(BenchmarkTask(benchmarks[0], student)))
 
 
 def test_log_likelihood_tasks_are_refused_with_the_reason(
     two_levels: EvalConfig, make_engine: MakeEngine, grader: Any
 ) -> None:
-    student = StudentLM(make_engine(), grader, two_levels, {})
+    student = StudentLM(Student(make_engine(), grader, two_levels, []))
     for method in (student.loglikelihood, student.loglikelihood_rolling):
         with pytest.raises(NotImplementedError, match="scores generated answers only"):
             method([])

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import conf
-from harness.config import EvalConfig
+from harness.config import EvalConfig, MediaConfig
 from harness.evaluation import protocol
 from harness.evaluation.protocol import eval_sampling, generation_kwargs, protocol_hash, protocol_settings
 from harness.rollout.base import Sampling
@@ -18,6 +18,7 @@ from harness.rollout.base import Sampling
 CHANGED = {
     "suite": "other", "levels": [1], "num_questions": 7, "seed": 1, "temperature": 0.7, "top_p": 0.9, "top_k": 5,
     "min_p": 0.1, "presence_penalty": 0.5, "repetition_penalty": 1.1, "max_response_tokens": 9,
+    "tasks": ["bar_clip"], "media": MediaConfig(max_pixels=300_000),
 }  # fmt: skip
 
 
@@ -46,11 +47,11 @@ def test_a_whole_number_and_its_float_are_one_protocol() -> None:
     )
 
 
-def test_hash_is_the_same_in_another_process_which_needs_neither_torch_nor_lm_eval() -> None:
+def test_hash_is_the_same_in_another_process_which_needs_neither_torch_nor_a_library() -> None:
     program = (
         "import sys; from harness.config import EvalConfig; from harness.evaluation.protocol import protocol_hash; "
         "import harness.evaluation.suites; "
-        "assert not {'torch', 'lm_eval', 'datasets'} & sys.modules.keys(); "
+        "assert not {'torch', 'lm_eval', 'lmms_eval', 'datasets', 'PIL'} & sys.modules.keys(); "
         "print(protocol_hash(EvalConfig(), 'math_verify'))"
     )
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
@@ -59,9 +60,10 @@ def test_hash_is_the_same_in_another_process_which_needs_neither_torch_nor_lm_ev
 
 
 def test_settings_are_the_options_and_what_stands_around_them() -> None:
-    settings = protocol_settings(EvalConfig(suite="mini"), "mathruler")
+    settings = protocol_settings(EvalConfig(suite="mini", tasks=["bar_chart", "bar_clip"]), "mathruler")
     assert settings == {
         "suite": "mini",
+        "tasks": ["bar_chart", "bar_clip"],
         "levels": [1, 2, 3, 4],
         "num_questions": 200,
         "seed": 0,
@@ -72,6 +74,13 @@ def test_settings_are_the_options_and_what_stands_around_them() -> None:
         "presence_penalty": 1.5,
         "repetition_penalty": 1.0,
         "max_response_tokens": 12_288,
+        "media": {
+            "min_pixels": 262_144,
+            "max_pixels": 1_310_720,
+            "fps": 2.0,
+            "num_frames": None,
+            "max_frames": 768,
+        },
         "closing": protocol.CLOSING,
         "task_version": 1,
         "grader": "mathruler",

@@ -1,0 +1,95 @@
+"""What the evaluation libraries do to a process, seen from a fresh one: an import happens once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
+
+PROGRAM = """
+import importlib.util, logging, os, ssl, sys, warnings
+from pathlib import Path
+
+import filelock, loguru, requests, torch, transformers, datasets
+from PIL import ImageFile
+from torch.distributed import distributed_c10d
+
+from harness.config import EvalConfig, RewardConfig
+from harness.evaluation.evaluate import evaluate
+from harness.rewards.workers import Grader
+
+spec = importlib.util.spec_from_file_location("conftest_of_evaluation", sys.argv[1])
+conftest = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(conftest)
+
+
+def state():
+    root = logging.getLogger()
+    return {
+        "environment": dict(os.environ),
+        "loguru": dict(loguru.logger._core.handlers),
+        "logging": (root.level, list(root.handlers), logging.getLogger("datasets").level),
+        "warnings": list(warnings.filters),
+        "truncated": ImageFile.LOAD_TRUNCATED_IMAGES,
+        "timeout": distributed_c10d.default_pg_timeout,
+        "filelock": filelock._api.FileLockMeta.__call__,
+        "ssl": (ssl.SSLContext.__reduce__, hasattr(ssl.SSLContext, "_orig_reduce")),
+        "distributed": torch.distributed.is_initialized(),
+        "threads": (torch.get_num_threads(), torch.get_default_dtype()),
+    }
+
+
+def script(prompt):
+    ignores_all = any(f == ("ignore", None, Warning, None, 0) for f in warnings.filters)
+    seen.append((ImageFile.LOAD_TRUNCATED_IMAGES, ignores_all))
+    return conftest.four_kinds(prompt)
+
+
+seen = []
+tasks = sys.argv[2].split(",")
+config = EvalConfig(suite="mini", tasks=tasks, levels=[1], num_questions=3, temperature=0.0, max_response_tokens=48)
+grader = Grader(RewardConfig())
+warnings.filterwarnings("ignore", message="a filter of the run")
+before = state()
+for repeat in range(2):
+    scores = evaluate(config, conftest.ScriptedEngine(script), grader, out_dir=Path("out"), model_name="scripted")
+    after = state()
+    changed = [name for name in before if before[name] != after[name]]
+    assert not changed, f"evaluation {repeat} changed {[(before[name], after[name]) for name in changed]}"
+    assert [round(s["score"], 2) for s in scores] == [33.33] * len(tasks), scores
+grader.close()
+assert set(seen) == {(False, False)}, f"the engine ran with the settings of lmms-eval: {seen}"
+loaded = [name for name in ("lm_eval", "lmms_eval") if name in sys.modules]
+Path("loaded").write_text(",".join(loaded))
+"""
+
+
+@pytest.mark.parametrize(
+    ("tasks", "libraries"),
+    [
+        ("arithmetic", "lm_eval"),
+        ("bar_cards,bar_clip", "lmms_eval"),
+        ("bar_chart,arithmetic", "lm_eval,lmms_eval"),
+    ],
+)
+def test_the_process_is_as_before_and_only_needed_libraries_are_loaded(
+    tasks: str, libraries: str, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text("FROM_THE_WORKING_FOLDER=1\n")
+    # As in the second process of a launcher, where lm-eval would give no results and lmms-eval half of them.
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(HERE / "conftest.py"), tasks],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "loaded").read_text() == libraries
