@@ -5,10 +5,9 @@ It belongs to the harness, not to a method: it reads the plain student groups of
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -95,20 +94,23 @@ class PromptReplayBuffer:
         return events
 
     def state_dict(self) -> dict[str, Any]:
+        """JSON values only. Of a question its id: its media are references into the run's data."""
         return {
-            "entries": [dataclasses.asdict(entry) for entry in self._entries.values()],
+            "entries": [
+                {"question": name, "entry_accuracy": entry.entry_accuracy, "visits": entry.visits}
+                for name, entry in self._entries.items()
+            ],
             "totals": [[*key, number] for key, number in self.totals.items()],
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._entries = {}
-        for row in state["entries"]:
-            fields = row["question"] | {
-                "messages": tuple(row["question"]["messages"]),
-                "images": tuple(row["question"]["images"]),
-            }
-            entry = _Entry(question=Question(**fields), entry_accuracy=row["entry_accuracy"], visits=row["visits"])
-            self._entries[entry.question.id] = entry
+    def load_state_dict(self, state: dict[str, Any], questions: Mapping[str, Question]) -> None:
+        """Go on from a saved state; `questions` are those of the run by id."""
+        self._entries = {
+            row["question"]: _Entry(
+                question=questions[row["question"]], entry_accuracy=row["entry_accuracy"], visits=row["visits"]
+            )
+            for row in state["entries"]
+        }
         self.totals = Counter({(event, entry, visits): number for event, entry, visits, number in state["totals"]})
 
 

@@ -46,6 +46,11 @@ class QuestionSampler:
         self._fingerprint = self._hash()
 
     @property
+    def questions(self) -> dict[str, Question]:
+        """All questions of the run by id."""
+        return {question.id: question for question in self._questions}
+
+    @property
     def num_steps(self) -> int:
         """Full batches over all epochs, if `more` is never called."""
         return self._epochs * (len(self._questions) // self._batch_size)

@@ -183,7 +183,7 @@ class Trainer:
         if found:
             state = checkpoint.load(found[-1], model=self._student.module, optimizer=self._updater.optimizer)
             self._sampler.load_state_dict(state["sampler"])
-            self._buffer.load_state_dict(state["buffer"])
+            self._buffer.load_state_dict(state["buffer"], self._sampler.questions)
             self._tracker.load_state_dict(state["tracker"])
             self._engine.load_weights(self._student.module.named_parameters())
             step = state["step"]

@@ -99,7 +99,7 @@ def test_contents_equal_a_plain_reference(capacity, steps):
                 queue.append(name)
         queue = queue[-capacity:]
         entries = buffer.state_dict()["entries"]
-        assert [entry["question"]["id"] for entry in entries] == queue
+        assert [entry["question"] for entry in entries] == queue
         inside = Counter(entry["entry_accuracy"] for entry in entries)
         for (event, entry_accuracy, _), number in buffer.totals.items():
             inside[entry_accuracy] -= {"admit": 1, "graduate": -1, "evict": -1, "revisit": 0}[event] * number
@@ -111,7 +111,8 @@ def test_state_survives_json():
     buffer.update([group(name, 0.25) for name in "abc"])
     buffer.update([group("a", 0.0)])
     copy = PromptReplayBuffer(capacity=3, tau=0.5)
-    copy.load_state_dict(json.loads(json.dumps(buffer.state_dict())))
+    questions = {name: group(name, 0.0).prompt.question for name in "abc"}
+    copy.load_state_dict(json.loads(json.dumps(buffer.state_dict())), questions)
     assert copy.state_dict() == buffer.state_dict()
     assert copy.totals == buffer.totals == {("admit", 0.25, 0): 3, ("revisit", 0.25, 1): 1}
     draws = [b.draw(num_new=8, ratio=0.25, exclude=[], rng=np.random.default_rng(3)) for b in (buffer, copy)]
