@@ -240,7 +240,17 @@ def _print_config(config: object) -> None:
 
 def _start_logging() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "urllib3", "filelock", "fsspec", "lm_eval", "datasets", "accelerate", "matplotlib"):
+    for noisy in (
+        "httpx",
+        "urllib3",
+        "filelock",
+        "fsspec",
+        "lm_eval",
+        "datasets",
+        "accelerate",
+        "matplotlib",
+        "numexpr",
+    ):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

@@ -96,6 +96,7 @@ class Vision:
         self.merge: int = self._images.merge_size
         self._cache: OrderedDict[Hashable, tuple[MediaInputs, tuple[float, ...]]] = OrderedDict()
         self._cache_bytes = cache_bytes
+        self._cached_bytes = 0
         self._lock = threading.Lock()
 
     def settings(self) -> dict[str, Any]:
@@ -130,11 +131,14 @@ class Vision:
         made = self._make(question)
         with self._lock:
             # Another thread may have been faster: its object stays, so that a prompt's pixels are one object.
-            made = self._cache.setdefault(key, made)
+            if key not in self._cache:
+                self._cache[key] = made
+                self._cached_bytes += made[0].num_bytes
             self._cache.move_to_end(key)
-            while len(self._cache) > 1 and sum(m.num_bytes for m, _ in self._cache.values()) > self._cache_bytes:
-                self._cache.popitem(last=False)
-        return made
+            while len(self._cache) > 1 and self._cached_bytes > self._cache_bytes:
+                _, (left, _) = self._cache.popitem(last=False)
+                self._cached_bytes -= left.num_bytes
+            return self._cache[key]
 
     def _make(self, question: Question) -> tuple[MediaInputs, tuple[float, ...]]:
         image_PD = image_grid = video_PD = video_grid = None

@@ -217,6 +217,7 @@ def test_the_cache_is_bounded_and_what_left_it_is_made_again(chat: Chat) -> None
     vision = Vision(chat._config, cache_bytes=100_000)  # a picture of 8x8 patches of 384 floats has 98,304 bytes
     packed = [vision.pack(question(f"q{i}", "Add.", Noise(i, 64, 64))) for i in range(5)]
     assert len(vision._cache) == 1
+    assert vision._cached_bytes == packed[-1].inputs().num_bytes
     assert [p.inputs().digest for p in packed] == [p.digest for p in packed]
 
 
