@@ -14,7 +14,14 @@ from lm_eval.api.model import LM
 from lm_eval.api.task import ConfigurableTask
 
 from harness.evaluation.protocol import generation_kwargs
-from harness.evaluation.student import NO_LOG_LIKELIHOODS, Student, task_config, task_rows
+from harness.evaluation.student import (
+    NO_LOG_LIKELIHOODS,
+    RUN_OPTIONS,
+    Student,
+    mean_scores,
+    task_config,
+    task_rows,
+)
 from harness.evaluation.suites import Benchmark
 from methods.prompts import plain_messages
 
@@ -57,10 +64,7 @@ class BenchmarkTask(ConfigurableTask):
 
 
 def run_benchmarks(benchmarks: Sequence[Benchmark], student: Student) -> dict[str, float]:
-    """Generate, grade and aggregate. Returns lm-eval's mean score in [0, 1] of each benchmark.
-
-    Seeds are None: lm-eval would reset the global generators, even CUDA's before CUDA starts.
-    """
+    """Generate, grade and aggregate. Returns lm-eval's mean score in [0, 1] of each benchmark."""
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
 
@@ -68,11 +72,6 @@ def run_benchmarks(benchmarks: Sequence[Benchmark], student: Student) -> dict[st
         model=StudentLM(student),
         tasks=[BenchmarkTask(benchmark, student) for benchmark in benchmarks],
         task_manager=TaskManager(include_defaults=False),
-        bootstrap_iters=0,
-        log_samples=False,
-        random_seed=None,
-        numpy_random_seed=None,
-        torch_random_seed=None,
+        **RUN_OPTIONS,
     )
-    assert results is not None, "evaluation runs on the main process only"
-    return {b.name: results["results"][b.name]["score,none"] for b in benchmarks}
+    return mean_scores(results, benchmarks)

@@ -15,7 +15,14 @@ from lmms_eval.api.model import lmms
 from lmms_eval.api.task import ConfigurableMessagesTask
 
 from harness.evaluation.protocol import generation_kwargs
-from harness.evaluation.student import NO_LOG_LIKELIHOODS, Student, task_config, task_rows
+from harness.evaluation.student import (
+    NO_LOG_LIKELIHOODS,
+    RUN_OPTIONS,
+    Student,
+    mean_scores,
+    task_config,
+    task_rows,
+)
 from harness.evaluation.suites import Benchmark
 from harness.types import Question
 from methods.prompts import plain_messages
@@ -98,18 +105,13 @@ def run_benchmarks(benchmarks: Sequence[Benchmark], student: Student) -> dict[st
         model=StudentLMM(student),
         tasks=[MediaBenchmarkTask(benchmark, student) for benchmark in benchmarks],
         task_manager=TaskManager(include_defaults=False),
-        bootstrap_iters=0,
-        log_samples=False,
-        random_seed=None,
-        numpy_random_seed=None,
-        torch_random_seed=None,
+        **RUN_OPTIONS,
         fewshot_random_seed=None,
         distributed_executor_backend="torchrun",  # the other one creates an Accelerator; in one process neither is used
         cli_args=Namespace(process_with_media=False, output_path=None, reasoning_tags=None),
         process_docs_parallel=1,
     )
-    assert results is not None, "evaluation runs on the main process only"
-    return {b.name: float(results["results"][b.name]["score,none"]) for b in benchmarks}
+    return mean_scores(results, benchmarks)
 
 
 def _text(text: str) -> dict[str, Any]:

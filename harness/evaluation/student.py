@@ -32,6 +32,17 @@ Responses = dict[str, Response]
 """By the prompt's uid, in the order of the requests."""
 
 
+RUN_OPTIONS: dict[str, Any] = {
+    "bootstrap_iters": 0,
+    "log_samples": False,
+    "random_seed": None,
+    "numpy_random_seed": None,
+    "torch_random_seed": None,
+}
+"""Of both libraries' `simple_evaluate`. With seeds they would reset the global generators, even CUDA's before CUDA
+starts; samples are kept by `Student`."""
+
+
 class Student:
     """The live student as the libraries use it: uids of questions in, graded texts out.
 
@@ -107,3 +118,9 @@ def task_rows(benchmark: Benchmark) -> list[dict[str, str]]:
         {"uid": uid, "prompt": plain_messages(question)[-1]["content"], "answer": question.answer}
         for uid, question in questions_by_uid([benchmark]).items()
     ]
+
+
+def mean_scores(results: Any, benchmarks: Sequence[Benchmark]) -> dict[str, float]:
+    """The mean score in [0, 1] of each benchmark, from what a library's `simple_evaluate` returned."""
+    assert results is not None, "evaluation runs on the main process only"
+    return {b.name: float(results["results"][b.name]["score,none"]) for b in benchmarks}

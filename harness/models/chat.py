@@ -132,7 +132,7 @@ class Chat:
         """
         image, video, start, end = map(self._token_id, (IMAGE, VIDEO, START, END))
         images = iter(media.image_tokens)
-        position = 0
+        position, clips = 0, 0
         while position < len(ids):
             if ids[position] == image:
                 yield from [image] * next(images)
@@ -141,10 +141,12 @@ class Chat:
                     yield from self.tokenizer(f"<{seconds:.1f} seconds>", add_special_tokens=False)["input_ids"]
                     yield from (start, *[video] * media.frame_tokens, end)
                 position += 2
+                clips += 1
             else:
                 yield ids[position]
             position += 1
         assert next(images, None) is None, "the chat template dropped an image"
+        assert clips == bool(media.frame_times), "the chat template writes a clip in another way"
 
     def _token_id(self, token: str) -> int:
         return self.tokenizer.get_vocab()[token]

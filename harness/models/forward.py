@@ -87,6 +87,8 @@ class LanguageModel:
 
         Raises ValueError where the placeholders of a sequence and its media do not match.
         """
+        if cache is None or media:  # behind a prompt there are no placeholders; counting would wait for the device
+            self._check_placeholders(ids_BT, media)
         if any(item is not None for item in media):
             positions = self._rope(ids_BT, mask_BT, media)[0]
         else:
@@ -131,7 +133,6 @@ class LanguageModel:
 
     def _inputs(self, ids_BT: torch.Tensor, media: Media) -> dict[str, torch.Tensor]:
         """Ids, or their embeddings with vision features in the place of the placeholders."""
-        self._check_placeholders(ids_BT, media)
         if not any(item is not None for item in media):
             return {"input_ids": ids_BT}
         embeds_BTH = self.module.get_input_embeddings()(ids_BT)
@@ -150,8 +151,8 @@ class LanguageModel:
             return {}
         pixels_PD, grid = (torch.cat(_present(shown, f"{kind}_{name}")).to(self.device) for name in ("PD", "grid"))
         # Images and video go through one tower; a clip is a picture with more than one time step.
-        parts = self.module.base_model.get_image_features(pixels_PD, grid).pooler_output  # type: ignore[operator]
-        parts = iter(parts)
+        tower = self.module.base_model.get_image_features
+        parts = iter(tower(pixels_PD, grid).pooler_output)  # type: ignore[operator]
         return {item: torch.cat([next(parts) for _ in getattr(item, f"{kind}_grid")]) for item in shown}
 
     def _check_placeholders(self, ids_BT: torch.Tensor, media: Media) -> None:
