@@ -2,16 +2,19 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from harness.compose import compose
 from harness.config import from_hydra
 from harness.errors import UserError
+from harness.models.tiny import tiny_path
 from harness.run import run
 from harness.run_folder import RunFolder
 from harness.testing import assert_same_run
@@ -156,3 +159,47 @@ def test_evaluation_during_training(tmp_path):
     assert (folder / "eval" / "mini" / "scores.csv").exists()
     without = start(tmp_path / "plain", "method=grpo", "steps=2")
     assert metrics(folder) == metrics(without)  # looking at the student does not change it
+
+
+def test_a_run_on_all_modalities_resumes_with_its_buffer(tmp_path):
+    options = ["method=zppo", "data=mixture", "steps=3", "checkpoint_every=1", "method.teacher_group_size=2"]
+    whole = start(tmp_path / "a", *options)
+    broken = start(tmp_path / "b", *options[:2], "steps=2", *options[3:])
+    (broken / "run.json").unlink()
+    assert_same_run(whole, start(tmp_path / "b", *options))
+    assert {row["train/logprob_gap_max"] < 1e-4 for row in metrics(whole) if "train/logprob_gap_max" in row} == {True}
+    shown = set()
+    for file in sorted((whole / "rollouts").glob("*.parquet")):
+        rows = pd.read_parquet(file)
+        shown |= {(row.kind, row.question_id.split("/")[0]) for row in rows.itertuples()}
+    assert {task for _, task in shown} == {"arithmetic", "bar_chart", "bar_cards", "bar_clip"}
+
+
+def test_a_teacher_that_would_see_other_pixels_is_refused(tmp_path):
+    teacher = tmp_path / "teacher"
+    shutil.copytree(tiny_path("teacher"), teacher)
+    file = teacher / "processor_config.json"
+    processor = json.loads(file.read_text())
+    processor["image_processor"]["image_mean"] = [0.25, 0.25, 0.25]
+    file.write_text(json.dumps(processor))
+    options = ["method=zppo", "steps=1", "teacher=hf", f"teacher.path={teacher}", "teacher.dtype=float32"]
+    start(tmp_path / "text", *options)
+    with pytest.raises(UserError, match=r"see media differently \(image.image_mean is \(0.25, 0.25, 0.25\) and"):
+        start(tmp_path / "media", *options, "data=mixture")
+
+
+def test_bad_media_are_skipped_counted_and_named_up_to_the_limit(tmp_path, caplog):
+    caplog.set_level("INFO")
+    Image.new("RGB", (64, 32), (200, 10, 10)).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_text("no image")
+    shown = [{"images": "good.png"}, {"images": "bad.png"}, {"video": "missing.mp4"}, *[{}] * 21]
+    rows = [{"question": f"Compute {i}+5.", "answer": str(i + 5), **media} for i, media in enumerate(shown)]
+    file = tmp_path / "d.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    options = ["method=grpo", "steps=1", "data=jsonl", f"data.path={file}", "data.pool_size=22"]
+    with pytest.raises(UserError, match=r"d\.jsonl:2: image .*bad\.png is no image .* \(2 of 24 rows are bad"):
+        start(tmp_path / "a", *options)
+    folder = start(tmp_path / "b", *options, "data.max_bad_fraction=0.1")
+    log = (folder / "run.log").read_text()
+    assert "22 questions (2 bad, 0 with more" in log
+    assert "d.jsonl:2: image" in log and "d.jsonl:3: video" in log and "missing.mp4 does not exist" in log

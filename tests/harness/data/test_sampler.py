@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.data.media import ImageFile
 from harness.data.sampler import Batch, DataExhausted, QuestionSampler
+from harness.data.video import VideoFile
 from harness.errors import UserError
-from harness.types import Question, QuestionBatch
+from harness.types import MediaLimits, Question, QuestionBatch
 
 Action = int | None
 """None: the next batch; a number: `more` of it."""
@@ -183,3 +186,23 @@ def test_batch_takes_more_from_the_run_and_never_raises() -> None:
     assert sorted(q.id for q in taken) == ["0", "1", "2", "3", "4"]
     assert batch.more(1) == []
     assert sampler.num_steps_left == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"images": (ImageFile("b.png"),)},
+        {"images": (ImageFile("a.png"), ImageFile("a.png"))},
+        {"video": VideoFile("a.mp4")},
+        {"limits": MediaLimits(max_pixels=256)},
+    ],
+)
+def test_what_is_shown_is_part_of_the_fingerprint(change):
+    question = Question(id="1", text="q?", answer="1", images=(ImageFile("a.png"),))
+    before, same, after = (
+        QuestionSampler([q], batch_size=1, epochs=1, shuffle=False, seed=0)
+        for q in (question, replace(question), replace(question, **change))
+    )
+    same.load_state_dict(before.state_dict())
+    with pytest.raises(UserError, match="other questions"):
+        after.load_state_dict(before.state_dict())
