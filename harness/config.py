@@ -153,7 +153,7 @@ class EvalConfig:
     """mini, or none."""
     every: int = 0
     """Also evaluate every this many steps; 0 = only at the end."""
-    tasks: list[str] = field(default_factory=lambda: ["arithmetic"])
+    tasks: list[str] = field(default_factory=lambda: ["arithmetic", "bar_chart", "bar_cards", "bar_clip"])
     """mini: arithmetic (LLM), bar_chart, bar_cards (VLM), bar_clip (Video); a benchmark each a level."""
     levels: list[int] = field(default_factory=lambda: [1, 2, 3, 4])
     num_questions: int = 200

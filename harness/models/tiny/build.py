@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -23,13 +24,20 @@ from rich.progress import Progress
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3_5ForConditionalGeneration
 
+from harness.config import ModelConfig
 from harness.errors import UserError, did_you_mean
+from harness.models.chat import Chat
+from harness.models.forward import LanguageModel
+from harness.models.loading import load_tokenizer
 from harness.models.tiny import SIZES
-from harness.models.tiny.corpus import RECIPES, examples
+from harness.models.tiny.corpus import RECIPES, Example, examples
 from harness.models.tiny.shapes import SHAPES, make_config
 from harness.models.tiny.tokenizer import chat_frame, make_processor, make_tokenizer
+from harness.models.vision import MediaInputs
+from harness.types import Prompt
+from methods.prompts import user_turn
 
-STEPS = {"xs": 7000, "s": 3500, "m": 3500, "teacher": 4000, "hybrid": 300}
+STEPS = {"xs": 9000, "s": 6000, "m": 5000, "teacher": 5000, "hybrid": 300}
 BATCH_TOKENS = 1024
 BUCKET = 512
 """Examples that are sorted by length together."""
@@ -43,7 +51,9 @@ class Batch:
     """B sequences of T tokens, padded on the right; `is_reply_BT` marks the tokens that are learned."""
 
     ids_BT: torch.Tensor
+    mask_BT: torch.Tensor
     is_reply_BT: torch.Tensor
+    media: list[MediaInputs | None]
 
 
 def build(
@@ -89,15 +99,16 @@ def train(
     size: str, *, steps: int, seed: int = 0, report: Callable[[int, float], None] | None = None
 ) -> tuple[Qwen3_5ForConditionalGeneration, dict[str, float]]:
     """Pre-train one size from seeded random weights; with the cost (steps, tokens, CPU seconds, last loss)."""
-    tokenizer = make_tokenizer()
-    model = make_model(size, tokenizer, seed=seed)
+    chat = make_chat()
+    model = make_model(size, make_tokenizer(), seed=seed)
     model.train()
+    language_model = LanguageModel(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.01)
     started, num_tokens, loss_mean = time.process_time(), 0, 0.0
-    for step, batch in enumerate(islice(batches(size, tokenizer, seed), steps)):
+    for step, batch in enumerate(islice(batches(size, chat, seed), steps)):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * schedule(step, steps)
-        loss = reply_loss(model, batch)
+        loss = reply_loss(language_model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -109,6 +120,17 @@ def train(
     seconds = round(time.process_time() - started, 1)
     cost = {"steps": steps, "tokens": num_tokens, "cpu_seconds": seconds, "loss": round(loss_mean, 4)}
     return model.eval(), cost
+
+
+def make_chat() -> Chat:
+    """The family's tokenizer, template and processor, written aside: a chat reads them from a folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        make_processor(make_tokenizer()).save_pretrained(folder)
+        (Path(folder) / "config.json").write_text('{"model_type": "qwen3_5"}')
+        config = ModelConfig(name="tiny", path=folder)
+        chat = Chat(load_tokenizer(config), config)
+        assert chat.vision  # read while the folder is there
+    return chat
 
 
 def make_model(size: str, tokenizer: PreTrainedTokenizerFast, *, seed: int) -> Qwen3_5ForConditionalGeneration:
@@ -123,28 +145,23 @@ def schedule(step: int, steps: int) -> float:
     return min((step + 1) / WARMUP, max(FLOOR, (1 - step / steps) ** 0.8))
 
 
-def reply_loss(model: Qwen3_5ForConditionalGeneration, batch: Batch) -> torch.Tensor:
-    """Mean cross-entropy of the reply tokens. Padding stands on the right: causal layers never see it."""
-    num_rows, length = batch.ids_BT.shape
-    positions_3BT = torch.arange(length).expand(3, num_rows, length)
-    hidden_BTH = model.model(input_ids=batch.ids_BT, position_ids=positions_3BT, use_cache=False).last_hidden_state
+def reply_loss(model: LanguageModel, batch: Batch) -> torch.Tensor:
+    """Mean cross-entropy of the reply tokens, through the forward pass that runs use."""
+    hidden_BTH = model.hidden(batch.ids_BT, batch.mask_BT, media=batch.media)
     learned_BT = batch.is_reply_BT[:, 1:]
-    return cross_entropy(model.lm_head(hidden_BTH[:, :-1][learned_BT]), batch.ids_BT[:, 1:][learned_BT])
+    head: Any = model.module.get_output_embeddings()
+    return cross_entropy(head(hidden_BTH[:, :-1][learned_BT]), batch.ids_BT[:, 1:][learned_BT])
 
 
-def batches(size: str, tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Batch]:
+def batches(size: str, chat: Chat, seed: int) -> Iterator[Batch]:
     """Endless batches of at most `BATCH_TOKENS` tokens, padding included, of sequences of similar length."""
     stream = examples(RECIPES[size], seed)
-    before, after = chat_frame(tokenizer)
     generator = torch.Generator().manual_seed(seed)
     while True:
-        pairs = list(islice(stream, BUCKET))
-        prompts = tokenizer([before + turn + after for turn, _ in pairs]).input_ids
-        replies = tokenizer([reply + tokenizer.eos_token for _, reply in pairs]).input_ids
-        rows = sorted(zip(prompts, replies, strict=True), key=lambda row: len(row[0]) + len(row[1]))
+        rows = sorted((_row(chat, example) for example in islice(stream, BUCKET)), key=lambda row: len(row.ids))
         cut = list(_cut(rows))
         for i in torch.randperm(len(cut), generator=generator).tolist():
-            yield _pad(cut[i], tokenizer.pad_token_id)
+            yield _pad(cut[i])
 
 
 def save(model: Qwen3_5ForConditionalGeneration, size: str, folder: Path, *, seed: int, cost: dict[str, float]) -> None:
@@ -171,22 +188,46 @@ def _job(size: str, out_dir: str | Path, steps: int | None, seed: int, reports: 
     save(model, size, Path(out_dir) / size, seed=seed, cost=cost)
 
 
-def _cut(rows: Sequence[tuple[list[int], list[int]]]) -> Iterator[list[tuple[list[int], list[int]]]]:
-    batch: list[tuple[list[int], list[int]]] = []
+@dataclass(frozen=True)
+class Row:
+    """An example as ids; the first `num_prompt` are not learned."""
+
+    ids: list[int]
+    num_prompt: int
+    media: MediaInputs | None
+
+
+def _row(chat: Chat, example: Example) -> Row:
+    reply = chat.tokenizer(example.reply + str(chat.tokenizer.eos_token)).input_ids
+    if example.question is None or not (example.question.images or example.question.video):
+        # Rendering the template once, not per example, makes a corpus of text in seconds.
+        before, after = chat_frame(chat.tokenizer)
+        prompt, media = chat.tokenizer(before + example.turn + after).input_ids, None
+    else:
+        asked = Prompt(uid="", question=example.question, messages=user_turn(example.question, example.turn))
+        packed = chat.pack(asked)
+        prompt, media = packed.ids, None if packed.media is None else packed.media.inputs()
+    return Row([*prompt, *reply], len(prompt), media)
+
+
+def _cut(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    batch: list[Row] = []
     for row in rows:
-        if batch and (len(batch) + 1) * (len(row[0]) + len(row[1])) > BATCH_TOKENS:
+        if batch and (len(batch) + 1) * len(row.ids) > BATCH_TOKENS:
             yield batch
             batch = []
         batch.append(row)
     yield batch
 
 
-def _pad(rows: Sequence[tuple[list[int], list[int]]], pad_id: int) -> Batch:
-    length = max(len(prompt) + len(reply) for prompt, reply in rows)
-    ids_BT = torch.full((len(rows), length), pad_id)
+def _pad(rows: Sequence[Row]) -> Batch:
+    length = max(len(row.ids) for row in rows)
+    ids_BT = torch.zeros((len(rows), length), dtype=torch.long)
+    mask_BT = torch.zeros((len(rows), length), dtype=torch.long)
     is_reply_BT = torch.zeros((len(rows), length), dtype=torch.bool)
-    for i, (prompt, reply) in enumerate(rows):
-        end = len(prompt) + len(reply)
-        ids_BT[i, :end] = torch.tensor(prompt + reply)
-        is_reply_BT[i, len(prompt) : end] = True
-    return Batch(ids_BT, is_reply_BT)
+    for i, row in enumerate(rows):
+        end = len(row.ids)
+        ids_BT[i, :end] = torch.tensor(row.ids)
+        mask_BT[i, :end] = 1
+        is_reply_BT[i, row.num_prompt : end] = True
+    return Batch(ids_BT, mask_BT, is_reply_BT, [row.media for row in rows])

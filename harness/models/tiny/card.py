@@ -1,8 +1,8 @@
 r"""Measures the tiny family and writes `card.json`: what each member can do before any method trains it.
 
-Held-out questions only. Plain accuracy per level, greedy and at temperature 1; BCQ, NCQ and hint accuracy on hard
-questions with candidates and hints as a run makes them (sampled by student and teacher, compressed or turned into a
-hint by the teacher); and whether the teacher's summaries are faithful and its hints usable.
+Held-out questions only. Plain accuracy per task and level, greedy and at temperature 1; BCQ, NCQ and hint accuracy on
+hard questions with candidates and hints as a run makes them (sampled by student and teacher, compressed or turned into
+a hint by the teacher); and whether the teacher's summaries are faithful and its hints usable.
 `python -m harness.models.tiny.card` measures the weights of the package anew.
 """
 
@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from harness.config import ModelConfig
-from harness.data.arithmetic import LEVELS, count_questions, make_questions
+from harness.data.arithmetic import LEVELS, count_questions
+from harness.data.synthetic import TASKS, make_questions
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
 from harness.models.loading import load_model, load_tokenizer
@@ -36,6 +37,8 @@ CARD = Path(__file__).with_name("card.json")
 GROUP, TEACHER_GROUP = 8, 4
 MAX_NEW_TOKENS = 96
 BATCH = 256
+CANDIDATE_TASKS = ("arithmetic", "bar_chart", "bar_clip")
+"""One a modality."""
 
 
 @dataclass(frozen=True)
@@ -53,48 +56,52 @@ class Member:
         language_model = LanguageModel.for_chat(model, chat)
         return cls(model, TransformersEngine(language_model, chat, sampler="student", max_sequences=BATCH))
 
-    def reply(self, turns: Sequence[str], *, temperature: float, seed: int = 0) -> list[str]:
-        """One completion of every user turn; temperature 0 is greedy."""
-        nothing = Question(id="", text="", answer="")
+    def reply(self, asked: Sequence[tuple[Question, str]], *, temperature: float, seed: int = 0) -> list[str]:
+        """One completion of every user turn, shown beside its question's media; temperature 0 is greedy."""
         prompts = [
-            Prompt(uid=str(i), question=nothing, messages=({"role": "user", "content": turn},))
-            for i, turn in enumerate(turns)
+            Prompt(uid=str(i), question=question, messages=({"role": "user", "content": turn},))
+            for i, (question, turn) in enumerate(asked)
         ]
         prompts.sort(key=lambda prompt: len(prompt.messages[0]["content"]))  # less padding
         sampling = Sampling(seed=seed, temperature=temperature, max_new_tokens=MAX_NEW_TOKENS)
         replies = {int(group.uid): group.rollouts[0].text for group in self.engine.generate(prompts, sampling)}
-        return [replies[i] for i in range(len(turns))]
+        return [replies[i] for i in range(len(asked))]
 
 
-def held_out(level: int, num_questions: int, *, seed: int = 0) -> list[Question]:
-    """Held-out questions of one level; all there are where that is fewer."""
-    num_questions = min(num_questions, count_questions(1)["held_out"]) if level == 1 else num_questions
-    return make_questions([level], num_questions, seed=seed, split="held_out")
+NOTHING = Question(id="", text="", answer="")
+"""Beside text that is rewritten nothing is shown."""
+
+
+def held_out(task: str, level: int, num_questions: int, *, seed: int = 0) -> list[Question]:
+    """Held-out questions of one task and level; all there are where that is fewer."""
+    if (task, level) == ("arithmetic", 1):
+        num_questions = min(num_questions, count_questions(1)["held_out"])
+    return make_questions([task], [level], num_questions, seed=seed, split="held_out")
 
 
 def plain_accuracy(
-    member: Member, level: int, num_questions: int, *, temperature: float, seed: int = 0
+    member: Member, task: str, level: int, num_questions: int, *, temperature: float, seed: int = 0
 ) -> float | None:
-    """Accuracy on held-out questions of one level."""
-    prompts = [(q, plain_text(q)) for q in held_out(level, num_questions, seed=seed)]
+    """Accuracy on held-out questions of one task and level."""
+    prompts = [(q, plain_text(q)) for q in held_out(task, level, num_questions, seed=seed)]
     return accuracy(member, prompts, temperature=temperature, seed=seed)
 
 
 def groups(member: Member, questions: Sequence[Question], size: int, *, seed: int) -> list[list[str]]:
     """`size` plain completions of every question at temperature 1."""
-    replies = member.reply([plain_text(q) for q in questions for _ in range(size)], temperature=1.0, seed=seed)
+    replies = member.reply([(q, plain_text(q)) for q in questions for _ in range(size)], temperature=1.0, seed=seed)
     return [replies[i * size : (i + 1) * size] for i in range(len(questions))]
 
 
 def compress(teacher: Member, responses: Sequence[str]) -> list[str | None]:
     """The teacher's summary of every response, greedy; None where a reply has no summary."""
-    turns = [compress_text(response, max_lines=5, max_tokens=512) for response in responses]
+    turns = [(NOTHING, compress_text(response, max_lines=5, max_tokens=512)) for response in responses]
     return [between("summary", reply) for reply in teacher.reply(turns, temperature=0.0)]
 
 
 def write_hints(teacher: Member, responses: Sequence[str]) -> list[str]:
     """The teacher's hint from every response, greedy; empty where a reply has no hint."""
-    turns = [write_hint_text(response, max_tokens=512) for response in responses]
+    turns = [(NOTHING, write_hint_text(response, max_tokens=512)) for response in responses]
     return [between("hint", reply) or "" for reply in teacher.reply(turns, temperature=0.0)]
 
 
@@ -127,28 +134,31 @@ def hard_cases(student: Member, teacher: Member, questions: Sequence[Question], 
 
 
 def candidate_accuracy(
-    student: Member, teacher: Member, level: int, num_questions: int, *, seed: int = 0
+    student: Member, teacher: Member, task: str, level: int, num_questions: int, *, seed: int = 0
 ) -> dict[str, float | None]:
     """Accuracy of BCQ, NCQ, hint and plain prompts (temperature 1) on the hard questions among `num_questions`.
 
-    `same_right` and `same_wrong` are the shares of compressed right and wrong traces that keep the answer (or have
-    none where the trace has none); a candidate is used only where it does. `good_hints` is the share of right traces
-    whose hint is used (`good_hint`).
+    `bcq_both_wrong` has two wrong candidates in the place of a right and a wrong one: a student that reads them does
+    badly there. `same_right` and `same_wrong` are the shares of compressed right and wrong traces that keep the answer
+    (or have none where the trace has none); a candidate is used only where it does. `good_hints` is the share of right
+    traces whose hint is used (`good_hint`).
     """
     rng = random.Random(seed)
-    cases = hard_cases(student, teacher, held_out(level, num_questions, seed=seed), seed=seed)
+    cases = hard_cases(student, teacher, held_out(task, level, num_questions, seed=seed), seed=seed)
     right = [case.right for case in cases if case.right is not None]
     hints = dict(zip(right, write_hints(teacher, right), strict=True))
     wrong = [reply for case in cases for reply in case.wrong]
     summary = dict(zip((*right, *wrong), compress(teacher, (*right, *wrong)), strict=True))
 
-    bcq, ncq, hinted = [], [], []
+    bcq, both_wrong, ncq, hinted = [], [], [], []
     for case in cases:
         used = [text for reply in case.wrong if same_answer(reply, summary[reply]) and (text := summary[reply])]
         if used and case.right is not None and same_answer(case.right, summary[case.right]):
             pair = [summary[case.right] or "", rng.choice(used)]
             rng.shuffle(pair)
             bcq.append((case.question, bcq_text(case.question, pair)))
+        if len(set(used)) > 1:
+            both_wrong.append((case.question, bcq_text(case.question, rng.sample(sorted(set(used)), 2))))
         if case.right is not None and good_hint(hints[case.right], case.question.answer):
             hinted.append((case.question, hint_text(case.question, hints[case.right])))
         answers = list(dict.fromkeys(answer for reply in case.wrong if (answer := last_boxed(reply)) is not None))
@@ -157,6 +167,7 @@ def candidate_accuracy(
     return {
         "num_hard": len(cases),
         "bcq": accuracy(student, bcq, temperature=1.0, seed=seed),
+        "bcq_both_wrong": accuracy(student, both_wrong, temperature=1.0, seed=seed),
         "ncq": accuracy(student, ncq, temperature=1.0, seed=seed),
         "hint": accuracy(student, hinted, temperature=1.0, seed=seed),
         "plain": accuracy(student, plain, temperature=1.0, seed=seed),
@@ -177,7 +188,7 @@ def good_hint(hint: str, answer: str) -> bool:
 
 def accuracy(member: Member, prompts: Sequence[tuple[Question, str]], *, temperature: float, seed: int) -> float | None:
     """Share of user turns whose reply boxes the answer of their question."""
-    replies = member.reply([turn for _, turn in prompts], temperature=temperature, seed=seed)
+    replies = member.reply(prompts, temperature=temperature, seed=seed)
     return mean([last_boxed(reply) == q.answer for (q, _), reply in zip(prompts, replies, strict=True)])
 
 
@@ -194,15 +205,21 @@ def measure(size: str, weights: Path, num_questions: int, report: Callable[[str]
     record["text_parameters"] = sum(p.numel() for p in member.model.model.language_model.parameters())
     for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
         record[name] = {
-            str(level): plain_accuracy(member, level, num_questions, temperature=temperature) for level in LEVELS
+            task: {
+                str(level): plain_accuracy(member, task, level, num_questions, temperature=temperature)
+                for level in LEVELS
+            }
+            for task in TASKS
         }
         report(f"{size} {name} {record[name]}")
     if size in STUDENTS:
         teacher = Member.load(weights / "teacher")
         record["candidates"] = {}
-        for level in LEVELS:
-            record["candidates"][str(level)] = candidate_accuracy(member, teacher, level, num_questions)
-            report(f"{size} level {level} {record['candidates'][str(level)]}")
+        for task in CANDIDATE_TASKS:
+            record["candidates"][task] = {
+                str(level): candidate_accuracy(member, teacher, task, level, num_questions) for level in LEVELS
+            }
+            report(f"{size} {task} {record['candidates'][task]}")
     return record
 
 

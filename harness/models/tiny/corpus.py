@@ -1,41 +1,50 @@
 r"""What the tiny family is pre-trained on: prompts worded exactly as the methods word them, with replies.
 
-Students answer plain questions, BCQs, NCQs and questions with a hint. Plain and NCQ replies have slips, so the form of
-an NCQ does not switch the bad habits off; a BCQ is answered with the right trace, because one of its candidates shows
-it; a hint is followed whether it is right or wrong. The teacher solves plain questions without slips, copies responses,
-right or wrong, into summaries and turns them into hints. Training questions only.
+Additions in text, as bars in pictures and as bars in the frames of a clip; the replies are the same chains. Students
+answer plain questions, BCQs, NCQs and questions with a hint. Plain and NCQ replies have slips, so the form of an NCQ
+does not switch the bad habits off. The reply to a BCQ is one of its candidates: the right one, or, where both are
+wrong, any, so that candidates have to be read. A hint is followed whether it is right or wrong. The teacher solves
+plain questions without slips, copies responses, right or wrong, into summaries and turns them into hints. Training
+questions only.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from harness.data.arithmetic import (
-    LEVELS,
-    Step,
-    Terms,
-    clean_steps,
-    clean_trace,
-    draw_terms,
-    question,
-    render_trace,
-    split_of,
-)
+from harness.data.arithmetic import LEVELS, Step, Terms, clean_steps, clean_trace, render_trace
+from harness.data.synthetic import draw
 from harness.models.tiny.slips import Slips, corrupt_step, make_slips, odd_trace
+from harness.types import Question
 from methods.prompts import bcq_text, compress_text, hint_text, ncq_text, plain_text, response_text, write_hint_text
 
 GROUP = 8
 REDRAWS = 20
+BOTH_WRONG = 0.25
+"""Share of the BCQs that have two wrong candidates."""
 TOLD_OFFSETS = (-2, -1, 0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A user turn and the reply to it. `question` says what is shown beside the text; None for text by itself."""
+
+    turn: str
+    reply: str
+    question: Question | None = None
+
+
+TASKS = {"arithmetic": 0.4, "bar_chart": 0.2, "bar_cards": 0.1, "bar_clip": 0.3}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Shares of prompt kinds and levels, and the slips (None: clean traces)."""
+    """Shares of prompt kinds, tasks and levels, and the slips (None: clean traces)."""
 
     kinds: dict[str, float]
+    tasks: dict[str, float] = field(default_factory=lambda: TASKS)
     levels: tuple[float, ...] = (0.25, 0.25, 0.25, 0.25)
     slips: Slips | None = field(default=None, repr=False)
 
@@ -46,7 +55,7 @@ def student_kinds(hint: float) -> dict[str, float]:
     return {"plain": 0.55 * rest, "bcq": 0.33 * rest, "ncq": 0.12 * rest, "hint": hint}
 
 
-TEACHER_KINDS = {"plain": 0.40, "compress": 0.45, "write_hint": 0.15}
+TEACHER_KINDS = {"plain": 0.55, "compress": 0.33, "write_hint": 0.12}
 RECIPES = {
     "xs": Recipe(kinds=student_kinds(0.10), slips=make_slips(num_shaky=64)),
     "s": Recipe(kinds=student_kinds(0.20), slips=make_slips()),
@@ -56,27 +65,21 @@ RECIPES = {
 }
 
 
-def examples(recipe: Recipe, seed: int) -> Iterator[tuple[str, str]]:
-    """Endless (user turn, reply) pairs; the same for the same seed."""
+def examples(recipe: Recipe, seed: int) -> Iterator[Example]:
+    """Endless examples; the same for the same seed."""
     rng = random.Random(f"corpus/{seed}")
     kinds, shares = list(recipe.kinds), list(recipe.kinds.values())
+    tasks, task_shares = list(recipe.tasks), list(recipe.tasks.values())
     while True:
         (kind,) = rng.choices(kinds, shares)
         (level,) = rng.choices(LEVELS, recipe.levels)
-        terms = draw_terms(rng, level, "train")
-        assert split_of(question(terms).text) == "train"
-        if kind == "plain":
-            yield plain_text(question(terms)), sample_trace(rng, recipe.slips, terms)
-        elif kind == "bcq":
-            yield bcq_example(rng, recipe, terms)
-        elif kind == "ncq":
-            yield ncq_example(rng, recipe, terms)
-        elif kind == "hint":
-            yield hint_example(rng, terms)
-        elif kind == "compress":
-            yield compress_example(rng, terms)
-        else:
-            yield write_hint_example(rng, terms)
+        (task,) = rng.choices(tasks, task_shares)
+        question, terms = draw(task, rng, level, "train")
+        yield MAKERS[kind](rng, recipe, question, terms)
+
+
+def plain_example(rng: random.Random, recipe: Recipe, question: Question, terms: Terms) -> Example:
+    return Example(plain_text(question), sample_trace(rng, recipe.slips, terms), question)
 
 
 def sample_trace(rng: random.Random, slips: Slips | None, terms: Terms) -> str:
@@ -94,14 +97,17 @@ def wrong_trace(rng: random.Random, slips: Slips | None, terms: Terms) -> str:
     return trace if rng.random() < 0.95 else trace.partition("\\boxed")[0]
 
 
-def bcq_example(rng: random.Random, recipe: Recipe, terms: Terms) -> tuple[str, str]:
-    right = clean_trace(terms)
-    candidates = [summary_of(right), summary_of(wrong_trace(rng, recipe.slips, terms))]
+def bcq_example(rng: random.Random, recipe: Recipe, question: Question, terms: Terms) -> Example:
+    """A right and a wrong candidate, answered with the right one; now and then two wrong ones, answered with either."""
+    candidates = [wrong_trace(rng, recipe.slips, terms), wrong_trace(rng, recipe.slips, terms)]
+    reply = rng.choice(candidates)
+    if rng.random() >= BOTH_WRONG:
+        candidates[0] = reply = clean_trace(terms)
     rng.shuffle(candidates)
-    return bcq_text(question(terms), candidates), right
+    return Example(bcq_text(question, [summary_of(trace) for trace in candidates]), reply, question)
 
 
-def ncq_example(rng: random.Random, recipe: Recipe, terms: Terms) -> tuple[str, str]:
+def ncq_example(rng: random.Random, recipe: Recipe, question: Question, terms: Terms) -> Example:
     """The reply is the student's own, drawn again while it repeats a listed answer: never cleaner than a plain one."""
     traces = [wrong_trace(rng, recipe.slips, terms) for _ in range(rng.randint(1, GROUP))]
     boxed = {trace: trace.partition("\\boxed{")[2].rstrip("}") for trace in traces}
@@ -111,13 +117,14 @@ def ncq_example(rng: random.Random, recipe: Recipe, terms: Terms) -> tuple[str, 
         if reply.partition("\\boxed{")[2].rstrip("}") not in answers:
             break
         reply = sample_trace(rng, recipe.slips, terms)
-    return ncq_text(question(terms), answers, [summary_of(trace) for trace in traces]), reply
+    return Example(ncq_text(question, answers, [summary_of(trace) for trace in traces]), reply, question)
 
 
-def hint_example(rng: random.Random, terms: Terms) -> tuple[str, str]:
+def hint_example(rng: random.Random, recipe: Recipe, question: Question, terms: Terms) -> Example:
     """The reply says what the hint says, right or wrong."""
     steps = told_steps(rng, terms)
-    return hint_text(question(terms), hint_of(terms[0], steps, as_written=True)), render_trace(terms[0], steps)
+    turn = hint_text(question, hint_of(terms[0], steps, as_written=True))
+    return Example(turn, render_trace(terms[0], steps), question)
 
 
 def told_steps(rng: random.Random, terms: Terms) -> list[Step]:
@@ -132,7 +139,7 @@ def told_steps(rng: random.Random, terms: Terms) -> list[Step]:
     return steps
 
 
-def compress_example(rng: random.Random, terms: Terms) -> tuple[str, str]:
+def compress_example(rng: random.Random, recipe: Recipe, question: Question, terms: Terms) -> Example:
     """A response of any quality and its copy; most prompts have the caps that the methods use."""
     steps = corrupt_step(rng, terms)
     kind = rng.random()
@@ -145,15 +152,16 @@ def compress_example(rng: random.Random, terms: Terms) -> tuple[str, str]:
     else:
         response = odd_trace(rng, terms[0], steps)
     lines, tokens = (5, 512) if rng.random() < 0.8 else (rng.randint(1, 9), other_cap(rng))
-    return compress_text(response, max_lines=lines, max_tokens=tokens), f"<summary>{summary_of(response)}</summary>"
+    turn = compress_text(response, max_lines=lines, max_tokens=tokens)
+    return Example(turn, f"<summary>{summary_of(response)}</summary>")
 
 
-def write_hint_example(rng: random.Random, terms: Terms) -> tuple[str, str]:
+def write_hint_example(rng: random.Random, recipe: Recipe, question: Question, terms: Terms) -> Example:
     """A run asks for hints of right responses only. A few with slips teach to read the additions, not the results."""
     steps = clean_steps(terms) if rng.random() < 0.85 else WILD.steps(rng, terms)
     max_tokens = 512 if rng.random() < 0.8 else other_cap(rng)
     turn = write_hint_text(render_trace(terms[0], steps), max_tokens=max_tokens)
-    return turn, f"<hint>{hint_of(terms[0], steps)}</hint>"
+    return Example(turn, f"<hint>{hint_of(terms[0], steps)}</hint>")
 
 
 def other_cap(rng: random.Random) -> int:
@@ -182,3 +190,12 @@ def summary_of(response: str) -> str:
 
 WILD = make_slips(num_shaky=90, rate_scale=0.5, seed=1)
 """Slips of no student: what a response says must not matter to the one who copies it."""
+
+MAKERS: dict[str, Callable[[random.Random, Recipe, Question, Terms], Example]] = {
+    "plain": plain_example,
+    "bcq": bcq_example,
+    "ncq": ncq_example,
+    "hint": hint_example,
+    "compress": compress_example,
+    "write_hint": write_hint_example,
+}

@@ -25,7 +25,8 @@ SPECIAL = (
 TAGS = tuple(f"<{slash}{tag}>" for tag in ("think", "candidate", "response", "summary", "hint") for slash in ("", "/"))
 WORDS = (
     "\\boxed{", "\n\n", "system\n", "user\n", "assistant\n", "Compute ", " seconds>",
-    "Add the bar heights in the image.", "Add the bar heights in all frames.",
+    "Add the bar heights in the image to ", "Add the bar heights in all images to ",
+    "Add the bar heights in all frames to ",
 )  # fmt: skip
 CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 MAX_PIXELS = 256 * 256

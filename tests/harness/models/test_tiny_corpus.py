@@ -6,6 +6,7 @@ from itertools import islice
 import pytest
 
 from harness.data.arithmetic import Terms, clean_steps, clean_trace, draw_terms, question, split_of
+from harness.data.bars import split_of_question
 from harness.models.tiny import corpus
 from harness.models.tiny.corpus import (
     RECIPES,
@@ -25,6 +26,11 @@ from methods import prompts
 
 STUDENT, TEACHER = RECIPES["s"], RECIPES["teacher"]
 TERMS: Terms = (37, 8, 5, 9)
+
+
+def inputs(terms):
+    """Arguments of the makers that need no recipe."""
+    return STUDENT, question(terms), terms
 
 
 def first_examples(recipe, num_examples=300, seed=0):
@@ -49,52 +55,55 @@ def test_examples_repeat_with_the_seed():
 @pytest.mark.parametrize("recipe", [STUDENT, TEACHER])
 def test_kinds_have_their_shares_and_all_questions_are_of_the_train_split(recipe):
     drawn = first_examples(recipe, 1000)
-    counts = Counter(kind_of(turn) for turn, _ in drawn)
+    counts = Counter(kind_of(example.turn) for example in drawn)
     for kind, share in recipe.kinds.items():
         assert abs(counts[kind] / 1000 - share) < 0.06  # 4 standard errors at share 0.5
     assert sum(counts[kind] for kind in recipe.kinds) == 1000
-    asked = [turn.partition("\n\n")[0] for turn, _ in drawn if kind_of(turn) not in ("compress", "write_hint")]
-    assert {split_of(text) for text in asked} == {"train"}
-
-
-def test_a_held_out_question_cannot_slip_in(monkeypatch):
-    held_out = draw_terms(random.Random(0), 2, "held_out")
-    monkeypatch.setattr(corpus, "draw_terms", lambda *_: held_out)
-    with pytest.raises(AssertionError):
-        next(examples(STUDENT, 0))
+    tasks = Counter(example.question.source for example in drawn if example.question is not None)
+    for task, share in recipe.tasks.items():
+        assert abs(tasks[task] / tasks.total() - share) < 0.08
+    for example in drawn:
+        assert (example.question is None) == (kind_of(example.turn) in ("compress", "write_hint"))
+        if example.question is not None:
+            in_text = example.question.source == "arithmetic"
+            split = split_of(example.question.text) if in_text else split_of_question(example.question)
+            assert split == "train" and example.turn.startswith(example.question.text)
 
 
 def test_plain_prompts_are_worded_as_the_methods_word_them():
-    turns = [turn for turn, _ in first_examples(STUDENT) if kind_of(turn) == "plain"]
-    for turn in turns:
-        terms = tuple(int(term) for term in turn.partition(".")[0].removeprefix("Compute ").split("+"))
-        assert turn == prompts.plain_text(question(terms))
+    for example in first_examples(STUDENT):
+        if kind_of(example.turn) == "plain":
+            assert example.turn == prompts.plain_text(example.question)
 
 
-def test_bcq_reply_is_the_right_candidate():
-    for turn, reply in first_examples(STUDENT):
-        if kind_of(turn) == "bcq":
-            shown = [part.partition("\n</candidate>")[0] for part in turn.split("<candidate>\n")[1:]]
-            answer = str(sum(int(t) for t in turn.partition(".")[0].removeprefix("Compute ").split("+")))
-            assert len(shown) == 2 and shown.count(summary_of(reply)) == 1
-            assert last_boxed(reply) == answer and [last_boxed(text) for text in shown].count(answer) == 1
+def test_bcq_reply_is_the_right_candidate_or_one_of_two_wrong_ones():
+    kinds = Counter()
+    for example in first_examples(STUDENT, 1500):
+        if kind_of(example.turn) == "bcq":
+            shown = [part.partition("\n</candidate>")[0] for part in example.turn.split("<candidate>\n")[1:]]
+            answer = example.question.answer
+            right = [last_boxed(text) for text in shown].count(answer)
+            assert len(shown) == 2 and summary_of(example.reply) in shown and right in (0, 1)
+            assert (last_boxed(example.reply) == answer) == (right == 1)
+            kinds[right] += 1
+    assert abs(kinds[0] / kinds.total() - corpus.BOTH_WRONG) < 0.08  # of some 400: 4 standard errors
 
 
 def test_ncq_reply_repeats_no_listed_answer_unless_nothing_else_is_drawn():
     rng = random.Random(0)
     repeated = 0
     for _ in range(200):
-        turn, reply = ncq_example(rng, STUDENT, draw_terms(rng, 2, "train"))
-        listed = turn.partition("<candidate>")[0]
-        repeated += f"\\boxed{{{last_boxed(reply)}}}" in listed
+        example = ncq_example(rng, *inputs(draw_terms(rng, 2, "train")))
+        listed = example.turn.partition("<candidate>")[0]
+        repeated += f"\\boxed{{{last_boxed(example.reply)}}}" in listed
     assert repeated < 60
 
 
 def test_ncq_replies_have_the_slips_of_plain_ones():
     # The only fact of 37+8 is certain to slip by 1, so the reply stays wrong although 46 is listed.
     certain = corpus.Recipe(kinds={"ncq": 1.0}, slips=Slips({(7, 8): (1, 1.0)}))
-    _, reply = ncq_example(random.Random(0), certain, (37, 8))
-    assert reply == r"<think>37+8=46</think>\boxed{46}"
+    example = ncq_example(random.Random(0), certain, question((37, 8)), (37, 8))
+    assert example.reply == r"<think>37+8=46</think>\boxed{46}"
 
 
 def test_slips_carry_on_from_the_wrong_value():
@@ -122,7 +131,8 @@ def test_the_teacher_copies_whatever_it_is_shown():
     rng = random.Random(0)
     answers = Counter()
     for _ in range(300):
-        turn, reply = compress_example(rng, draw_terms(rng, 3, "train"))
+        example = compress_example(rng, *inputs(draw_terms(rng, 3, "train")))
+        turn, reply = example.turn, example.reply
         shown = turn.partition("<response>\n")[2].removesuffix("\n</response>")
         assert reply == f"<summary>{shown}</summary>"
         assert turn.count("<response>") == 1 and "Compute" not in turn
@@ -154,7 +164,8 @@ def test_hint_replies_say_what_the_hint_says_even_where_it_is_wrong():
     offsets: list[int] = []
     for i in range(400):
         terms = draw_terms(rng, 1 + i % 4, "train")
-        turn, reply = hint_example(rng, terms)
+        example = hint_example(rng, *inputs(terms))
+        turn, reply = example.turn, example.reply
         facts = turn.partition("<hint>\n")[2].partition("\n</hint>")[0].split()
         value, trace = terms[0], f"<think>{terms[0]}"
         for addend, fact in zip(terms[1:], facts, strict=True):
@@ -180,7 +191,8 @@ def test_written_hints_are_right_and_show_no_answer():
     slipped = default = 0
     for _ in range(400):
         terms = draw_terms(rng, 3, "train")
-        turn, reply = write_hint_example(rng, terms)
+        example = write_hint_example(rng, *inputs(terms))
+        turn, reply = example.turn, example.reply
         shown = turn.partition("<response>\n")[2].removesuffix("\n</response>")
         values = [terms[0], *map(int, re.findall(r"=(\d+)", shown))]
         facts = [f"{v % 10}+{a}={v % 10 + a}" for v, a in zip(values[:-1], terms[1:], strict=True)]
