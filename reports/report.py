@@ -15,7 +15,7 @@ TINY_NOTE = "Tiny models prove that the plumbing works; their numbers say nothin
 
 
 def write_report(study_dir: Path, delta: tuple[str, str] | None = None) -> Path:
-    """Write `<study>/report/`: report.md, scores.csv (long), table-<student>.csv and curves.png; returns report.md.
+    """Write `<study>/report/` and return its report.md; beside it are scores.csv (long), a CSV a table and curves.png.
 
     `delta` = (A, B) chooses the delta row, see `reports.tables.compare`. Raises ValueError, one line, where there is no
     study or no run, where `delta` names no label, and for files that cannot be read as a run's.
@@ -25,10 +25,8 @@ def write_report(study_dir: Path, delta: tuple[str, str] | None = None) -> Path:
     folder = study_dir / "report"
     folder.mkdir(exist_ok=True)
     scores.to_csv(folder / "scores.csv", index=False)
-    several = scores["suite"].nunique() > 1
-    for table in tables:
-        suffix = f"-{table.suite}" if several else ""
-        (folder / f"table-{table.student}{suffix}.csv").write_text(to_csv(table), encoding="utf-8")
+    for table, name in zip(tables, _names(tables), strict=True):
+        (folder / f"table-{'-'.join(name)}.csv").write_text(to_csv(table), encoding="utf-8")
     sections = [f"# {study_dir.resolve().name}", _tables_section(runs, tables)]
     if draw_curves(load_metrics(runs), folder / "curves.png"):
         sections.append(
@@ -50,7 +48,7 @@ def report_command(study_dir: str | Path, delta: tuple[str, str] | None = None) 
 
 def _tables_section(runs: list[Run], tables: list[Comparison]) -> str:
     """Tables, runs that are not in them, and the note on tiny models."""
-    parts = [_table_section(table, named_suite=len({t.suite for t in tables}) > 1) for table in tables]
+    parts = [_table_section(table, ", ".join(name)) for table, name in zip(tables, _names(tables), strict=True)]
     incomplete = [f"- {run.name}: {run.incomplete}" for run in runs if run.incomplete is not None]
     if incomplete:
         parts.append(
@@ -61,14 +59,20 @@ def _tables_section(runs: list[Run], tables: list[Comparison]) -> str:
     return "\n\n".join(parts)
 
 
-def _table_section(table: Comparison, *, named_suite: bool) -> str:
-    title = f"## {table.student}" + (f", {table.suite}" if named_suite else "")
+def _names(tables: list[Comparison]) -> list[list[str]]:
+    """What tells the tables apart: the student, the suite where there are several, the family where the runs say."""
+    several = len({table.suite for table in tables}) > 1
+    names = [(table.student, table.suite if several else "", table.family) for table in tables]
+    return [list(filter(None, name)) for name in names]
+
+
+def _table_section(table: Comparison, title: str) -> str:
     counts = sorted(set(table.num_questions))
     questions = f"{counts[0]:.0f}" if len(counts) == 1 else f"{counts[0]:.0f} to {counts[-1]:.0f}"
     note = f"Accuracy in percent, {questions} questions a benchmark"
     if not pd.isna(table.max_stderr):
         note += f"; the standard error of a single score is up to {table.max_stderr:.1f}"
-    parts = [title, to_markdown(table), note + "."]
+    parts = [f"## {title}", to_markdown(table), note + "."]
     if table.refused:
         parts.append("\n".join(f"- {line}" for line in table.refused))
     return "\n\n".join(parts)

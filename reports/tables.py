@@ -1,4 +1,4 @@
-"""Comparison tables out of the long table: for each student and suite, methods by benchmarks, with a macro average."""
+"""Comparison tables out of the long table: for each student, suite and family, methods by benchmarks and their mean."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ class Comparison:
 
     student: str
     suite: str
+    family: str
+    """Of the benchmarks: LLM, VLM or Video; empty where the runs do not say."""
     mean: pd.DataFrame
     std: pd.DataFrame
     num_seeds: pd.Series
@@ -35,12 +37,13 @@ class Comparison:
 
 
 def compare(scores: pd.DataFrame, delta: tuple[str, str] | None = None) -> list[Comparison]:
-    """One comparison for each student and suite of a long table (`collect`), in the order of appearance.
+    """One comparison for each student, suite and family of a long table (`collect`), in the order of appearance.
 
     `delta` = (A, B) gives the row A minus B; by default it is zppo minus the other trained method with the highest
     macro average. Raises ValueError where no table has both labels of `delta`.
     """
-    tables = [_compare(group, delta) for _, group in scores.groupby(["student", "suite"], sort=False)]
+    scores = scores.assign(family=scores["family"].fillna(""))
+    tables = [_compare(group, delta) for _, group in scores.groupby(["student", "suite", "family"], sort=False)]
     if delta is not None and tables and all(table.delta is None for table in tables):
         known = ", ".join(dict.fromkeys(scores["label"]))
         raise ValueError(f"--delta {' '.join(delta)}: no student has scores of both; labels here: {known}")
@@ -59,6 +62,7 @@ def _compare(scores: pd.DataFrame, delta: tuple[str, str] | None) -> Comparison:
     return Comparison(
         student=str(scores["student"].iloc[0]),
         suite=str(scores["suite"].iloc[0]),
+        family=str(scores["family"].iloc[0]),
         mean=mean,
         std=std,
         num_seeds=by_label.size().loc[labels],

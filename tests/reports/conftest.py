@@ -14,7 +14,10 @@ WriteRun = Callable[..., Path]
 
 @pytest.fixture
 def write_run(tmp_path: Path) -> WriteRun:
-    """Writes `study/<label>/<student>/seed<k>` and returns it; `scores` is {benchmark: score} of suite `mini`."""
+    """Writes `study/<label>/<student>/seed<k>` and returns it; `scores` is {benchmark: score} of suite `mini`.
+
+    The family of a benchmark is what its name starts with (`VLM_level1`), LLM where it starts with none.
+    """
 
     def write(
         label: str,
@@ -36,7 +39,8 @@ def write_run(tmp_path: Path) -> WriteRun:
         (folder / "run.json").write_text(json.dumps(record | info))
         if scores is not None:
             (folder / "eval" / "mini").mkdir(parents=True)
-            rows = [f"{name},arithmetic,{score},1.5,200,{protocol}" for name, score in scores.items()]
+            families = {name: "LLM" if "_" not in name else name.partition("_")[0] for name in scores}
+            rows = [f"{name},{families[name]},{score},1.5,200,{protocol}" for name, score in scores.items()]
             (folder / "eval" / "mini" / "scores.csv").write_text(
                 "benchmark,family,score,stderr,n,protocol\n" + "\n".join(rows) + "\n"
             )

@@ -24,13 +24,13 @@ def test_report_of_a_small_study(write_run, tmp_path):
     assert {path.name for path in file.parent.iterdir()} == {
         "report.md",
         "scores.csv",
-        "table-tiny_s.csv",
+        "table-tiny_s-LLM.csv",
         "curves.png",
     }
     assert file.read_text().splitlines() == [
         "# study",
         "",
-        "## tiny_s",
+        "## tiny_s, LLM",
         "",
         "| method |   level1 | macro avg | seeds |",
         "| :----- | -------: | --------: | ----: |",
@@ -68,7 +68,7 @@ def test_report_of_a_small_study(write_run, tmp_path):
 def test_command_returns_tables_and_place(write_run, tmp_path):
     write_run("base", {"level1": 30.0}, student="qwen")
     text = report_command(str(tmp_path / "study"))
-    assert text.startswith("## qwen\n\n| method |")
+    assert text.startswith("## qwen, LLM\n\n| method |")
     assert text.endswith(f"Written: {tmp_path / 'study' / 'report' / 'report.md'}")
     assert TINY_NOTE not in text
 
@@ -122,3 +122,28 @@ def test_spread_keeps_order_gap_and_mean(places):
     assert len(spaced) == len(places)
     assert all(b - a >= 0.1 - 1e-9 for a, b in itertools.pairwise(spaced))
     assert sum(spaced) == pytest.approx(sum(places), abs=1e-9)
+
+
+def test_each_family_has_its_table_and_its_average(write_run, tmp_path):
+    for label, offset in (("base", 0.0), ("zppo", 10.0)):
+        write_run(
+            label, {"level1": 50.0 + offset, "VLM_level1": 30.0, "VLM_level2": 20.0 + offset, "Video_level1": 5.0}
+        )
+    report = write_report(tmp_path / "study")
+    text = report.read_text()
+    assert [line for line in text.splitlines() if line.startswith("## tiny_s")] == [
+        "## tiny_s, LLM",
+        "## tiny_s, VLM",
+        "## tiny_s, Video",
+    ]
+    assert "| zppo   |   **30.0** |   **30.0** |  **30.0** |     1 |" in text  # VLM: the mean of 30 and 30
+    assert {path.name for path in report.parent.glob("table-*")} == {
+        "table-tiny_s-LLM.csv", "table-tiny_s-VLM.csv", "table-tiny_s-Video.csv",
+    }  # fmt: skip
+
+
+def test_scores_without_a_family_are_one_table(write_run, tmp_path):
+    folder = write_run("base", {"level1": 50.0})
+    (folder / "eval" / "mini" / "scores.csv").write_text("benchmark,score,stderr,n,protocol\nlevel1,50.0,1.5,200,p1\n")
+    report = write_report(tmp_path / "study")
+    assert "## tiny_s\n" in report.read_text() and (report.parent / "table-tiny_s.csv").exists()
