@@ -35,7 +35,7 @@ def gradients(student, samples, method=None, teacher=None, **changes) -> dict[st
     return taken
 
 
-def assert_same(a, b, tolerance=2e-6):
+def assert_same(a, b, tolerance=1e-6):
     assert a.keys() == b.keys()
     scale = max(float(value.abs().max()) for value in a.values())
     assert scale > 0
@@ -86,7 +86,8 @@ def test_gradient_equals_the_naive_token_mean(make_student, make_samples):
                 count += 1
     (total / count).backward()
     naive = {n: p.grad.clone() for n, p in student.module.named_parameters() if p.grad is not None}
-    assert_same(naive, gradients(make_student(), samples, old_logprobs="recompute"))
+    # Single precision: the sums stand in another order.
+    assert_same(naive, gradients(make_student(), samples, old_logprobs="recompute"), tolerance=1e-5)
 
 
 def test_inert_samples_keep_their_share_of_the_denominator(make_student, make_samples):
