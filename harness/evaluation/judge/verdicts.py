@@ -1,0 +1,131 @@
+"""The judging pass over answers that no rule resolved, with a cache of replies that survives a killed process."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.config_eval import JudgeConfig
+from harness.evaluation.judge.client import JudgeClient, JudgeFailure, Reply, sampling
+from harness.evaluation.judge.formats import FORMATS, wording
+from harness.types import Message, Question
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeItem:
+    """An answer to judge. `answer` is the content of its box, None without one."""
+
+    key: str
+    """What the caller knows it by."""
+    format: str
+    question: Question = field(repr=False)
+    response: str = field(repr=False)
+    answer: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What the judge says about an item. `score` is in [0, 1]; 0.0 for a malformed or missing reply."""
+
+    key: str
+    score: float
+    malformed: bool = False
+    """The reply is not in the form."""
+    missing: bool = False
+    """No reply came; the next pass asks again."""
+    reply: str
+    """Of a missing one, why it is missing."""
+    cached: bool
+    """The reply was there before this pass."""
+
+
+def judge(items: Sequence[JudgeItem], client: JudgeClient, cache_path: Path) -> list[Verdict]:
+    """A verdict on each item, in their order. What is in the cache, and what is asked already, is not asked again.
+
+    Every reply is appended to the cache as it comes. Raises UserError if the endpoint cannot be used at all.
+    """
+    asked = [FORMATS[item.format].messages(item.question, item.response, item.answer) for item in items]
+    hashes = [request_hash(client.sampling, messages) for messages in asked]
+    known = read_cache(cache_path)
+    new = {key: messages for key, messages in zip(hashes, asked, strict=True) if key not in known}
+    replies: dict[str, Reply] = {**known, **(_ask(new, client, cache_path) if new else {})}
+    return [_verdict(item, replies[key], cached=key in known) for item, key in zip(items, hashes, strict=True)]
+
+
+def judge_settings(
+    config: JudgeConfig,
+    formats: Collection[str] | None = None,
+) -> dict[str, Any]:
+    """What decides a verdict, for an evaluation card: model, sampling, the wording of these forms (default: all), and
+    one `version` over all of it. Where the endpoint is and how often it is tried does not matter.
+    """
+    settings = {
+        **sampling(config),
+        "forms": {name: wording(name) for name in sorted(FORMATS if formats is None else formats)},
+    }
+    return settings | {"version": _digest(settings)[:12]}
+
+
+def request_hash(sampling: Mapping[str, Any], messages: Sequence[Message]) -> str:
+    """Identifies a request by all that decides its reply: model, sampling, messages."""
+    return _digest({"sampling": sampling, "messages": messages})
+
+
+def read_cache(path: Path) -> dict[str, str]:
+    """Replies by request. A line that a killed process left unfinished is passed over."""
+    replies: dict[str, str] = {}
+    if not path.exists():
+        return replies
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                entry = json.loads(line)
+                replies[str(entry["request"])] = str(entry["reply"])
+            except (ValueError, LookupError, TypeError):
+                continue
+    return replies
+
+
+def _ask(new: Mapping[str, list[Message]], client: JudgeClient, cache_path: Path) -> dict[str, Reply]:
+    keys = list(new)
+    with _appending(cache_path) as append:
+
+        def keep(position: int, reply: Reply) -> None:
+            if isinstance(reply, str):
+                append({"request": keys[position], "reply": reply})
+
+        return dict(zip(keys, client.ask(list(new.values()), keep), strict=True))
+
+
+@contextmanager
+def _appending(path: Path) -> Iterator[Callable[[dict[str, str]], None]]:
+    """Adds a line to a file, in one write; an unfinished last line is ended first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+
+        def append(entry: dict[str, str]) -> None:
+            file.write(json.dumps(entry).encode() + b"\n")
+            file.flush()
+
+        yield append
+
+
+def _verdict(item: JudgeItem, reply: Reply, *, cached: bool) -> Verdict:
+    if isinstance(reply, JudgeFailure):
+        return Verdict(key=item.key, score=0.0, missing=True, reply=reply.reason, cached=cached)
+    score = FORMATS[item.format].read(item.question, reply)
+    return Verdict(key=item.key, score=score or 0.0, malformed=score is None, reply=reply, cached=cached)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,28 @@
+"""A loopback judge, and clients of it that do not wait long."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from harness.config_eval import JudgeConfig
+from harness.evaluation.judge.client import JudgeClient
+from harness.evaluation.judge.loopback import JudgeServer, Plan, serve
+
+Start = Callable[..., tuple[JudgeServer, JudgeClient]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """`start(plan, retries=..., ...)`: a server that follows the plan, and a client of it with this configuration."""
+    with ExitStack() as stack:
+
+        def start(plan: Plan | None = None, **config: Any) -> tuple[JudgeServer, JudgeClient]:
+            server = stack.enter_context(serve(plan=plan))
+            settings = JudgeConfig(**{"url": server.url, "timeout": 10.0, "retries": 2, "concurrency": 4, **config})
+            return server, JudgeClient(settings, backoff=0.01)
+
+        yield start
