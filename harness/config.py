@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from harness import config_eval
+from harness.config_eval import EvalConfig, MediaConfig
 from harness.errors import UserError, did_you_mean
-from harness.types import MediaLimits
 
 
 @dataclass
@@ -47,23 +49,6 @@ class ColumnsConfig:
     """One image or a list of them: paths relative to the file, or embedded bytes. Rows without it have none."""
     video: str | None = "video"
     """The path or the bytes of one video. Rows without it have none."""
-
-
-@dataclass
-class MediaConfig:
-    """How images and videos are shown to a model."""
-
-    min_pixels: int = 256 * 32 * 32
-    max_pixels: int = 1280 * 32 * 32
-    """Of one image or one frame: smaller and larger ones are scaled, their proportions kept."""
-    fps: float | None = 2.0
-    """Frames a second that are taken of a video; null with `num_frames`."""
-    num_frames: int | None = None
-    """This many frames of every video instead, evenly spread."""
-    max_frames: int = 768
-
-    def limits(self) -> MediaLimits:
-        return MediaLimits(self.min_pixels, self.max_pixels, self.fps, self.num_frames, self.max_frames)
 
 
 @dataclass
@@ -146,31 +131,6 @@ class UpdateConfig:
 
 
 @dataclass
-class EvalConfig:
-    """Decoding defaults are the paper's protocol (METHOD section 8)."""
-
-    suite: str | None = None
-    """mini, or none."""
-    every: int = 0
-    """Also evaluate every this many steps; 0 = only at the end."""
-    tasks: list[str] = field(default_factory=lambda: ["arithmetic", "bar_chart", "bar_cards", "bar_clip"])
-    """mini: arithmetic (LLM), bar_chart, bar_cards (VLM), bar_clip (Video); a benchmark each a level."""
-    levels: list[int] = field(default_factory=lambda: [1, 2, 3, 4])
-    num_questions: int = 200
-    """Held-out questions a level of a task."""
-    seed: int = 0
-    temperature: float = 0.6
-    top_p: float = 0.95
-    top_k: int = 20
-    min_p: float = 0.0
-    presence_penalty: float = 1.5
-    repetition_penalty: float = 1.0
-    max_response_tokens: int = 12_288
-    media: MediaConfig = field(default_factory=MediaConfig)
-    """What the questions' images and videos are scaled and cut to; `data.media` is for training."""
-
-
-@dataclass
 class TrackerConfig:
     """metrics.jsonl is always written; this adds wandb."""
 
@@ -219,7 +179,7 @@ CHOICES = {
     "rollout.engine": ("transformers",),
     "reward.grader": ("math_verify", "mathruler"),
     "update.old_logprobs": ("engine", "recompute"),
-    "eval.suite": (None, "mini"),
+    **config_eval.CHOICES,
     "tracker.wandb": ("disabled", "offline", "online"),
 }
 
@@ -239,6 +199,10 @@ POSITIVE = (
     "reward.cpu_seconds",
     "eval.num_questions",
     "eval.max_response_tokens",
+    "eval.options.aime_repeats",
+    "eval.judge.max_tokens",
+    "eval.judge.timeout",
+    "eval.judge.concurrency",
     "checkpoint_every",
     "keep_checkpoints",
 )
@@ -280,7 +244,7 @@ def check(config: RunConfig) -> None:
     """Refuse values that no run could use, with the reason."""
     for key, choices in CHOICES.items():
         section, _, name = key.rpartition(".")
-        owner = getattr(config, section) if section else config
+        owner = attrgetter(section)(config) if section else config
         if owner is not None and (value := getattr(owner, name)) not in choices:
             raise UserError(f"{key}={value} is not known.{did_you_mean(str(value), [str(c) for c in choices])}")
     _check_positive(config)
@@ -302,9 +266,7 @@ def check(config: RunConfig) -> None:
 
 def _check_positive(config: RunConfig) -> None:
     for key in POSITIVE:
-        value: Any = config
-        for part in key.split("."):
-            value = getattr(value, part)
+        value = attrgetter(key)(config)
         if value <= 0:
             raise UserError(f"{key} must be above 0, got {value}")
     if len(config.update.betas) != 2:

@@ -44,12 +44,12 @@ def decode_video(source: bytes | Path, name: str, limits: MediaLimits) -> Clip:
 
     Raises MediaError for what is missing, no video, cut off, too small or too large.
     """
-    times = _times(source, name)
+    times = frame_times(source, name)
     for _ in range(2):
         if not times:
             raise MediaError(f"video {name} has no frames")
         indices = choose_frames(times, limits)
-        frames_FHWC, shown_at, num_decoded = _decode(source, name, indices)
+        frames_FHWC, shown_at, num_decoded = decode_frames(source, name, indices)
         if num_decoded > indices[-1]:
             # A stream without times gets those of its rate.
             times_F = [times[i] if at is None else at for i, at in zip(indices, shown_at, strict=True)]
@@ -82,7 +82,7 @@ def choose_frames(times: Sequence[float], limits: MediaLimits) -> list[int]:
 
 
 @contextmanager
-def _opened(source: bytes | Path, name: str) -> Iterator[tuple[Any, Any]]:
+def open_video(source: bytes | Path, name: str) -> Iterator[tuple[Any, Any]]:
     """The container and its first stream of moving pictures; every failure inside becomes a MediaError."""
     import av
     from av.stream import Disposition
@@ -103,9 +103,9 @@ def _opened(source: bytes | Path, name: str) -> Iterator[tuple[Any, Any]]:
         raise MediaError(f"video {name} cannot be decoded ({reason})") from error
 
 
-def _times(source: bytes | Path, name: str) -> list[float]:
+def frame_times(source: bytes | Path, name: str) -> list[float]:
     """When each frame is shown, in order, read from the packets without decoding them."""
-    with _opened(source, name) as (container, stream):
+    with open_video(source, name) as (container, stream):
         packets = [packet for packet in container.demux(stream) if packet.size]
         if any(packet.pts is None for packet in packets):
             rate = float(stream.average_rate or stream.guessed_rate or 25)
@@ -113,14 +113,16 @@ def _times(source: bytes | Path, name: str) -> list[float]:
         return [float(pts * stream.time_base) for pts in sorted(packet.pts for packet in packets)]
 
 
-def _decode(source: bytes | Path, name: str, indices: Sequence[int]) -> tuple[np.ndarray, list[float | None], int]:
+def decode_frames(
+    source: bytes | Path, name: str, indices: Sequence[int]
+) -> tuple[np.ndarray, list[float | None], int]:
     """The frames at ascending `indices`, uint8 [F, H, W, 3], their times, and how many frames there were until then."""
     import numpy as np
 
     frames_FHWC = np.empty((len(indices), 0, 0, 3), np.uint8)
     shown_at: list[float | None] = []
     num_seen = 0
-    with _opened(source, name) as (container, stream):
+    with open_video(source, name) as (container, stream):
         for frame in container.decode(stream):
             num_seen += 1
             if num_seen - 1 != indices[len(shown_at)]:
