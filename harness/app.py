@@ -99,6 +99,22 @@ def _run_study(params: dict[str, str], args: argparse.Namespace) -> int:
     return exit_code(run_cells(cells, jobs=jobs, force=args.force, config_dir=args.config_dir))
 
 
+def _eval(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+    parser.add_argument("--list", action="store_true", help="the benchmarks, their options, and whether data are there")
+    parser.add_argument("words", nargs="*", help="run=FOLDER or model=NAME, suite=NAME, limit=N, stage=..., eval.*=...")
+    parser.add_argument("--config-dir", help="a folder with further options, <group>/<name>.yaml")
+    args = parser.parse_intermixed_args(argv)
+
+    from harness.eval_command import eval_command, list_text
+
+    if args.list:
+        print(list_text(args.words))
+        return 0
+    _start_logging()
+    print(eval_command(args.words, args.config_dir))
+    return 0
+
+
 def _status(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     parser.add_argument("study", help="folder of a study, such as outputs/quickstart")
     args = parser.parse_args(argv)
@@ -196,6 +212,7 @@ def _tiny(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
 COMMANDS: dict[str, tuple[str, Command]] = {
     "train": ("One run: train, save, evaluate; -m for several.", _train),
     "sweep": ("Run a study of sweeps/; finished runs are skipped.", _sweep),
+    "eval": ("Score a run or a model on a suite; --list shows the benchmarks.", _eval),
     "status": ("State of the cells of a study.", _status),
     "report": ("Tables and figures of a study.", _report),
     "audit": ("Candidate-match audit, graduation table and fate of a run's questions.", _audit),

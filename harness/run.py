@@ -104,7 +104,8 @@ class _Run:
         self.chat = Chat(load_tokenizer(config.student), config.student)
         self._check_teacher()
         if config.eval.suite is not None:  # what the evaluation would refuse is refused before the training
-            for benchmark in load_suite(config.eval):
+            suite = load_suite(config.eval)
+            for benchmark in suite.benchmarks if suite.strict else ():
                 self.chat.pack(plain_prompt(benchmark.questions[0]))
         self.grader = stack.enter_context(Grader(config.reward))
         self.sampler = None if method is None else self._sampler()
@@ -162,13 +163,17 @@ class _Run:
     def evaluate(self, subfolder: str = "") -> None:
         """Score the live student on the suite, if there is one."""
         from harness.evaluation.evaluate import evaluate
+        from harness.models.identity import model_identity
 
         if self.config.eval.suite is None:
             return
         out_dir = self.folder.path / "eval" / self.config.eval.suite / subfolder
         name = f"{self.label}/{self.config.student.name}"
-        for row in evaluate(self.config.eval, self.engine, self.grader, out_dir=out_dir, model_name=name):
-            logger.info("%-16s %6.1f", row["benchmark"], row["score"])
+        identity = model_identity(self.student.module, self.chat)
+        for row in evaluate(
+            self.config.eval, self.engine, self.grader, out_dir=out_dir, model_name=name, identity=identity
+        ):
+            logger.info("%-16s %6s", row["benchmark"], f"{row['score']:.1f}" if row["n"] else "-")
 
     def _num_steps(self) -> int:
         assert self.sampler is not None
@@ -267,6 +272,26 @@ def _execute(config: RunConfig, method: Method | None, folder: RunFolder, label:
         if method is not None:
             run.train()
         run.evaluate()
+
+
+def live_student(config: RunConfig) -> tuple[RolloutEngine, str]:
+    """The student of a configuration as it is, behind its engine, and the model's identity."""
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    from harness.models.chat import Chat
+    from harness.models.forward import LanguageModel
+    from harness.models.identity import model_identity
+    from harness.models.loading import load_model, load_tokenizer
+    from harness.rollout.transformers_engine import TransformersEngine
+
+    disable_progress_bar()
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    chat = Chat(load_tokenizer(config.student), config.student)
+    model = LanguageModel.for_chat(load_model(config.student, _device(config.device)), chat)
+    engine = TransformersEngine(model, chat, sampler="student", max_sequences=config.rollout.max_sequences)
+    return engine, model_identity(model.module, chat)
 
 
 def _device(name: str) -> str:

@@ -67,7 +67,7 @@ def _names(tables: list[Comparison]) -> list[list[str]]:
 
 
 def _table_section(table: Comparison, title: str) -> str:
-    counts = sorted(set(table.num_questions))
+    counts = sorted(set(table.num_questions)) or [0]
     questions = f"{counts[0]:.0f}" if len(counts) == 1 else f"{counts[0]:.0f} to {counts[-1]:.0f}"
     note = f"Accuracy in percent, {questions} questions a benchmark"
     if not pd.isna(table.max_stderr):

@@ -33,7 +33,7 @@ class Comparison:
     max_stderr: float
     delta: tuple[str, pd.Series] | None
     refused: tuple[str, ...]
-    """One line for each run that was evaluated by another protocol than the others."""
+    """One line for each run that was evaluated by another protocol than the others, or not on all benchmarks."""
 
 
 def compare(scores: pd.DataFrame, delta: tuple[str, str] | None = None) -> list[Comparison]:
@@ -53,7 +53,7 @@ def compare(scores: pd.DataFrame, delta: tuple[str, str] | None = None) -> list[
 def _compare(scores: pd.DataFrame, delta: tuple[str, str] | None) -> Comparison:
     scores, refused = _one_protocol(scores)
     labels, benchmarks = list(dict.fromkeys(scores["label"])), list(dict.fromkeys(scores["benchmark"]))
-    runs = scores.pivot_table(index=["label", "seed"], columns="benchmark", values="score", sort=False)[benchmarks]
+    runs = scores.pivot(index=["label", "seed"], columns="benchmark", values="score")[benchmarks]
     runs[MACRO] = runs.mean(axis=1, skipna=False)
     by_label = runs.groupby(level="label", sort=False)
     mean, std = by_label.mean().loc[labels], by_label.std(ddof=1).loc[labels]
@@ -66,10 +66,10 @@ def _compare(scores: pd.DataFrame, delta: tuple[str, str] | None) -> Comparison:
         mean=mean,
         std=std,
         num_seeds=by_label.size().loc[labels],
-        num_questions=scores.groupby("benchmark", sort=False)["n"].max(),
+        num_questions=scores[scores["score"].notna()].groupby("benchmark", sort=False)["n"].max(),
         max_stderr=float(pd.to_numeric(scores["stderr"]).max()),
         delta=_delta(mean, methods, delta),
-        refused=refused,
+        refused=refused + _holes(scores),
     )
 
 
@@ -81,8 +81,8 @@ def _one_protocol(scores: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
     reference: dict[str, str] = {}
     for benchmark, protocols in scores.groupby("benchmark", sort=False)["protocol"]:
         counts = protocols.value_counts(sort=False)
-        reference[str(benchmark)] = next(str(name) for name in protocols if counts[name] == counts.max())
-    differs = scores["protocol"] != scores["benchmark"].map(reference)
+        reference[str(benchmark)] = next((str(name) for name in counts.index if counts[name] == counts.max()), "")
+    differs = scores["protocol"].notna() & (scores["protocol"] != scores["benchmark"].map(reference))
     bad = scores[differs].drop_duplicates(["label", "seed"])
     refused = tuple(
         f"{row.label} {row.student} seed{row.seed}: evaluated on {row.benchmark} by protocol {row.protocol}, the "
@@ -91,6 +91,16 @@ def _one_protocol(scores: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
     )
     taken = pd.MultiIndex.from_frame(scores[["label", "seed"]]).isin(list(zip(bad["label"], bad["seed"], strict=True)))
     return scores[~taken], refused
+
+
+def _holes(scores: pd.DataFrame) -> tuple[str, ...]:
+    """One line for each run with benchmarks that could not be evaluated: its `protocol.json` says why."""
+    holes = scores[scores["score"].isna()]
+    runs = holes.groupby(["label", "student", "seed"], sort=False)["benchmark"]
+    return tuple(
+        f"{label} {student} seed{seed}: not evaluated on {', '.join(names)} (why: protocol.json)"
+        for (label, student, seed), names in runs
+    )
 
 
 def _delta(mean: pd.DataFrame, methods: pd.Series, delta: tuple[str, str] | None) -> tuple[str, pd.Series] | None:

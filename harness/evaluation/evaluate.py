@@ -1,67 +1,123 @@
-"""Evaluate the live student: run a suite through the rollout engine and write its scores and every response."""
+"""Evaluate a student: generate through the libraries, mark by rule, ask the judge, and write scores and responses."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import os
+import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config import EvalConfig
+from harness.errors import UserError
 from harness.evaluation.isolation import preserved_state, quiet_lm_eval, quiet_lmms_eval
-from harness.evaluation.protocol import protocol_hash, protocol_settings
+from harness.evaluation.protocol import card_hash, evaluation_card
+from harness.evaluation.store import SampleStore
 from harness.evaluation.student import Response, Student
-from harness.evaluation.suites import Benchmark, load_suite
+from harness.evaluation.suites import Benchmark, Suite, load_suite
 from harness.rollout.base import RolloutEngine
+from harness.run_folder import write_atomically
 
 if TYPE_CHECKING:
+    from harness.evaluation.judge.verdicts import Verdict
     from harness.rewards.workers import Grader
 
+logger = logging.getLogger(__name__)
+
 Library = Callable[[Sequence[Benchmark], Student], dict[str, float]]
-"""Runs benchmarks on the student, which keeps the responses. Returns the mean score in [0, 1] of each."""
+"""Runs benchmarks on the student, which keeps the responses. Returns the mean mark in [0, 1] of each."""
 
 SCORE_COLUMNS = (
-    "benchmark", "family", "score", "stderr", "n", "num_truncated", "num_unparsable", "protocol",
+    "benchmark", "family", "score", "stderr", "n", "num_truncated", "num_unparsable", "num_judged", "num_malformed",
+    "protocol",
 )  # fmt: skip
 DECIMALS = 4
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A response with its final score in [0, 1]. `how`: rule, judge, or why the judge could not say."""
+
+    response: Response
+    score: float
+    how: str
+
+
 def evaluate(
-    config: EvalConfig, engine: RolloutEngine, grader: Grader, *, out_dir: Path, model_name: str
+    config: EvalConfig,
+    engine: RolloutEngine | None,
+    grader: Grader,
+    *,
+    out_dir: Path,
+    model_name: str,
+    identity: str,
 ) -> list[dict[str, Any]]:
-    """Score the engine's model on `config.suite`. Returns the rows of `scores.csv`.
+    """Score a model on `config.suite`. Returns the rows of `scores.csv`.
 
-    Writes under `out_dir`, each file whole or not at all, `scores.csv` last:
+    Writes under `out_dir`, `scores.csv` last:
 
-    - `scores.csv`: benchmark, family, score (mean reward * 100), stderr (of the mean of n yes-or-no answers:
-      sqrt(p (1 - p) / n) * 100, over questions, not over runs), n, num_truncated, num_unparsable, protocol.
+    - `responses.jsonl`: every response as it comes; rows of the same model (`identity`) and protocol are not generated
+      again (`harness.evaluation.store`).
+    - `verdicts.jsonl`: every reply of the judge as it comes, likewise.
     - `rows.jsonl`: every response with its prompt (pictures and clip by name), answer, gold answer, score and how it
       was scored.
-    - `protocol.json`: the settings behind the `protocol` hash, and the model's name, which is not part of the hash.
+    - `protocol.json`: the evaluation card of each benchmark by the hash in its row, the model, and why benchmarks are
+      missing.
+    - `scores.csv`: benchmark, family, score (in percent), stderr (over questions, not over runs), n, num_truncated,
+      num_unparsable, num_judged, num_malformed (verdicts that were missing or no verdict: wrong), protocol. A benchmark
+      that could not be run has a row without a score.
 
-    Raises UserError for an unknown suite. Leaves the process's random generators and environment as they were.
+    With `config.stage` generate only the first file is written, and nothing returned; with judge no engine is needed.
+    Raises UserError for an unknown suite, and where no benchmark can be run. Leaves the process's random generators and
+    environment as they were.
     """
-    benchmarks = load_suite(config)
-    student = Student(engine, grader, config, benchmarks)
-    means: dict[str, float] = {}
-    with preserved_state():
-        for library in dict.fromkeys(LIBRARIES[b.family] for b in benchmarks):
-            means |= library([b for b in benchmarks if LIBRARIES[b.family] is library], student)
-    responses = [student.responses[uid] for uid in student.questions]
-    protocol = protocol_hash(config, grader.config.grader)
-    scores = [
-        _score_row(b, means[b.name], [r for r in responses if r.benchmark == b.name], protocol) for b in benchmarks
-    ]
-    settings = protocol_settings(config, grader.config.grader)
-    described = {"protocol": protocol, "model": model_name, "settings": settings}
-    out_dir.mkdir(parents=True, exist_ok=True)
-    _write(out_dir / "rows.jsonl", "".join(json.dumps(_response_row(r)) + "\n" for r in responses))
-    _write(out_dir / "protocol.json", json.dumps(described, indent=2) + "\n")
-    _write(out_dir / "scores.csv", _csv_text(scores))
+    suite = load_suite(config)
+    holes = dict(suite.holes)
+    with SampleStore(out_dir / "responses.jsonl") as store, preserved_state():
+        student = Student(engine, grader, config, suite.benchmarks, store=store, identity=identity)
+        for benchmark in suite.benchmarks:
+            try:
+                _run(benchmark, student)
+            except UserError as error:
+                if suite.strict:
+                    raise
+                holes[benchmark.name] = str(error)
+    student.report()
+    if config.stage == "generate":
+        _report_holes(holes, suite)
+        return []
+    answered = [benchmark for benchmark in suite.benchmarks if benchmark.name not in holes]
+    verdicts = _verdicts([student.responses[uid] for b in answered for uid in b.uids()], config, out_dir, holes)
+    cards, scored, rows = {}, [], {}
+    for benchmark in answered:
+        if benchmark.name in holes:
+            continue
+        finals = [_scored(student.responses[uid], verdicts, config.judge.when) for uid in benchmark.uids()]
+        card = evaluation_card(benchmark, config, grader.config.grader)
+        try:
+            rows[benchmark.name] = _score_row(benchmark, finals, card_hash(card))
+        except UserError as error:  # of an aggregation that needs more rows than there are
+            holes[benchmark.name] = str(error)
+            continue
+        cards[card_hash(card)] = card
+        scored += finals
+    _report_holes(holes, suite)
+    scores = [rows.get(name) or _hole_row(name, family) for name, family in suite.families.items()]
+    described = {"model": model_name, "identity": identity, "cards": cards}
+    write_atomically(out_dir / "rows.jsonl", "".join(json.dumps(_response_row(s)) + "\n" for s in scored))
+    write_atomically(out_dir / "protocol.json", json.dumps(described | {"holes": holes}, indent=2) + "\n")
+    write_atomically(out_dir / "scores.csv", _csv_text(scores))
     return scores
+
+
+def _run(benchmark: Benchmark, student: Student) -> None:
+    """One benchmark through its library, by itself, so that what one of them lacks is no matter of the others."""
+    mean = LIBRARIES[benchmark.library]([benchmark], student)[benchmark.name]
+    marks = [student.responses[uid].mark.score for uid in benchmark.uids()]
+    assert abs(mean - sum(marks) / len(marks)) < 1e-6, f"{benchmark.name}: {benchmark.library} has another mean"
 
 
 # A library is imported where it has a benchmark: each takes seconds to load, and changes the process.
@@ -81,44 +137,107 @@ def _lmms_eval(benchmarks: Sequence[Benchmark], student: Student) -> dict[str, f
         return run_benchmarks(benchmarks, student)
 
 
-LIBRARIES: dict[str, Library] = {"LLM": _lm_eval, "VLM": _lmms_eval, "Video": _lmms_eval}
-"""By the family of a benchmark."""
+LIBRARIES: dict[str, Library] = {"lm_eval": _lm_eval, "lmms_eval": _lmms_eval}
 
 
-def _score_row(benchmark: Benchmark, mean: float, responses: Sequence[Response], protocol: str) -> dict[str, Any]:
-    rollouts = [response.rollout for response in responses]
-    n = len(rollouts)
+def needs_judge(response: Response, when: str) -> bool:
+    """Whether the rule leaves the score open. An empty reply is wrong without asking."""
+    benchmark, outcome = response.benchmark, response.mark.outcome
+    if benchmark.judge is None or not response.sample.response.strip():
+        return False
+    if benchmark.scoring == "bench_judge" or outcome == "unparsed":
+        return True
+    return outcome == "mismatch" and when == "unmatched"
+
+
+def _scored(response: Response, verdicts: dict[str, Verdict], when: str) -> Scored:
+    """The judge's score where it was asked, the mark's elsewhere. Without a judge what is open is wrong."""
+    verdict = verdicts.get(response.prompt.uid)
+    if verdict is not None:
+        how = "missing_verdict" if verdict.missing else "malformed_verdict" if verdict.malformed else "judge"
+        return Scored(response=response, score=verdict.score, how=how)
+    how = "no_judge" if needs_judge(response, when) else "rule"
+    return Scored(response=response, score=response.mark.score, how=how)
+
+
+def _verdicts(
+    responses: Sequence[Response], config: EvalConfig, out_dir: Path, holes: dict[str, str]
+) -> dict[str, Verdict]:
+    """By uid. A judge that cannot be asked at all makes a hole of every benchmark that needs it."""
+    asked = [response for response in responses if needs_judge(response, config.judge.when)]
+    if not asked or config.judge.url is None:
+        return {}
+    from harness.evaluation.judge.client import JudgeClient
+    from harness.evaluation.judge.verdicts import JudgeItem, judge
+
+    items = [
+        JudgeItem(
+            key=r.prompt.uid,
+            format=r.benchmark.judge or "shared",
+            question=r.prompt.question,
+            response=r.sample.response,
+            answer=r.grade.answer,
+        )
+        for r in asked
+    ]
+    logger.info("judging %d responses by %s", len(items), config.judge.model)
+    try:
+        verdicts = judge(items, JudgeClient(config.judge), out_dir / "verdicts.jsonl")
+    except UserError as error:
+        again = "; the responses are kept, stage=judge goes on from them"
+        holes |= {response.benchmark.name: f"{response.benchmark.name}: {error}{again}" for response in asked}
+        return {}
+    return {item.key: verdict for item, verdict in zip(items, verdicts, strict=True)}
+
+
+def _report_holes(holes: dict[str, str], suite: Suite) -> None:
+    """A line for each. Raises UserError, with the first, where nothing is left."""
+    if len(holes) == len(suite.families):
+        raise UserError(next(iter(holes.values())))
+    for message in dict.fromkeys(holes.values()):
+        logger.warning("not evaluated: %s", message)
+
+
+def _score_row(benchmark: Benchmark, scored: Sequence[Scored], protocol: str) -> dict[str, Any]:
+    estimate = benchmark.aggregate([(s.response.prompt.question, s.score) for s in scored])
     values = (
         benchmark.name,
         benchmark.family,
-        round(100 * mean, DECIMALS),
-        round(100 * (mean * (1 - mean) / n) ** 0.5, DECIMALS),
-        n,
-        sum(r.finish_reason == "length" for r in rollouts),
-        sum(r.verdict == "unparsable" for r in rollouts),
+        round(100 * estimate.mean, DECIMALS),
+        round(100 * estimate.stderr, DECIMALS),
+        len(scored),
+        sum(s.response.sample.finish_reason == "length" for s in scored),
+        sum(s.response.grade.verdict == "unparsable" for s in scored),
+        sum(s.how not in ("rule", "no_judge") for s in scored),
+        sum(s.how in ("missing_verdict", "malformed_verdict") for s in scored),
         protocol,
     )
     return dict(zip(SCORE_COLUMNS, values, strict=True))
 
 
-def _response_row(response: Response) -> dict[str, Any]:
-    prompt, rollout = response.prompt, response.rollout
-    question = prompt.question
+def _hole_row(name: str, family: str) -> dict[str, Any]:
+    return dict.fromkeys(SCORE_COLUMNS, "") | {"benchmark": name, "family": family, "n": 0}
+
+
+def _response_row(scored: Scored) -> dict[str, Any]:
+    response = scored.response
+    question, sample = response.prompt.question, response.sample
     return {
-        "benchmark": response.benchmark,
-        "uid": prompt.uid,
+        "benchmark": response.benchmark.name,
+        "uid": response.prompt.uid,
         "question_id": question.id,
-        "messages": list(prompt.messages),
+        "messages": list(response.prompt.messages),
         "images": [image.name for image in question.images],
         "video": None if question.video is None else question.video.name,
-        "response": rollout.text,
-        "num_tokens": len(rollout.completion_ids),
-        "finish_reason": rollout.finish_reason,
-        "answer": rollout.answer,
+        "response": sample.response,
+        "num_tokens": sample.num_tokens,
+        "finish_reason": sample.finish_reason,
+        "answer": response.grade.answer,
         "gold": question.answer,
-        "score": rollout.reward,
-        "verdict": rollout.verdict,
-        "how": "rule",
+        "score": scored.score,
+        "verdict": response.grade.verdict,
+        "outcome": response.mark.outcome,
+        "how": scored.how,
     }
 
 
@@ -128,10 +247,3 @@ def _csv_text(rows: Sequence[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return buffer.getvalue()
-
-
-def _write(path: Path, text: str) -> None:
-    """Write through a temporary file, so that a reader never meets half a file."""
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,9 +16,13 @@ RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 shares out the questions; but a student that is evaluated is one student, wherever it runs."""
 
 
+_QUIET: list[bool] = []
+"""Not empty while `quiet_lmms_eval` is on."""
+
+
 @contextmanager
 def preserved_state() -> Iterator[None]:
-    """Give back the global python, numpy and torch generators and the environment variables as they were.
+    """Give back the global python, numpy and torch generators, `sys.path` and the environment variables as they were.
 
     CUDA generators are kept where CUDA is in use already; asking for them elsewhere would start it.
     """
@@ -26,10 +31,11 @@ def preserved_state() -> Iterator[None]:
 
     python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    variables = dict(os.environ)
+    variables, path = dict(os.environ), list(sys.path)
     try:
         yield
     finally:
+        sys.path[:] = path
         random.setstate(python_state)
         np.random.set_state(numpy_state)
         torch.set_rng_state(torch_state)
@@ -72,7 +78,12 @@ def quiet_lmms_eval() -> Iterator[None]:
 
     from loguru import logger
 
+    if _QUIET:  # what is inside need not, and must not, end what is outside
+        yield
+        return
     with ExitStack() as stack:
+        _QUIET.append(True)
+        stack.callback(_QUIET.clear)
         logger.disable("lmms_eval")
         stack.callback(logger.enable, "lmms_eval")
         with _import_undone():

@@ -1,39 +1,81 @@
-"""What a score depends on besides the model: one decoding specification, and the hash that tells protocols apart.
+"""What a score depends on besides the model: the evaluation card of a benchmark, and one decoding for all.
 
-Imports no torch and no evaluation library, so that a report or a scheduler can tell whether scores are
-comparable.
+Imports no torch and no evaluation library, so that a report or a scheduler can tell whether scores are comparable.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from importlib import metadata
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from harness.config import EvalConfig
+from harness.evaluation.benchmarks.columns import options_of
+from harness.evaluation.suites import Benchmark
 from harness.rollout.base import Sampling
-from methods.prompts import CLOSING
+from methods.prompts import CLOSING, plain_messages
 
-TASK_VERSION = 1
-"""Raised whenever the questions or the scoring of a built-in suite change."""
+TASK_VERSION = 2
+"""Raised whenever the questions or the scoring of a suite change."""
+NO_PART = (
+    "suite", "every", "columns", "limit", "data_root", "stage", "judge", "options", "tasks", "levels", "num_questions",
+)  # fmt: skip
+"""Options that choose what is asked, and when, not how it is answered: what they change is in the fingerprints."""
+DISTRIBUTIONS = {"lm_eval": "lm-eval", "lmms_eval": "lmms-eval"}
 
 
-def protocol_settings(config: EvalConfig, grader_name: str) -> dict[str, Any]:
-    """Everything that can change a score: the evaluation's options but `every`, the closing instruction, the task
-    version and the grader. JSON values; numbers have the types of `EvalConfig`, so that 0 and 0.0 are one setting.
+def evaluation_card(benchmark: Benchmark, config: EvalConfig, grader_name: str) -> dict[str, Any]:
+    """Everything that can change a benchmark's score, as JSON: scores of different cards are never compared.
+
+    Decoding and media limits, the options of single benchmarks, the closing instruction, hashes of the questions with
+    their gold answers and of the prompts, how it is scored and judged, and the versions of what scores it. Numbers have
+    the types of `EvalConfig`, so that 0 and 0.0 are one setting.
     """
     options = OmegaConf.to_container(OmegaConf.structured(config))
     assert isinstance(options, dict)
-    settings = {str(key): value for key, value in options.items() if key != "every"}
-    return settings | {"closing": CLOSING, "task_version": TASK_VERSION, "grader": grader_name}
+    questions = [[q.id, q.text, list(q.messages), q.answer, q.metadata] for q in benchmark.questions]
+    prompts = [[list(plain_messages(q)), len(q.images), q.video is not None] for q in benchmark.questions]
+    return {
+        "benchmark": benchmark.name,
+        "dataset": benchmark.dataset,
+        "num_questions": len(benchmark.questions),
+        "questions": _hash(questions),
+        "prompts": _hash(prompts),
+        "decoding": {str(key): value for key, value in options.items() if key not in NO_PART},
+        "options": options_of(benchmark.name, options["options"]),
+        "closing": CLOSING,
+        "scoring": benchmark.scoring,
+        "grader": grader_name,
+        "judge": None if benchmark.judge is None else _judge(benchmark.judge, config),
+        "task_version": TASK_VERSION,
+        "versions": {
+            name: metadata.version(name)
+            for name in (
+                DISTRIBUTIONS[benchmark.library],
+                "math-verify" if grader_name == "math_verify" else "mathruler",
+            )
+        },
+    }
 
 
-def protocol_hash(config: EvalConfig, grader_name: str) -> str:
-    """12 hex digits of the SHA-256 of `protocol_settings` as JSON with sorted keys. The same in every process."""
-    text = json.dumps(protocol_settings(config, grader_name), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+def _judge(form: str, config: EvalConfig) -> dict[str, Any] | None:
+    from harness.evaluation.judge.verdicts import judge_settings
+
+    if config.judge.url is None:
+        return None
+    return {"form": form, "when": config.judge.when, **judge_settings(config.judge, [form])}
+
+
+def card_hash(card: dict[str, Any]) -> str:
+    """12 hex digits; the same in every process."""
+    return _hash(card)[:12]
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def eval_sampling(config: EvalConfig) -> Sampling:

@@ -1,31 +1,42 @@
-"""What both evaluation libraries share: the questions, the engine's answers by the one protocol, and their grades."""
+"""What both evaluation libraries share: the questions, the engine's answers by the one protocol, and their marks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.config import EvalConfig
+from harness.errors import UserError
+from harness.evaluation.benchmarks.recipe import Mark
 from harness.evaluation.protocol import TASK_VERSION, eval_sampling, generation_kwargs
+from harness.evaluation.store import Sample, SampleStore, sample_key
 from harness.evaluation.suites import Benchmark
+from harness.rewards.rules import Grade
 from harness.rollout.base import RolloutEngine
-from harness.types import Prompt, Question, Rollout
+from harness.types import Prompt, RolloutGroup
 from methods.prompts import plain_messages
 
 if TYPE_CHECKING:
     from harness.rewards.workers import Grader
 
+logger = logging.getLogger(__name__)
+
 NO_LOG_LIKELIHOODS = "the protocol scores generated answers only: a rollout engine has no log-likelihoods"
+REPORT_SECONDS = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Response:
-    """One prompt with its graded rollout."""
+    """One prompt with its sample and what the rule says about it."""
 
-    benchmark: str
+    benchmark: Benchmark
     prompt: Prompt
-    rollout: Rollout
+    sample: Sample
+    grade: Grade
+    mark: Mark
 
 
 Responses = dict[str, Response]
@@ -44,61 +55,138 @@ starts; samples are kept by `Student`."""
 
 
 class Student:
-    """The live student as the libraries use it: uids of questions in, graded texts out.
+    """The live student as the libraries use it: uids of questions in, texts out, marked.
 
-    Fills `responses` with everything the libraries have no place for, graded in one batch a call.
+    Every response goes to the store as it comes, and what is there already is not asked again. Fills `responses` with
+    everything the libraries have no place for. Without an `engine` the store has to have all.
     """
 
     def __init__(
-        self, engine: RolloutEngine, grader: Grader, config: EvalConfig, benchmarks: Sequence[Benchmark]
+        self,
+        engine: RolloutEngine | None,
+        grader: Grader,
+        config: EvalConfig,
+        benchmarks: Sequence[Benchmark],
+        *,
+        store: SampleStore,
+        identity: str,
     ) -> None:
         self.config = config
-        self.questions = questions_by_uid(benchmarks)
+        self.questions = {uid: question for b in benchmarks for uid, question in b.uids().items()}
         self.responses: Responses = {}
+        self._benchmarks = {b.name: b for b in benchmarks}
         self._engine = engine
         self._grader = grader
+        self._store = store
+        self._identity = identity
+        self._sampling = eval_sampling(config)
+        self._progress = _Progress(len(self.questions))
 
     def answer(self, uids: Sequence[str]) -> list[str]:
-        """The responses' texts in the order of `uids`. All prompts reach the engine in one call."""
+        """The responses' texts in the order of `uids`. All prompts that are not in the store reach the engine at once.
+
+        Raises UserError where responses are missing and there is no engine, and for media that cannot be shown.
+        """
         prompts = [self._prompt(uid) for uid in uids]
-        groups = self._engine.generate(prompts, eval_sampling(self.config))
-        by_uid = {group.uid: group.rollouts[0] for group in groups}
-        assert by_uid.keys() == set(uids), "the engine lost or invented groups"
-        rollouts = [by_uid[uid] for uid in uids]
-        grades = self._grader.grade([(r.text, p.question) for r, p in zip(rollouts, prompts, strict=True)])
-        for prompt, rollout, grade in zip(prompts, rollouts, grades, strict=True):
-            rollout.answer, rollout.verdict, rollout.reward = grade.answer, grade.verdict, grade.reward
-            benchmark = prompt.uid.split("/")[1]
-            self.responses[prompt.uid] = Response(benchmark=benchmark, prompt=prompt, rollout=rollout)
-        return [rollout.text for rollout in rollouts]
+        keys = {prompt.uid: sample_key(self._identity, self._sampling, prompt) for prompt in prompts}
+        missing = [prompt for prompt in prompts if self._store.get(keys[prompt.uid]) is None]
+        self._progress.skip(len(prompts) - len(missing))
+        if missing and self._engine is None:
+            raise UserError(
+                f"{len(missing)} of {len(prompts)} responses to {_benchmark_name(missing[0].uid)} are not there: "
+                "generate them first, with eval.stage=generate or all"
+            )
+        if missing and self._engine is not None:
+            for group in self._engine.generate(missing, self._sampling):
+                sample = _sample(group, keys[group.uid])
+                self._store.add(sample)
+                self._progress.add(sample.num_tokens)
+        samples = [self._store.get(keys[uid]) for uid in uids]
+        assert None not in samples, "the engine lost groups"
+        present = [sample for sample in samples if sample is not None]
+        grades = self._grader.grade([(s.response, p.question) for s, p in zip(present, prompts, strict=True)])
+        for prompt, sample, grade in zip(prompts, present, grades, strict=True):
+            benchmark = self._benchmarks[_benchmark_name(prompt.uid)]
+            mark = benchmark.scorer(prompt.question, grade)
+            self.responses[prompt.uid] = Response(
+                benchmark=benchmark, prompt=prompt, sample=sample, grade=grade, mark=mark
+            )
+        return [sample.response for sample in present]
 
     def score(self, uid: str, results: Sequence[str]) -> dict[str, float]:
-        """A library's metric of a document: the reward of the response, which `answer` has graded by then."""
-        rollout = self.responses[uid].rollout
-        assert list(results) == [rollout.text], "the library scores another text than the one that was graded"
-        return {"score": rollout.reward}
+        """A library's metric of a document: the mark of the response, which `answer` has given by then."""
+        response = self.responses[uid]
+        assert list(results) == [response.sample.response], (
+            "the library scores another text than the one that was marked"
+        )
+        return {"score": response.mark.score}
+
+    def report(self) -> None:
+        """Log what was generated, and how fast."""
+        self._progress.report()
 
     def _prompt(self, uid: str) -> Prompt:
         question = self.questions[uid]
         return Prompt(uid=uid, question=question, messages=plain_messages(question))
 
 
-def questions_by_uid(benchmarks: Sequence[Benchmark]) -> dict[str, Question]:
-    """The uid of a question's prompt, `eval/<benchmark>/<position>`, decides its random draws."""
-    return {
-        f"eval/{benchmark.name}/{position}": question
-        for benchmark in benchmarks
-        for position, question in enumerate(benchmark.questions)
-    }
+def _benchmark_name(uid: str) -> str:
+    return uid.split("/")[1]
+
+
+def _sample(group: RolloutGroup, key: str) -> Sample:
+    (rollout,) = group.rollouts
+    return Sample(
+        key=key,
+        benchmark=_benchmark_name(group.uid),
+        uid=group.uid,
+        question_id=group.prompt.question.id,
+        response=rollout.text,
+        num_tokens=len(rollout.completion_ids),
+        finish_reason=rollout.finish_reason,
+    )
+
+
+class _Progress:
+    """A line now and then: how far, how fast, how long yet."""
+
+    def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._total, self._clock = total, clock
+        self._done = self._made = self._tokens = 0
+        self._started = self._reported = clock()
+
+    def skip(self, num: int) -> None:
+        """Rows that were there already."""
+        self._done += num
+
+    def add(self, num_tokens: int) -> None:
+        self._done, self._made, self._tokens = self._done + 1, self._made + 1, self._tokens + num_tokens
+        if self._clock() - self._reported >= REPORT_SECONDS:
+            self.report()
+
+    def report(self) -> None:
+        if not self._made:
+            return
+        self._reported = self._clock()
+        seconds = max(self._reported - self._started, 1e-9)
+        left = (self._total - self._done) * seconds / self._made
+        logger.info(
+            "evaluation: %d of %d rows, %.1f rows/s, %.0f tokens/s, %.1f min left",
+            self._done, self._total, self._made / seconds, self._tokens / seconds, left / 60,
+        )  # fmt: skip
 
 
 def task_config(benchmark: Benchmark, student: Student) -> dict[str, Any]:
-    """The configuration of a benchmark's task, in the form that both libraries read: zero-shot, rows of `task_rows`."""
+    """The configuration of a benchmark's task, in the form that both libraries read: zero-shot, rows of `task_rows`.
+
+    It starts from the library's own task file. All that decides a score is overridden: prompt, decoding, metric; what
+    is left says whose task it is.
+    """
 
     def score(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
         return student.score(doc["uid"], results)
 
-    return {
+    return {key: value for key, value in benchmark.upstream.items() if key in ("tag", "task_alias")} | {
         "task": benchmark.name,
         "output_type": "generate_until",
         "generation_kwargs": generation_kwargs(student.config),
@@ -116,7 +204,7 @@ def task_rows(benchmark: Benchmark) -> list[dict[str, str]]:
     """The documents of a benchmark's task. Pictures and clips stay with the questions."""
     return [
         {"uid": uid, "prompt": plain_messages(question)[-1]["content"], "answer": question.answer}
-        for uid, question in questions_by_uid([benchmark]).items()
+        for uid, question in benchmark.uids().items()
     ]
 
 

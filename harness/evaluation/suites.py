@@ -1,12 +1,17 @@
-"""The registry of suites: which questions make which benchmark columns."""
+"""The registry of suites: which questions make which benchmark columns, and how each column is scored."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
 
 from harness.config import EvalConfig
 from harness.errors import UserError, did_you_mean
+from harness.evaluation.benchmarks.columns import Column, Scoring, suite_columns
+from harness.evaluation.benchmarks.recipe import Aggregate, Recipe, Scorer, by_grade, row_mean
+from harness.evaluation.benchmarks.rows import Row, load_rows
 from harness.types import Question
 
 
@@ -17,9 +22,36 @@ class Benchmark:
     name: str
     family: str
     questions: tuple[Question, ...]
+    positions: tuple[int, ...] = ()
+    """Of the questions in the whole benchmark, where they are a part of it; empty: all."""
+    library: Literal["lm_eval", "lmms_eval"] = "lm_eval"
+    upstream: dict[str, Any] = field(default_factory=dict, repr=False)
+    """The library's own task file, if it has one: what the task starts from."""
+    dataset: str = "generated"
+    scoring: Scoring = "det"
+    scorer: Scorer = by_grade
+    judge: str | None = None
+    aggregate: Aggregate = row_mean
+
+    def uids(self) -> dict[str, Question]:
+        """The uid of a question's prompt, `eval/<benchmark>/<position>`, decides its random draws."""
+        positions = self.positions or range(len(self.questions))
+        return {f"eval/{self.name}/{i}": question for i, question in zip(positions, self.questions, strict=True)}
 
 
-def mini_tasks(config: EvalConfig) -> list[Benchmark]:
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """The benchmarks that can be run, and why the others cannot, in a line each by their names."""
+
+    families: dict[str, str]
+    """Of all benchmarks, in the order of the table."""
+    benchmarks: tuple[Benchmark, ...]
+    strict: bool = False
+    """What one benchmark lacks is an error, not a hole."""
+    holes: dict[str, str] = field(default_factory=dict)
+
+
+def mini_tasks(config: EvalConfig) -> Suite:
     """Held-out questions of the generated tasks, one benchmark a task of `config.tasks` and level of `config.levels`.
 
     Never a question of training: `held_out` and `train` are disjoint splits, of all tasks together. Raises UserError
@@ -36,24 +68,110 @@ def mini_tasks(config: EvalConfig) -> list[Benchmark]:
     if not levels or len(set(levels)) < len(levels) or not set(levels) <= set(LEVELS):
         raise UserError(f"eval.levels must be some of {', '.join(map(str, LEVELS))}, each once, got {levels}")
     limits = config.media.limits()
-    return [
+    benchmarks = tuple(
         Benchmark(
             name=f"{task}_l{level}",
             family=TASKS[task].family,
+            library="lm_eval" if TASKS[task].family == "LLM" else "lmms_eval",
             questions=tuple(
                 make_questions([task], [level], config.num_questions, seed=config.seed, split="held_out", limits=limits)
             ),
         )
         for task in tasks
         for level in levels
+    )
+    return Suite(benchmarks=benchmarks, families={b.name: b.family for b in benchmarks}, strict=True)
+
+
+def columns_suite(config: EvalConfig) -> Suite:
+    """Benchmarks of the paper's tables. One whose data are not there is a hole, and the others go on."""
+    members = suite_columns()[str(config.suite)]
+    names = [column.name for column in members]
+    if unknown := [name for name in config.columns if name not in names]:
+        raise UserError(f"eval.columns: {config.suite} has no '{unknown[0]}'.{did_you_mean(unknown[0], names)}")
+    if config.limit is not None and config.limit < 1:
+        raise UserError(f"eval.limit must be at least 1, got {config.limit}")
+    if config.data_root is not None and not Path(config.data_root).expanduser().is_dir():
+        raise UserError(f"eval.data_root={config.data_root} is no folder")
+    chosen = [column for column in members if not config.columns or column.name in config.columns]
+    benchmarks, holes = [], {}
+    for column in chosen:
+        try:
+            benchmarks.append(_benchmark(column, config))
+        except UserError as error:
+            holes[column.name] = str(error)
+    if not benchmarks:
+        raise UserError(next(iter(holes.values())))
+    return Suite(benchmarks=tuple(benchmarks), holes=holes, families={c.name: c.family for c in chosen})
+
+
+def _benchmark(column: Column, config: EvalConfig) -> Benchmark:
+    from harness.evaluation.benchmarks.registry import recipe
+    from harness.evaluation.benchmarks.upstream import upstream_config
+
+    chosen, limits = recipe(column.name), config.media.limits()
+    if column.scoring == "bench_judge" and config.judge.url is None and config.stage != "generate":
+        raise UserError(f"{column.name}: every row is judged: set eval.judge.url, or eval.stage=generate for now")
+    questions = [
+        replace(question, limits=limits)
+        for row in load_rows(column, config.options, config.data_root)
+        for question in _questions_of(row, chosen)
     ]
+    if not questions:
+        raise UserError(f"{column.name}: {column.dataset} has no question")
+    if column.name in ("aime25", "aime26"):
+        questions = repeated(questions, config.options.aime_repeats)
+    positions = spread(len(questions), config.limit)
+    return Benchmark(
+        name=column.name,
+        family=column.family,
+        questions=tuple(questions[i] for i in positions),
+        positions=tuple(positions),
+        library=column.library,
+        upstream=upstream_config(column),
+        dataset=column.dataset,
+        scoring=column.scoring,
+        scorer=chosen.scorer,
+        judge=chosen.judge,
+        aggregate=chosen.aggregate(config.options),
+    )
 
 
-SUITES: dict[str, Callable[[EvalConfig], list[Benchmark]]] = {"mini": mini_tasks}
+def _questions_of(row: Row, chosen: Recipe) -> list[Question]:
+    try:
+        return chosen.questions(row)
+    except UserError:
+        raise
+    except Exception as error:  # whatever cells of another form lead to
+        problem = f"{type(error).__name__}: {error}".split("\n")[0]
+        raise UserError(
+            f"{row.column.name}: row {row.id} of {row.column.dataset} cannot be read ({problem}): "
+            "is it another version of the data set?"
+        ) from error
 
 
-def load_suite(config: EvalConfig) -> list[Benchmark]:
-    """The benchmarks of `config.suite`. Raises UserError when there is no such suite."""
+def repeated(questions: Sequence[Question], times: int) -> list[Question]:
+    """Every question so many times, with an id for each."""
+    if times == 1:
+        return list(questions)
+    return [replace(question, id=f"{question.id}/{k}") for question in questions for k in range(times)]
+
+
+def spread(num: int, limit: int | None) -> list[int]:
+    """`limit` positions of `num`, evenly spread: the first rows of a benchmark are often of one subject.
+
+    Example: 4 of 10: 0, 2, 5, 7.
+    """
+    if limit is None or limit >= num:
+        return list(range(num))
+    return [i * num // limit for i in range(limit)]
+
+
+SUITES: dict[str, Callable[[EvalConfig], Suite]] = {"mini": mini_tasks, **dict.fromkeys(suite_columns(), columns_suite)}
+
+
+def load_suite(config: EvalConfig) -> Suite:
+    """The benchmarks of `config.suite`. Raises UserError when there is no such suite, or nothing in it can be run."""
     if config.suite not in SUITES:
         raise UserError(f"eval.suite={config.suite} is not known.{did_you_mean(str(config.suite), SUITES)}")
     return SUITES[config.suite](config)

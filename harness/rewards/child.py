@@ -8,7 +8,6 @@ stdin, so it never outlives its parent.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import resource
 import signal
@@ -74,7 +73,6 @@ def _limited(cpu_seconds: float, work: Callable[[], Any]) -> Any:
 
 
 def _limit_process() -> None:
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own limits are off
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

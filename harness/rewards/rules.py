@@ -7,6 +7,7 @@ degree and percent marks. Libraries are imported on use: the parent process need
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ from harness.errors import UserError, did_you_mean
 from harness.rewards.boxed import last_boxed
 from harness.rewards.choice import choice_letter, normal_text
 from harness.types import AnswerType, Question, Verdict
+
+MAX_LENGTH = 2000
+"""Characters of a mathematical answer, and four more for each of the other one's: what is longer is not read, which
+would only take a worker to its limit of time."""
 
 # mathruler compares integers as floats: beyond 15 digits only the library may decide.
 _INTEGER = re.compile(r"[+-]?[0-9]{1,15}")
@@ -146,7 +151,8 @@ def _quick_math(gold: str, answer: str) -> bool | None:
         return bool(gold)
     if _INTEGER.fullmatch(gold) and _INTEGER.fullmatch(answer):
         return int(gold) == int(answer)
-    return None
+    shorter, longer = sorted((len(gold), len(answer)))
+    return False if longer > MAX_LENGTH + 4 * shorter else None
 
 
 def _math_equal(gold: str, answer: str, grader: str) -> bool:
@@ -167,6 +173,7 @@ def _library(grader: str) -> Callable[[str, str], bool]:
         return lambda gold, answer: bool(grade_answer(answer, gold))
     from math_verify import verify
 
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own limits are off
     # The library's own limits are alarms, which do nothing outside a main thread: the worker's limit replaces them.
     return lambda gold, answer: verify(_parse(gold), _parse(answer), timeout_seconds=None)
 
@@ -175,6 +182,7 @@ def _parse(text: str) -> list[Any]:
     """What math_verify reads in an answer: at most one sympy expression, and the text it was read from."""
     from math_verify import LatexExtractionConfig, parse
 
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
     # The library reads `1 1/2` as 1 and does not read `5.` at all.
     text = _MIXED.sub(r"\1\\frac{\2}{\3}", _FULL_STOP.sub("", text.strip()))
     # In a box the whole text is one LaTeX formula; without one the library would pick out a single number.

@@ -99,3 +99,23 @@ def test_students_have_tables_of_their_own(write_run, tmp_path):
 
 def test_a_bar_in_a_cell_does_not_break_the_table():
     assert markdown_table(["a", "b"], [["x|y", "1"]]) == "| a    |   b |\n| :--- | --: |\n| x\\|y |   1 |"
+
+
+def test_a_benchmark_that_could_not_be_evaluated_is_a_hole(write_run, tmp_path):
+    write_run("base", {"level1": 30.0, "level2": 10.0, "level3": 5.0})
+    write_run("zppo", {"level1": 60.0, "level2": 20.0, "level3": 7.0})
+    for label in ("base", "zppo"):
+        file = tmp_path / "study" / label / "tiny_s" / "seed0" / "eval" / "mini" / "scores.csv"
+        text = file.read_text().replace("level3,LLM,5.0,1.5,200,p1", "level3,LLM,,,0,")  # nobody has it
+        text = text.replace("level3,LLM,7.0,1.5,200,p1", "level3,LLM,,,0,")
+        file.write_text(text.replace("level2,LLM,10.0,1.5,200,p1", "level2,LLM,,,0,"))
+    (table,) = compare(collect(tmp_path / "study"))
+    assert to_markdown(table).splitlines()[2:] == [
+        "| base   |     30.0 |        - |      - |         - |     1 |",
+        "| zppo   | **60.0** | **20.0** |      - |         - |     1 |",
+    ]
+    assert table.refused == (
+        "base tiny_s seed0: not evaluated on level2, level3 (why: protocol.json)",
+        "zppo tiny_s seed0: not evaluated on level3 (why: protocol.json)",
+    )
+    assert table.num_questions.to_dict() == {"level1": 200, "level2": 200}

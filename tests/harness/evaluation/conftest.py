@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.config import EvalConfig, RewardConfig
+from harness.evaluation.store import SampleStore
+from harness.evaluation.student import Student
+from harness.evaluation.suites import Benchmark
 from harness.rewards.workers import Grader
 from harness.rollout.base import Sampling
 from harness.types import Prompt, Rollout, RolloutGroup, Sampler
@@ -74,6 +80,19 @@ def two_levels() -> EvalConfig:
 @pytest.fixture
 def all_tasks(two_levels: EvalConfig) -> EvalConfig:
     return replace(two_levels, tasks=["bar_clip", "arithmetic", "bar_chart", "bar_cards"])
+
+
+@pytest.fixture
+def student_of(tmp_path: Path) -> Iterator[Callable[..., Student]]:
+    """Students with a store each."""
+    with ExitStack() as stack:
+        num = count()
+
+        def make(engine: Any, grader: Grader, config: EvalConfig, benchmarks: Sequence[Benchmark]) -> Student:
+            store = stack.enter_context(SampleStore(tmp_path / f"store-{next(num)}.jsonl"))
+            return Student(engine, grader, config, benchmarks, store=store, identity="scripted")
+
+        yield make
 
 
 @pytest.fixture(scope="session")

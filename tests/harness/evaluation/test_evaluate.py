@@ -16,7 +16,7 @@ import torch
 from harness.config import EvalConfig
 from harness.data.arithmetic import make_questions
 from harness.evaluation.evaluate import evaluate
-from harness.evaluation.protocol import eval_sampling, protocol_hash, protocol_settings
+from harness.evaluation.protocol import card_hash, eval_sampling, evaluation_card
 from harness.evaluation.suites import load_suite
 from harness.types import Prompt
 from methods.prompts import plain_messages
@@ -24,19 +24,25 @@ from methods.prompts import plain_messages
 MakeEngine = Callable[..., Any]
 
 
-def run(config: EvalConfig, engine: Any, grader: Any, out_dir: Path) -> list[dict[str, Any]]:
-    return evaluate(config, engine, grader, out_dir=out_dir, model_name="scripted")
+def run(config: EvalConfig, engine: Any, grader: Any, out_dir: Path, identity: str = "a") -> list[dict[str, Any]]:
+    return evaluate(config, engine, grader, out_dir=out_dir, model_name="scripted", identity=identity)
+
+
+def hashes(config: EvalConfig, grader: Any) -> dict[str, str]:
+    """The protocol of each benchmark."""
+    benchmarks = load_suite(config).benchmarks
+    return {b.name: card_hash(evaluation_card(b, config, grader.config.grader)) for b in benchmarks}
 
 
 def test_scores_by_hand(two_levels: EvalConfig, make_engine: MakeEngine, grader: Any, tmp_path: Path) -> None:
     # Level 1: right, wrong, cut off, right: p = 2/4, stderr = sqrt(0.5 * 0.5 / 4) = 0.25.
     # Level 2: right, wrong, cut off, no box: p = 1/4, stderr = sqrt(0.25 * 0.75 / 4) = 0.2165063...
     scores = run(two_levels, make_engine(), grader, tmp_path)
-    protocol = protocol_hash(two_levels, grader.config.grader)
+    protocol = hashes(two_levels, grader)
     assert (tmp_path / "scores.csv").read_text() == (
-        "benchmark,family,score,stderr,n,num_truncated,num_unparsable,protocol\n"
-        f"arithmetic_l1,LLM,50.0,25.0,4,1,1,{protocol}\n"
-        f"arithmetic_l2,LLM,25.0,21.6506,4,1,2,{protocol}\n"
+        "benchmark,family,score,stderr,n,num_truncated,num_unparsable,num_judged,num_malformed,protocol\n"
+        f"arithmetic_l1,LLM,50.0,25.0,4,1,1,0,0,{protocol['arithmetic_l1']}\n"
+        f"arithmetic_l2,LLM,25.0,21.6506,4,1,2,0,0,{protocol['arithmetic_l2']}\n"
     )
     assert scores[1] == {
         "benchmark": "arithmetic_l2",
@@ -46,9 +52,12 @@ def test_scores_by_hand(two_levels: EvalConfig, make_engine: MakeEngine, grader:
         "n": 4,
         "num_truncated": 1,
         "num_unparsable": 2,
-        "protocol": protocol,
+        "num_judged": 0,
+        "num_malformed": 0,
+        "protocol": protocol["arithmetic_l2"],
     }
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["protocol.json", "rows.jsonl", "scores.csv"]
+    names = ["protocol.json", "responses.jsonl", "rows.jsonl", "scores.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 def test_three_families_keep_the_order_of_the_suite(
@@ -56,16 +65,16 @@ def test_three_families_keep_the_order_of_the_suite(
 ) -> None:
     engine = make_engine()
     run(all_tasks, engine, grader, tmp_path)
-    protocol = protocol_hash(all_tasks, grader.config.grader)
+    protocol = hashes(all_tasks, grader)
     # Right, wrong, cut off, and then right on level 1 and no box on level 2, as in the test above.
     expected = [
-        f"{task}_l{level},{family},{score},4,1,{num_unparsable},{protocol}"
+        f"{task}_l{level},{family},{score},4,1,{num_unparsable},0,0,{protocol[f'{task}_l{level}']}"
         for task, family in [("bar_clip", "Video"), ("arithmetic", "LLM"), ("bar_chart", "VLM"), ("bar_cards", "VLM")]
         for level, score, num_unparsable in [(1, "50.0,25.0", 1), (2, "25.0,21.6506", 2)]
     ]
     assert (tmp_path / "scores.csv").read_text().splitlines()[1:] == expected
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    asked = [q for benchmark in load_suite(all_tasks) for q in benchmark.questions]
+    asked = [q for benchmark in load_suite(all_tasks).benchmarks for q in benchmark.questions]
     assert [row["question_id"] for row in rows] == [q.id for q in asked]
     assert [row["images"] for row in rows] == [[image.name for image in q.images] for q in asked]
     assert [row["video"] for row in rows] == [None if q.video is None else q.video.name for q in asked]
@@ -78,7 +87,7 @@ def test_prompts_of_the_engine_have_the_media_of_their_questions(
     run(all_tasks, engine, grader, tmp_path)
     assert {sampling == eval_sampling(all_tasks) for _, sampling in engine.calls} == {True}
     prompts = {prompt.uid: prompt for call, _ in engine.calls for prompt in call}
-    for benchmark in load_suite(all_tasks):
+    for benchmark in load_suite(all_tasks).benchmarks:
         for position, question in enumerate(benchmark.questions):
             prompt = prompts.pop(f"eval/{benchmark.name}/{position}")
             assert prompt.question == question
@@ -109,6 +118,7 @@ def test_rows_hold_every_response(two_levels: EvalConfig, make_engine: MakeEngin
         "gold": gold,
         "score": 0.0,
         "verdict": "unparsable",
+        "outcome": "unparsed",
         "how": "rule",
     }
     assert (rows[0]["answer"], rows[1]["answer"]) == (questions[0].answer, "7000")
@@ -118,21 +128,23 @@ def test_protocol_file_says_what_the_hash_stands_for(
     two_levels: EvalConfig, make_engine: MakeEngine, grader: Any, tmp_path: Path
 ) -> None:
     run(two_levels, make_engine(), grader, tmp_path)
+    cards = [evaluation_card(b, two_levels, grader.config.grader) for b in load_suite(two_levels).benchmarks]
     assert json.loads((tmp_path / "protocol.json").read_text()) == {
-        "protocol": protocol_hash(two_levels, grader.config.grader),
         "model": "scripted",
-        "settings": protocol_settings(two_levels, grader.config.grader),
+        "identity": "a",
+        "cards": {card_hash(card): card for card in cards},
+        "holes": {},
     }
 
 
-def test_all_prompts_reach_the_engine_in_one_call_with_the_protocols_decoding(
+def test_a_benchmarks_prompts_reach_the_engine_in_one_call_with_the_protocols_decoding(
     two_levels: EvalConfig, make_engine: MakeEngine, grader: Any, tmp_path: Path
 ) -> None:
     config = replace(two_levels, seed=3, temperature=0.7, top_p=0.8, top_k=9, min_p=0.02, presence_penalty=0.4)
     engine = make_engine()
     run(config, engine, grader, tmp_path)
-    [(prompts, sampling)] = engine.calls
-    assert sampling == eval_sampling(config)
+    assert [sampling for _, sampling in engine.calls] == [eval_sampling(config)] * 2
+    prompts = [prompt for call, _ in engine.calls for prompt in call]
     questions = [q for level in (1, 2) for q in make_questions([level], 4, seed=3, split="held_out")]
     assert [p.question for p in prompts] == questions
     assert [p.messages for p in prompts] == [plain_messages(q) for q in questions]
@@ -192,7 +204,7 @@ def test_a_failed_evaluation_leaves_the_earlier_files(
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        run(two_levels, make_engine(script), grader, tmp_path)
+        run(two_levels, make_engine(script), grader, tmp_path, identity="b")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
 
 
@@ -202,6 +214,6 @@ def test_a_second_evaluation_sees_the_new_weights(
     engine = make_engine()
     first = run(two_levels, engine, grader, tmp_path)
     engine.script = lambda prompt: (f"\\boxed{{{prompt.question.answer}}}", "stop")
-    second = run(two_levels, engine, grader, tmp_path)
+    second = run(two_levels, engine, grader, tmp_path, identity="b")
     assert [s["score"] for s in first] == [50.0, 25.0]
     assert [(s["score"], s["stderr"]) for s in second] == [(100.0, 0.0), (100.0, 0.0)]

@@ -58,7 +58,8 @@ grader = Grader(RewardConfig())
 warnings.filterwarnings("ignore", message="a filter of the run")
 before = state()
 for repeat in range(2):
-    scores = evaluate(config, conftest.ScriptedEngine(script), grader, out_dir=Path("out"), model_name="scripted")
+    names = {"model_name": "scripted", "identity": str(repeat)}
+    scores = evaluate(config, conftest.ScriptedEngine(script), grader, out_dir=Path("out"), **names)
     after = state()
     changed = [name for name in before if before[name] != after[name]]
     assert not changed, f"evaluation {repeat} changed {[(before[name], after[name]) for name in changed]}"
@@ -93,3 +94,32 @@ def test_the_process_is_as_before_and_only_needed_libraries_are_loaded(
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert (tmp_path / "loaded").read_text() == libraries
+
+
+def test_what_is_quiet_inside_leaves_the_outside_quiet() -> None:
+    from loguru import logger
+
+    from harness.evaluation.benchmarks.upstream import upstream_module
+    from harness.evaluation.isolation import quiet_lmms_eval
+
+    said: list[str] = []
+    sink = logger.add(lambda message: said.append(message.record["message"]))
+    try:
+        with quiet_lmms_eval():
+            upstream_module.cache_clear()
+            upstream_module("lmms_eval.api.metrics")
+            exec("logger.info('inside')", {"__name__": "lmms_eval.evaluator", "logger": logger})
+        exec("logger.info('outside')", {"__name__": "lmms_eval.evaluator", "logger": logger})
+    finally:
+        logger.remove(sink)
+    assert said == ["outside"]
+
+
+def test_the_tasks_of_a_library_leave_the_path_alone() -> None:
+    from harness.evaluation.benchmarks.upstream import upstream_module
+
+    before, variables = list(sys.path), dict(os.environ)
+    upstream_module.cache_clear()
+    sys.modules.pop("lmms_eval.tasks.ocrbench_v2.utils", None)
+    upstream_module("lmms_eval.tasks.ocrbench_v2.utils")
+    assert sys.path == before and dict(os.environ) == variables

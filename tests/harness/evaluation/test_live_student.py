@@ -13,7 +13,6 @@ import torch
 from harness.config import EvalConfig, ModelConfig
 from harness.evaluation.evaluate import evaluate
 from harness.evaluation.protocol import eval_sampling
-from harness.evaluation.student import questions_by_uid
 from harness.evaluation.suites import load_suite
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
@@ -45,11 +44,12 @@ def config(two_levels: EvalConfig) -> EvalConfig:
 def test_scores_are_those_of_what_the_engine_samples(
     config: EvalConfig, engine: TransformersEngine, grader: Any, tmp_path: Path
 ) -> None:
-    scores = evaluate(config, engine, grader, out_dir=tmp_path, model_name="tiny_s")
+    scores = evaluate(config, engine, grader, out_dir=tmp_path, model_name="tiny_s", identity="tiny_s")
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     prompts = [
         Prompt(uid=uid, question=question, messages=plain_messages(question))
-        for uid, question in questions_by_uid(load_suite(config)).items()
+        for benchmark in load_suite(config).benchmarks
+        for uid, question in benchmark.uids().items()
     ]
     rollouts = [group.rollouts[0] for group in engine.generate(prompts, eval_sampling(config))]
     assert [row["response"] for row in rows] == [rollout.text for rollout in rollouts]
@@ -64,7 +64,7 @@ def test_same_model_same_scores_and_other_weights_other_scores(
     config: EvalConfig, student: LanguageModel, engine: TransformersEngine, grader: Any, tmp_path: Path
 ) -> None:
     def rows(name: str) -> str:
-        evaluate(config, engine, grader, out_dir=tmp_path / name, model_name="tiny_s")
+        evaluate(config, engine, grader, out_dir=tmp_path / name, model_name="tiny_s", identity=name)
         return (tmp_path / name / "rows.jsonl").read_text()
 
     student.module.train()

@@ -8,7 +8,6 @@ import pytest
 
 from harness.config import EvalConfig
 from harness.evaluation.lm_eval_adapter import BenchmarkTask, StudentLM
-from harness.evaluation.student import Student
 from harness.evaluation.suites import load_suite
 from harness.types import RolloutGroup
 
@@ -21,10 +20,10 @@ def requests_of(task: BenchmarkTask) -> list[Any]:
 
 
 def test_texts_come_back_in_the_order_of_the_requests(
-    two_levels: EvalConfig, make_engine: MakeEngine, grader: Any
+    student_of: Any, two_levels: EvalConfig, make_engine: MakeEngine, grader: Any
 ) -> None:
-    [first, _] = benchmarks = load_suite(two_levels)
-    student = Student(make_engine(), grader, two_levels, benchmarks)
+    [first, _] = benchmarks = load_suite(two_levels).benchmarks
+    student = student_of(make_engine(), grader, two_levels, benchmarks)
     texts = StudentLM(student).generate_until(requests_of(BenchmarkTask(first, student)))
     golds = [q.answer for q in first.questions]
     assert texts == [
@@ -36,18 +35,22 @@ def test_texts_come_back_in_the_order_of_the_requests(
     assert list(student.responses) == [f"eval/arithmetic_l1/{i}" for i in range(4)]
 
 
-def test_a_task_cannot_bring_its_own_decoding(two_levels: EvalConfig, make_engine: MakeEngine, grader: Any) -> None:
-    benchmarks = load_suite(two_levels)
-    other = Student(make_engine(), grader, replace(two_levels, max_response_tokens=32), benchmarks)
+def test_a_task_cannot_bring_its_own_decoding(
+    student_of: Any, two_levels: EvalConfig, make_engine: MakeEngine, grader: Any
+) -> None:
+    benchmarks = load_suite(two_levels).benchmarks
+    other = student_of(make_engine(), grader, replace(two_levels, max_response_tokens=32), benchmarks)
     task = BenchmarkTask(benchmarks[0], other)
-    student = Student(make_engine(), grader, two_levels, benchmarks)
+    student = student_of(make_engine(), grader, two_levels, benchmarks)
     with pytest.raises(AssertionError, match="arithmetic_l1 wants other decoding"):
         StudentLM(student).generate_until(requests_of(task))
 
 
-def test_a_task_cannot_reword_a_question(two_levels: EvalConfig, make_engine: MakeEngine, grader: Any) -> None:
-    benchmarks = load_suite(two_levels)
-    student = Student(make_engine(), grader, two_levels, benchmarks)
+def test_a_task_cannot_reword_a_question(
+    student_of: Any, two_levels: EvalConfig, make_engine: MakeEngine, grader: Any
+) -> None:
+    benchmarks = load_suite(two_levels).benchmarks
+    student = student_of(make_engine(), grader, two_levels, benchmarks)
     task = BenchmarkTask(benchmarks[0], student)
     task.set_config("description", "You are a calculator.")
     with pytest.raises(AssertionError, match="arithmetic_l1 changed the wording of a question"):
@@ -55,9 +58,9 @@ def test_a_task_cannot_reword_a_question(two_levels: EvalConfig, make_engine: Ma
 
 
 def test_a_lost_group_is_noticed(
-    two_levels: EvalConfig, make_engine: MakeEngine, grader: Any, monkeypatch: pytest.MonkeyPatch
+    student_of: Any, two_levels: EvalConfig, make_engine: MakeEngine, grader: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    benchmarks = load_suite(two_levels)
+    benchmarks = load_suite(two_levels).benchmarks
     engine = make_engine()
     generate = engine.generate
 
@@ -65,15 +68,15 @@ def test_a_lost_group_is_noticed(
         return list(generate(*arguments))[1:]
 
     monkeypatch.setattr(engine, "generate", all_but_one)
-    student = Student(engine, grader, two_levels, benchmarks)
-    with pytest.raises(AssertionError, match="lost or invented groups"):
+    student = student_of(engine, grader, two_levels, benchmarks)
+    with pytest.raises(AssertionError, match="the engine lost groups"):
         StudentLM(student).generate_until(requests_of(BenchmarkTask(benchmarks[0], student)))
 
 
 def test_log_likelihood_tasks_are_refused_with_the_reason(
-    two_levels: EvalConfig, make_engine: MakeEngine, grader: Any
+    student_of: Any, two_levels: EvalConfig, make_engine: MakeEngine, grader: Any
 ) -> None:
-    student = StudentLM(Student(make_engine(), grader, two_levels, []))
+    student = StudentLM(student_of(make_engine(), grader, two_levels, []))
     for method in (student.loglikelihood, student.loglikelihood_rolling):
         with pytest.raises(NotImplementedError, match="scores generated answers only"):
             method([])

@@ -56,10 +56,10 @@ def test_messages_carry_the_references_themselves(adapter: Any) -> None:
 
 
 def test_texts_come_back_in_the_order_of_the_requests(
-    adapter: Any, media_config: EvalConfig, make_engine: MakeEngine, grader: Any
+    student_of: Any, adapter: Any, media_config: EvalConfig, make_engine: MakeEngine, grader: Any
 ) -> None:
-    _, clips = benchmarks = load_suite(media_config)
-    student = Student(make_engine(), grader, media_config, benchmarks)
+    _, clips = benchmarks = load_suite(media_config).benchmarks
+    student = student_of(make_engine(), grader, media_config, benchmarks)
     texts = asked(adapter, student, adapter.MediaBenchmarkTask(clips, student))
     golds = [q.answer for q in clips.questions]
     assert texts == [
@@ -72,26 +72,33 @@ def test_texts_come_back_in_the_order_of_the_requests(
 
 
 def test_what_is_scored_is_what_was_said_white_space_and_all(
-    adapter: Any, two_levels: EvalConfig, make_engine: MakeEngine, grader: Any
+    student_of: Any, adapter: Any, two_levels: EvalConfig, make_engine: MakeEngine, grader: Any
 ) -> None:
     def script(prompt: Prompt) -> tuple[str, str]:
         return f"\n  \\boxed{{{prompt.question.answer}}}  \n", "stop"
 
-    benchmark = Benchmark(name="own", family="Video", questions=(BOTH, replace(BOTH, id="again", video=None)))
+    benchmark = Benchmark(
+        name="own", family="Video", library="lmms_eval", questions=(BOTH, replace(BOTH, id="again", video=None))
+    )
     engine = make_engine(script)
-    student = Student(engine, grader, two_levels, [benchmark])
+    student = student_of(engine, grader, two_levels, [benchmark])
     assert adapter.run_benchmarks([benchmark], student) == {"own": 1.0}
     [(prompts, _)] = engine.calls
     assert [p.question for p in prompts] == list(benchmark.questions)
     assert prompts[0].question.video is CLIP
-    assert student.responses["eval/own/0"].rollout.text == "\n  \\boxed{50}  \n"
+    assert student.responses["eval/own/0"].sample.response == "\n  \\boxed{50}  \n"
 
 
 def test_a_failing_score_is_not_tried_again(
-    adapter: Any, media_config: EvalConfig, make_engine: MakeEngine, grader: Any, monkeypatch: pytest.MonkeyPatch
+    student_of: Any,
+    adapter: Any,
+    media_config: EvalConfig,
+    make_engine: MakeEngine,
+    grader: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    benchmarks = load_suite(media_config)
-    student = Student(make_engine(), grader, media_config, benchmarks)
+    benchmarks = load_suite(media_config).benchmarks
+    student = student_of(make_engine(), grader, media_config, benchmarks)
     calls = []
 
     def score(uid: str, results: list[str]) -> dict[str, float]:
@@ -105,11 +112,11 @@ def test_a_failing_score_is_not_tried_again(
 
 
 def test_a_task_cannot_bring_its_own_decoding(
-    adapter: Any, media_config: EvalConfig, make_engine: MakeEngine, grader: Any
+    student_of: Any, adapter: Any, media_config: EvalConfig, make_engine: MakeEngine, grader: Any
 ) -> None:
-    benchmarks = load_suite(media_config)
-    other = Student(make_engine(), grader, replace(media_config, max_response_tokens=32), benchmarks)
-    student = Student(make_engine(), grader, media_config, benchmarks)
+    benchmarks = load_suite(media_config).benchmarks
+    other = student_of(make_engine(), grader, replace(media_config, max_response_tokens=32), benchmarks)
+    student = student_of(make_engine(), grader, media_config, benchmarks)
     with pytest.raises(AssertionError, match="bar_cards_l2 wants other decoding"):
         asked(adapter, student, adapter.MediaBenchmarkTask(benchmarks[0], other))
 
@@ -125,6 +132,7 @@ def test_a_task_cannot_bring_its_own_decoding(
     ],
 )
 def test_a_task_cannot_change_a_question(
+    student_of: Any,
     change: dict[str, Any],
     message: str,
     adapter: Any,
@@ -132,17 +140,17 @@ def test_a_task_cannot_change_a_question(
     make_engine: MakeEngine,
     grader: Any,
 ) -> None:
-    right = Benchmark(name="own", family="Video", questions=(BOTH,))
+    right = Benchmark(name="own", family="Video", library="lmms_eval", questions=(BOTH,))
     wrong = replace(right, questions=(replace(BOTH, **change),))
-    task = adapter.MediaBenchmarkTask(wrong, Student(make_engine(), grader, two_levels, [wrong]))
+    task = adapter.MediaBenchmarkTask(wrong, student_of(make_engine(), grader, two_levels, [wrong]))
     with pytest.raises(AssertionError, match=message):
-        asked(adapter, Student(make_engine(), grader, two_levels, [right]), task)
+        asked(adapter, student_of(make_engine(), grader, two_levels, [right]), task)
 
 
 def test_other_ways_of_scoring_are_refused_with_the_reason(
-    adapter: Any, two_levels: EvalConfig, make_engine: MakeEngine, grader: Any
+    student_of: Any, adapter: Any, two_levels: EvalConfig, make_engine: MakeEngine, grader: Any
 ) -> None:
-    model = adapter.StudentLMM(Student(make_engine(), grader, two_levels, []))
+    model = adapter.StudentLMM(student_of(make_engine(), grader, two_levels, []))
     with pytest.raises(NotImplementedError, match="scores generated answers only"):
         model.loglikelihood([])
     with pytest.raises(NotImplementedError, match="asks each question once"):

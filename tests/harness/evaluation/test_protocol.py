@@ -4,86 +4,142 @@ import re
 import subprocess
 import sys
 from dataclasses import fields, replace
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
 import conf
 from harness.config import EvalConfig, MediaConfig
+from harness.config_eval import JudgeConfig
 from harness.evaluation import protocol
-from harness.evaluation.protocol import eval_sampling, generation_kwargs, protocol_hash, protocol_settings
+from harness.evaluation.protocol import NO_PART, card_hash, eval_sampling, evaluation_card, generation_kwargs
+from harness.evaluation.suites import Benchmark, load_suite
 from harness.rollout.base import Sampling
+from harness.types import Question
 
+QUESTIONS = (
+    Question(id="a", text="Compute 1+1.", answer="2"),
+    Question(id="b", text="Compute 1+2.", answer="3", metadata={"level": 1}),
+)
+BENCHMARK = Benchmark(name="sums", family="LLM", questions=QUESTIONS)
 CHANGED = {
-    "suite": "other", "levels": [1], "num_questions": 7, "seed": 1, "temperature": 0.7, "top_p": 0.9, "top_k": 5,
-    "min_p": 0.1, "presence_penalty": 0.5, "repetition_penalty": 1.1, "max_response_tokens": 9,
-    "tasks": ["bar_clip"], "media": MediaConfig(max_pixels=300_000),
+    "seed": 1, "temperature": 0.7, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "presence_penalty": 0.5,
+    "repetition_penalty": 1.1, "max_response_tokens": 9, "media": MediaConfig(max_pixels=300_000),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [f.name for f in fields(EvalConfig) if f.name != "every"])
-def test_every_option_that_can_change_a_score_changes_the_hash(name: str) -> None:
-    changed = replace(EvalConfig(), **{name: CHANGED[name]})
-    assert protocol_hash(changed, "math_verify") != protocol_hash(EvalConfig(), "math_verify")
+def hash_of(benchmark: Benchmark = BENCHMARK, grader: str = "math_verify", **options: Any) -> str:
+    return card_hash(evaluation_card(benchmark, EvalConfig(**options), grader))
 
 
-def test_how_often_is_evaluated_is_no_part_of_the_protocol() -> None:
-    assert protocol_hash(EvalConfig(every=5), "math_verify") == protocol_hash(EvalConfig(), "math_verify")
+@pytest.mark.parametrize("name", [f.name for f in fields(EvalConfig) if f.name not in NO_PART])
+def test_every_option_of_answering_changes_the_hash(name: str) -> None:
+    assert hash_of(**{name: CHANGED[name]}) != hash_of()
+
+
+def test_what_only_chooses_benchmarks_is_no_part_of_a_card() -> None:
+    assert hash_of(every=5, suite="mini", columns=["x"], data_root="/data", stage="judge", limit=3) == hash_of()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"id": "c"},
+        {"text": "Compute 1 + 1."},
+        {"answer": "3"},
+        {"metadata": {"level": 2}},
+        {"messages": ({"role": "user", "content": "Hello."},)},
+    ],
+)
+def test_a_changed_question_changes_the_hash(change: dict[str, Any]) -> None:
+    assert hash_of(replace(BENCHMARK, questions=(replace(QUESTIONS[0], **change), QUESTIONS[1]))) != hash_of()
+
+
+def test_fewer_questions_and_another_scoring_change_the_hash() -> None:
+    changed = [{"questions": QUESTIONS[:1]}, {"scoring": "exact_judge"}, {"dataset": "owner/name"}, {"name": "other"}]
+    hashes = {hash_of(replace(BENCHMARK, **change)) for change in changed}
+    assert len(hashes | {hash_of()}) == 5
+
+
+def test_the_judge_is_part_of_the_card_where_one_is_asked() -> None:
+    asked = JudgeConfig(url="http://localhost:1/v1")
+    judged = replace(BENCHMARK, judge="shared", scoring="exact_judge")
+    assert hash_of(judge=asked) == hash_of()
+    hashes = {
+        hash_of(judged),
+        hash_of(judged, judge=asked),
+        hash_of(judged, judge=replace(asked, model="other")),
+        hash_of(judged, judge=replace(asked, when="unparsed")),
+        hash_of(judged, judge=replace(asked, max_tokens=64)),
+    }
+    assert len(hashes) == 5
+    elsewhere = replace(asked, url="http://localhost:2/v1", retries=9, timeout=1.0, concurrency=1)
+    assert hash_of(judged, judge=elsewhere) == hash_of(judged, judge=asked)
 
 
 def test_grader_closing_and_task_version_change_the_hash(monkeypatch: pytest.MonkeyPatch) -> None:
-    hashes = {protocol_hash(EvalConfig(), grader) for grader in ("math_verify", "mathruler")}
+    hashes = {hash_of(), hash_of(grader="mathruler")}
     monkeypatch.setattr(protocol, "CLOSING", "Answer.")
-    hashes.add(protocol_hash(EvalConfig(), "math_verify"))
-    monkeypatch.setattr(protocol, "TASK_VERSION", 2)
-    hashes.add(protocol_hash(EvalConfig(), "math_verify"))
+    hashes.add(hash_of())
+    monkeypatch.setattr(protocol, "TASK_VERSION", 99)
+    hashes.add(hash_of())
     assert len(hashes) == 4
 
 
 def test_a_whole_number_and_its_float_are_one_protocol() -> None:
-    assert protocol_hash(EvalConfig(temperature=0), "math_verify") == protocol_hash(
-        EvalConfig(temperature=0.0), "math_verify"
-    )
+    assert hash_of(temperature=0) == hash_of(temperature=0.0)
 
 
 def test_hash_is_the_same_in_another_process_which_needs_neither_torch_nor_a_library() -> None:
     program = (
-        "import sys; from harness.config import EvalConfig; from harness.evaluation.protocol import protocol_hash; "
-        "import harness.evaluation.suites; "
+        "import sys; from harness.config import EvalConfig; from harness.evaluation.protocol import *; "
+        "from harness.evaluation.suites import load_suite; "
+        "config = EvalConfig(suite='mini', tasks=['arithmetic'], levels=[2], num_questions=3); "
+        "benchmark, = load_suite(config).benchmarks; "
         "assert not {'torch', 'lm_eval', 'lmms_eval', 'datasets', 'PIL'} & sys.modules.keys(); "
-        "print(protocol_hash(EvalConfig(), 'math_verify'))"
+        "print(card_hash(evaluation_card(benchmark, config, 'math_verify')))"
     )
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert output.strip() == protocol_hash(EvalConfig(), "math_verify")
+    config = EvalConfig(suite="mini", tasks=["arithmetic"], levels=[2], num_questions=3)
+    (benchmark,) = load_suite(config).benchmarks
+    assert output.strip() == card_hash(evaluation_card(benchmark, config, "math_verify"))
     assert re.fullmatch("[0-9a-f]{12}", output.strip())
 
 
-def test_settings_are_the_options_and_what_stands_around_them() -> None:
-    settings = protocol_settings(EvalConfig(suite="mini", tasks=["bar_chart", "bar_clip"]), "mathruler")
-    assert settings == {
-        "suite": "mini",
-        "tasks": ["bar_chart", "bar_clip"],
-        "levels": [1, 2, 3, 4],
-        "num_questions": 200,
-        "seed": 0,
-        "temperature": 0.6,
-        "top_p": 0.95,
-        "top_k": 20,
-        "min_p": 0.0,
-        "presence_penalty": 1.5,
-        "repetition_penalty": 1.0,
-        "max_response_tokens": 12_288,
-        "media": {
-            "min_pixels": 262_144,
-            "max_pixels": 1_310_720,
-            "fps": 2.0,
-            "num_frames": None,
-            "max_frames": 768,
+def test_a_card_says_what_it_stands_for() -> None:
+    card = evaluation_card(BENCHMARK, EvalConfig(), "math_verify")
+    assert re.fullmatch("[0-9a-f]{64}", card.pop("questions")) and re.fullmatch("[0-9a-f]{64}", card.pop("prompts"))
+    assert card == {
+        "benchmark": "sums",
+        "dataset": "generated",
+        "num_questions": 2,
+        "decoding": {
+            "seed": 0,
+            "temperature": 0.6,
+            "top_p": 0.95,
+            "top_k": 20,
+            "min_p": 0.0,
+            "presence_penalty": 1.5,
+            "repetition_penalty": 1.0,
+            "max_response_tokens": 12_288,
+            "media": {
+                "min_pixels": 262_144,
+                "max_pixels": 1_310_720,
+                "fps": 2.0,
+                "num_frames": None,
+                "max_frames": 768,
+            },
         },
+        "options": {},
         "closing": protocol.CLOSING,
-        "task_version": 1,
-        "grader": "mathruler",
+        "scoring": "det",
+        "grader": "math_verify",
+        "judge": None,
+        "task_version": 2,
+        "versions": {"lm-eval": version("lm-eval"), "math-verify": version("math-verify")},
     }
 
 

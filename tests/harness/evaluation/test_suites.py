@@ -13,7 +13,9 @@ ALL_TASKS = list(synthetic.TASKS)
 
 
 def test_mini_has_one_benchmark_a_level() -> None:
-    benchmarks = load_suite(EvalConfig(suite="mini", tasks=["arithmetic"], levels=[1, 2, 3, 4], num_questions=5))
+    benchmarks = load_suite(
+        EvalConfig(suite="mini", tasks=["arithmetic"], levels=[1, 2, 3, 4], num_questions=5)
+    ).benchmarks
     assert [(b.name, b.family, len(b.questions)) for b in benchmarks] == [
         ("arithmetic_l1", "LLM", 5),
         ("arithmetic_l2", "LLM", 5),
@@ -27,7 +29,7 @@ def test_mini_has_one_benchmark_a_level() -> None:
 
 def test_tasks_make_three_families_in_their_order() -> None:
     tasks = ["bar_clip", "bar_cards", "arithmetic", "bar_chart"]
-    benchmarks = load_suite(EvalConfig(suite="mini", tasks=tasks, levels=[4, 2], num_questions=3))
+    benchmarks = load_suite(EvalConfig(suite="mini", tasks=tasks, levels=[4, 2], num_questions=3)).benchmarks
     assert [(b.name, b.family) for b in benchmarks] == [
         ("bar_clip_l4", "Video"),
         ("bar_clip_l2", "Video"),
@@ -47,19 +49,21 @@ def test_tasks_make_three_families_in_their_order() -> None:
 
 def test_media_limits_are_the_configurations() -> None:
     media = MediaConfig(min_pixels=256, max_pixels=4096, fps=None, num_frames=6, max_frames=8)
-    benchmarks = load_suite(EvalConfig(suite="mini", tasks=["bar_clip"], levels=[1], num_questions=2, media=media))
+    benchmarks = load_suite(
+        EvalConfig(suite="mini", tasks=["bar_clip"], levels=[1], num_questions=2, media=media)
+    ).benchmarks
     assert [q.limits for q in benchmarks[0].questions] == [MediaLimits(256, 4096, None, 6, 8)] * 2
 
 
 def test_other_tasks_beside_a_benchmark_do_not_change_it() -> None:
-    alone = load_suite(EvalConfig(suite="mini", tasks=["bar_chart"], levels=[3], num_questions=4))
-    among = load_suite(EvalConfig(suite="mini", tasks=ALL_TASKS, levels=[2, 3], num_questions=4))
+    alone = load_suite(EvalConfig(suite="mini", tasks=["bar_chart"], levels=[3], num_questions=4)).benchmarks
+    among = load_suite(EvalConfig(suite="mini", tasks=ALL_TASKS, levels=[2, 3], num_questions=4)).benchmarks
     assert alone[0] in among
 
 
 def test_seed_and_number_of_questions_are_the_configurations() -> None:
     first, other = (
-        mini_tasks(EvalConfig(suite="mini", tasks=["arithmetic"], levels=[3], num_questions=6, seed=s))[0]
+        mini_tasks(EvalConfig(suite="mini", tasks=["arithmetic"], levels=[3], num_questions=6, seed=s)).benchmarks[0]
         for s in (0, 1)
     )
     assert len(first.questions) == len(other.questions) == 6
@@ -68,7 +72,7 @@ def test_seed_and_number_of_questions_are_the_configurations() -> None:
 
 def test_no_evaluated_question_is_ever_trained_on() -> None:
     config = EvalConfig(suite="mini", tasks=["arithmetic"])
-    held_out = {q.text for b in load_suite(config) for q in b.questions}
+    held_out = {q.text for b in load_suite(config).benchmarks for q in b.questions}
     train = {q.text for q in make_questions([1, 2, 3, 4], 1600, seed=0, split="train")}
     assert len(held_out) == 800
     assert not held_out & train
@@ -79,22 +83,24 @@ def test_no_evaluated_chain_is_ever_trained_on_in_any_task() -> None:
         return {q.id.split("/")[2] for q in questions}
 
     config = EvalConfig(suite="mini", tasks=ALL_TASKS, levels=[1, 2], num_questions=100)
-    held_out = chains([q for b in load_suite(config) for q in b.questions])
+    held_out = chains([q for b in load_suite(config).benchmarks for q in b.questions])
     train = chains(synthetic.make_questions(ALL_TASKS, [1, 2], 1600, seed=0, split="train"))
     assert len(held_out) > 200 and len(train) > 400
     assert not held_out & train
 
 
 def test_default_suite_asks_each_question_once() -> None:
-    ids = [q.id for b in load_suite(EvalConfig(suite="mini")) for q in b.questions]
+    ids = [q.id for b in load_suite(EvalConfig(suite="mini")).benchmarks for q in b.questions]
     assert len(ids) == len(set(ids)) == 200 * 4 * len(EvalConfig().tasks)
 
 
 def test_unknown_suite_names_the_nearest() -> None:
-    assert list(SUITES) == ["mini"]
+    assert list(SUITES) == ["mini", "paper31", "llm10", "vlm16", "video5"]
     with pytest.raises(UserError, match=r"^eval.suite=mnii is not known. Did you mean 'mini'\?$"):
         load_suite(EvalConfig(suite="mnii"))
-    with pytest.raises(UserError, match=r"^eval.suite=None is not known. Known: mini\.$"):
+    with pytest.raises(
+        UserError, match=r"^eval.suite=None is not known. Known: llm10, mini, paper31, video5, vlm16\.$"
+    ):
         load_suite(EvalConfig())
 
 

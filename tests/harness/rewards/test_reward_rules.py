@@ -265,3 +265,10 @@ def test_an_unknown_reasoning_gym_data_set_is_named_with_its_neighbours() -> Non
 def test_mathruler(gold: str, answer: str, correct: bool) -> None:
     assert (grade(f"\\boxed{{{answer}}}", math(gold), "mathruler").verdict == "correct") is correct
     assert gold_error(math(gold), "mathruler") is None
+
+
+def test_an_answer_far_longer_than_the_gold_answer_is_wrong_without_reading_it():
+    assert rules.quick_check("7" + " + 0" * 501, math("7")) is False  # 2005 characters; 2000 + 4 * 1 are the most
+    assert rules.quick_check("7" + " + 0" * 500, math("7")) is None
+    assert rules.quick_same("7 " * 1500, "8") is False
+    assert rules.quick_same("8", "7 " * 1500) is False

@@ -1,0 +1,132 @@
+"""`zppo eval` on finished runs and on models, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from harness.app import main
+from harness.eval_command import eval_command, list_text
+from harness.models.tiny import tiny_path
+from reports.collect import collect
+from reports.tables import compare
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "benchmarks"
+SMALL = ["eval.tasks=[arithmetic]", "eval.levels=[1,2]", "eval.num_questions=6"]
+
+
+def scores(folder: Path) -> dict[str, dict[str, str]]:
+    with (folder / "scores.csv").open() as file:
+        return {row["benchmark"]: row for row in csv.DictReader(file)}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study with one run, of two steps."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    options = ["method=grpo", "student=tiny_xs", "steps=2", "data.batch_size=4", "method.group_size=2", "study=one"]
+    assert main(["train", *options, *SMALL, f"outputs={outputs}"]) == 0
+    return outputs / "one"
+
+
+@pytest.fixture
+def run(study: Path, tmp_path: Path) -> Path:
+    """A copy of its run."""
+    return Path(shutil.copytree(study, tmp_path / "one")) / "grpo" / "tiny_xs" / "seed0"
+
+
+def test_a_run_is_scored_again_on_its_own_suite_from_what_is_there(run: Path) -> None:
+    folder = run / "eval" / "mini"
+    before = {name: (folder / name).read_bytes() for name in ("scores.csv", "rows.jsonl", "responses.jsonl")}
+    (folder / "scores.csv").unlink()
+    text = eval_command([f"run={run}", *SMALL])
+    # The saved model is the one that was evaluated alive: nothing was generated anew.
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    assert text.splitlines()[0].split()[:3] == ["benchmark", "family", "score"]
+    assert text.splitlines()[1].startswith("arithmetic_l1  LLM") and text.splitlines()[-1] == f"Written: {folder}"
+
+
+def test_a_run_on_another_suite_joins_the_tables_of_its_study(run: Path) -> None:
+    options = [f"data_root={FIXTURES}", "eval.columns=[aime26,mmlu,infovqa]", "eval.max_response_tokens=8"]
+    eval_command([f"run={run}", "suite=paper31", *options])
+    found = scores(run / "eval" / "paper31")
+    assert {name: (row["family"], row["n"]) for name, row in found.items()} == {
+        "infovqa": ("VLM", "2"), "aime26": ("LLM", "2"), "mmlu": ("LLM", "2"),
+    }  # fmt: skip
+    decoding = next(iter(json.loads((run / "eval/paper31/protocol.json").read_text())["cards"].values()))["decoding"]
+    # The published decoding, the run's own limits of pixels.
+    assert (decoding["temperature"], decoding["presence_penalty"], decoding["media"]["max_pixels"]) == (
+        0.6,
+        1.5,
+        65_536,
+    )
+    tables = compare(collect(run.parents[2]))
+    assert {(table.suite, table.family) for table in tables} == {
+        ("mini", "LLM"),
+        ("paper31", "LLM"),
+        ("paper31", "VLM"),
+    }
+
+
+def test_a_model_by_its_path_is_a_row_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = shutil.copytree(tiny_path("xs"), tmp_path / "My-Model")
+    small = [*SMALL, "recipe=tiny", "eval.max_response_tokens=24", f"outputs={tmp_path}", "student.dtype=float32"]
+    assert main(["eval", f"model={model}", "study=other", *small]) == 0
+    folder = tmp_path / "other" / "base" / "my-model" / "seed0"
+    assert json.loads((folder / "run.json").read_text())["status"] == "done"
+    assert str(folder / "eval" / "mini") in capsys.readouterr().out
+    first = (folder / "eval" / "mini" / "rows.jsonl").read_text()
+    # Once more, in two passes, the second without a model.
+    shutil.rmtree(folder / "eval")
+    text = eval_command([f"model={model}", "study=other", "stage=generate", *small])
+    assert text.endswith("score them with stage=judge") and not (folder / "eval" / "mini" / "scores.csv").exists()
+    shutil.move(model, tmp_path / "elsewhere")
+    eval_command([f"model={model}", "study=other", "stage=judge", *small])
+    assert (folder / "eval" / "mini" / "rows.jsonl").read_text() == first
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "zppo eval needs run=FOLDER of a finished run, or model=NAME or path"),
+        (["run=a", "model=tiny_s"], "zppo eval needs run=FOLDER"),
+        (["run=nowhere"], "nowhere is no finished run (no run.json)"),
+        (["model=tiny_z"], "model=tiny_z is neither a student ("),
+        (["model=tiny_s", "suite=papr31"], "eval=papr31: no such option. Did you mean 'paper31'?"),
+        (["model=tiny_s", "eval.options.charxiv=all"], "eval.options.charxiv=all is not known."),
+        (["model=tiny_s", "eval.judge.when=never"], "eval.judge.when=never is not known."),
+        (["model=tiny_s", "suite=llm10", "data_root=nowhere"], "eval.data_root=nowhere is no folder"),
+        (["model=tiny_s", "suite=llm10", f"data_root={FIXTURES}", "limit=0"], "eval.limit must be at least 1, got 0"),
+        (["model=tiny_s", "suite=llm10", "eval.columns=[mmul]"], "eval.columns: llm10 has no 'mmul'. Did you mean"),
+        (["model=tiny_s", "stage=judge"], "has no responses: generate them first, with stage=generate"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outputs = [] if "run=nowhere" in words else [f"outputs={tmp_path}"]
+    assert main(["eval", *words, *outputs]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and message in error
+
+
+def test_a_run_keeps_its_student(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", f"run={run}", "student=tiny_s"]) == 2
+    assert "student=tiny_s: only eval.* can be chosen for a run that is done" in capsys.readouterr().err
+
+
+def test_the_list_has_every_column_with_its_options_and_data(tmp_path: Path) -> None:
+    shutil.copytree(FIXTURES / "cais", tmp_path / "cais")
+    lines = list_text([f"data_root={tmp_path}"]).splitlines()
+    assert len(lines) == 1 + 31 + 3
+    (mmlu,) = [line for line in lines if line.startswith("mmlu ")]
+    assert mmlu.split() == ["mmlu", "MMLU", "LLM", "14042", "exact_judge", "cais/mmlu", "there"]
+    (videos,) = [line for line in lines if line.startswith("videomme_sub ")]
+    assert videos.split()[-2:] == ["missing", "videomme_subtitles=all"]
+    (ocr,) = [line for line in lines if line.startswith("ocrbench_v2_zh ")]
+    assert ocr.endswith("ocrbench_v2=categories")
+    assert "paper31 (31), llm10 (10), vlm16 (16), video5 (5)" in lines[-2]
