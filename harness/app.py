@@ -12,6 +12,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from harness.errors import UserError, did_you_mean
 
@@ -126,14 +127,36 @@ def _status(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
 
 
 def _report(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
-    parser.add_argument("study", help="folder of a study, such as outputs/quickstart")
+    parser.add_argument("studies", nargs="*", help="folders of studies, such as outputs/quickstart; or: published")
+    parser.add_argument("--out", metavar="DIR", help="where the report goes; default STUDY/report")
     parser.add_argument("--delta", nargs=2, metavar=("A", "B"), help="the delta row is A minus B")
+    parser.add_argument("--baseline", metavar="LABEL", help="what the others are tested against; default zppo")
+    parser.add_argument("--with-published", action="store_true", help="the paper's tables beside one's own")
+    parser.add_argument("--compare", nargs=2, metavar=("RUN", "RUN"), help="what differs between two runs")
+    parser.add_argument("--wandb", choices=("offline", "online"), help="also log the report, as an artifact")
     args = parser.parse_args(argv)
+    if (args.compare is None) == (not args.studies):
+        raise UserError("zppo report needs the folder of a study, or --compare RUN RUN")
 
-    from reports.report import report_command
+    from reports.compare_runs import compare_runs
+    from reports.report import write_report
 
     with _value_errors_are_the_users():
-        print(report_command(args.study, tuple(args.delta) if args.delta else None))
+        if args.compare is not None:
+            print(compare_runs(*map(Path, args.compare)))
+            return 0
+        report = write_report(
+            args.studies,
+            out=args.out,
+            delta=tuple(args.delta) if args.delta else None,
+            baseline=args.baseline,
+            with_published=args.with_published,
+        )
+        print(report.text)
+    if args.wandb:
+        from harness.tracking import log_report
+
+        print(log_report(report.folder, Path(args.studies[0]).resolve().name, mode=args.wandb))
     return 0
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +14,13 @@ import pandas as pd
 
 BASE = "base"
 """`method` of a run without training."""
+
+ORDER = (
+    BASE, "sft", "off_policy_kd", "off_policy_kd_replay", "on_policy_kd", "on_policy_kd_replay", "grpo", "grpo_replay",
+    "grpo_teacher_response", "grpo_both", "grpo_replay_bcq", "grpo_replay_ncq", "hint", "prefix", "zppo",
+    "grpo_equal_tokens", "grpo_random_reward", "zppo_foreign_ncq", "zppo_wrong_teacher",
+)  # fmt: skip
+"""The methods as tables list them: the paper's rows, then the control arms. Others come behind, by name."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,8 @@ COLUMNS = (
     Column("n", "scores.csv", "n"),
     Column("protocol", "scores.csv", "protocol"),
 )
-"""`score` and `stderr` are in percent; `suite` (the folder's name) is added."""
+"""`score` and `stderr` are in percent. Added: `suite` (the folder's name), and `note`: why a score is missing."""
+ADDED = ("suite", "note")
 
 
 @dataclass(frozen=True)
@@ -54,29 +64,38 @@ class Run:
 
 
 def find_runs(study_dir: Path) -> list[Run]:
-    """Every run of a study: base first, then by label, student and seed.
+    """Every run of a study, by method (`ORDER`), label, student and seed.
 
-    Raises ValueError where the folder does not exist, has no run, or a `run.json` lacks a required field.
+    One that cannot be read, of another version or half written, is incomplete and says so. Raises ValueError where the
+    folder does not exist or has no run.
     """
     if not study_dir.is_dir():
         raise ValueError(f"no study folder {study_dir}: name one, such as outputs/quickstart")
     runs = [_run(file) for file in sorted(study_dir.glob("*/*/seed*/run.json"))]
     if not runs:
         raise ValueError(f"{study_dir} has no runs: start them with zppo sweep or zppo train")
-    return sorted(runs, key=lambda run: (run.info["method"] != BASE, run.info["label"], run.info["student"],
+    return sorted(runs, key=lambda run: (rank(run.info["method"]), run.info["label"], run.info["student"],
                                          run.info["seed"]))  # fmt: skip
+
+
+def rank(method: str) -> tuple[int, str]:
+    """The place of a method in tables."""
+    return (ORDER.index(method) if method in ORDER else len(ORDER), method)
 
 
 def collect(study_dir: Path) -> pd.DataFrame:
     """The long table of a study: one row for each complete run, suite and benchmark, in the order of `find_runs`.
 
-    Scores of evaluations during training (`eval/<suite>/step-000010/`) are not read. Raises ValueError as `find_runs`,
-    and for a score file that lacks a required column.
+    Scores of evaluations during training (`eval/<suite>/step-000010/`) are not read. A score that is no percentage is
+    left out, with a note. Raises ValueError as `find_runs`.
     """
-    tables = [
-        _scores(run, file) for run in find_runs(study_dir) if run.incomplete is None for file in score_files(run.folder)
-    ]
-    names = [*(column.name for column in COLUMNS), "suite"]
+    return long_table(find_runs(study_dir))
+
+
+def long_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """`collect` for runs that were found already."""
+    tables = [_scores(run, file) for run in runs if run.incomplete is None for file in score_files(run.folder)]
+    names = [*(column.name for column in COLUMNS), *ADDED]
     return pd.concat(tables, ignore_index=True)[names] if tables else pd.DataFrame(columns=names)
 
 
@@ -93,30 +112,53 @@ def seconds_of(info: dict[str, Any]) -> float | None:
 
 
 def _run(file: Path) -> Run:
-    info = json.loads(file.read_text(encoding="utf-8"))
-    for name in ["status", *(column.field for column in COLUMNS if column.source == "run.json" and column.required)]:
-        if info.get(name) is None:
-            raise ValueError(f"{file} has no '{name}': it was not written by this harness, move it out of the study")
-    incomplete = None
+    label, student, seed = file.parent.parts[-3:]
+    named = {"label": label, "method": label.partition(",")[0], "student": student, "seed": _number(seed)}
+    try:
+        info = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return Run(file.parent, named | {"status": "unreadable"}, "run.json is no JSON: half written, or damaged")
+    wanted = ["status", *(column.field for column in COLUMNS if column.source == "run.json" and column.required)]
+    missing = [name for name in wanted if info.get(name) is None]
+    if missing:
+        reason = f"run.json has no '{missing[0]}': of another version of this harness, run it again"
+        return Run(file.parent, named | {"status": "unreadable"} | info, reason)
     if info["status"] != "done":
         error = info.get("error")
-        incomplete = info["status"] + (f": {str(error).splitlines()[-1]}" if error else "")
-    elif not score_files(file.parent):
-        incomplete = "done, but not evaluated"
-    return Run(file.parent, info, incomplete)
+        return Run(file.parent, info, info["status"] + (f": {str(error).splitlines()[-1]}" if error else ""))
+    return Run(file.parent, info, _why_not_scored(file.parent))
+
+
+def _number(seed: str) -> int:
+    digits = seed.removeprefix("seed")
+    return int(digits) if digits.isdecimal() else -1
+
+
+def _why_not_scored(folder: Path) -> str | None:
+    """Why a finished run has no scores; None if it has. Every score file has to have the required columns."""
+    files = score_files(folder)
+    for file in files:
+        with file.open(encoding="utf-8", newline="") as lines:
+            header = next(csv.reader(lines), [])
+        for column in COLUMNS:
+            if column.source == "scores.csv" and column.required and column.field not in header:
+                return f"{file.relative_to(folder)} has no column '{column.field}': evaluate the run again"
+    return None if files else "done, but not evaluated"
 
 
 def _scores(run: Run, file: Path) -> pd.DataFrame:
-    """The score file with the columns of `COLUMNS` and `suite`."""
+    """The score file with the columns of `COLUMNS` and `ADDED`."""
     scores = pd.read_csv(file, dtype={"benchmark": str, "family": str, "protocol": str})
     table = pd.DataFrame(index=scores.index)
     for column in COLUMNS:
         if column.source == "run.json":
             table[column.name] = run.info.get(column.field)
-        elif column.field in scores:
-            table[column.name] = scores[column.field]
-        elif column.required:
-            raise ValueError(f"{file} has no column '{column.field}': evaluate the run again")
         else:
-            table[column.name] = None
+            table[column.name] = scores.get(column.field)
+    score = pd.to_numeric(table["score"], errors="coerce")
+    wrong = table["score"].notna() & ~score.between(0.0, 100.0)
+    notes = pd.Series("", index=table.index).mask(table["score"].isna(), "not evaluated, see protocol.json")
+    given = table["score"].astype(str)
+    table["note"] = notes.mask(wrong, "its score " + given + " is no percentage")
+    table["score"] = score.mask(wrong)
     return table.assign(suite=file.parent.name)

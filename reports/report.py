@@ -1,132 +1,201 @@
-"""`zppo report STUDY`: tables, training curves, costs and what is missing, as Markdown, CSV and PNG."""
+"""`zppo report STUDY ...`: everything that a report has, from run folders or from the published scores.
+
+report.md and index.html for reading; scores.csv, table-*.{csv,tex}, bootstrap.csv, significance.csv, cost.csv and
+equal_cost.csv to go on with; the figures as PNG and SVG.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from reports.collect import Run, collect, find_runs, seconds_of
-from reports.figures import draw_curves, load_metrics
-from reports.tables import Comparison, compare, markdown_table, to_csv, to_markdown
+from reports.bootstrap import SUBJECT, bootstrap_table
+from reports.collect import BASE, Run, find_runs, long_table
+from reports.cost import cost_table, equal_cost, equal_cost_markdown
+from reports.cost import to_csv as cost_csv
+from reports.cost import to_markdown as cost_markdown
+from reports.figures import Figure, draw_figures
+from reports.page.page import collect_page_runs, write_page
+from reports.page.rollouts import collect_rollouts
+from reports.published import STUDY as PUBLISHED
+from reports.published import published_scores
+from reports.sections import bootstrap_markdown, comparison_section, page_tables, verdict_lines
+from reports.significance import read_rows, significance_table
+from reports.tables import Comparison, compare, to_csv, to_latex
 
 TINY_NOTE = "Tiny models prove that the plumbing works; their numbers say nothing about the paper's claims."
+SCORE_COLUMNS = (
+    "study", "label", "method", "student", "teacher", "seed", "suite", "family", "benchmark", "score", "n", "stderr",
+    "card", "note",
+)  # fmt: skip
+"""Of scores.csv: one row a run and benchmark, scores and standard errors in percent."""
 
 
-def write_report(study_dir: Path, delta: tuple[str, str] | None = None) -> Path:
-    """Write `<study>/report/` and return its report.md; beside it are scores.csv (long), a CSV a table and curves.png.
+@dataclass(frozen=True)
+class Report:
+    """What a report was made of, and where it lies."""
 
-    `delta` = (A, B) chooses the delta row, see `reports.tables.compare`. Raises ValueError, one line, where there is no
-    study or no run, where `delta` names no label, and for files that cannot be read as a run's.
+    folder: Path
+    text: str
+    """The tables as Markdown, for the terminal."""
+
+
+def write_report(
+    studies: Sequence[str | Path],
+    *,
+    out: str | Path | None = None,
+    delta: tuple[str, str] | None = None,
+    baseline: str | None = None,
+    with_published: bool = False,
+) -> Report:
+    """Write the report of one or several studies; `published` is the paper's own scores.
+
+    It goes to `out`, by default `report/` in the study's folder. `delta` = (A, B) chooses the delta row
+    (`reports.tables.compare`), `baseline` the label that the others are tested against (default: zppo where there is
+    one, else base). Raises ValueError, one line, for what a user can mend.
     """
-    runs, scores = find_runs(study_dir), collect(study_dir)
+    sources = [_source(study) for study in studies]
+    runs = [run for found, _ in sources for run in found]
+    scores = _joined([table for _, table in sources])
+    folder = _folder(studies, out)
     tables = compare(scores, delta)
-    folder = study_dir / "report"
-    folder.mkdir(exist_ok=True)
-    scores.to_csv(folder / "scores.csv", index=False)
-    for table, name in zip(tables, _names(tables), strict=True):
-        (folder / f"table-{'-'.join(name)}.csv").write_text(to_csv(table), encoding="utf-8")
-    sections = [f"# {study_dir.resolve().name}", _tables_section(runs, tables)]
-    if draw_curves(load_metrics(runs), folder / "curves.png"):
-        sections.append(
-            "## Training\n\n![Training curves](curves.png)\n\n"
-            "Lines are means over the seeds that reached the step; bands reach from the lowest to the highest."
-        )
-    sections.append("## Cost\n\nMeans over the runs of a row.\n\n" + cost_table(runs))
-    file = folder / "report.md"
-    file.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
-    return file
+    bootstrap = bootstrap_table(scores)
+    tests = _tests(runs, scores, baseline)
+    folder.mkdir(parents=True, exist_ok=True)
+    for table, name in zip(tables, names(tables), strict=True):
+        stem = f"table-{'-'.join(name)}"
+        _write(folder / f"{stem}.csv", to_csv(table))
+        _write(folder / f"{stem}.tex", to_latex(table, ", ".join(name)))
+    _write(folder / "scores.csv", _csv(scores.rename(columns={"protocol": "card"})[list(SCORE_COLUMNS)]))
+    _write(folder / "bootstrap.csv", _csv(bootstrap))
+    if not tests.empty:
+        _write(folder / "significance.csv", _csv(tests))
+    figures = draw_figures(runs, scores, folder)
+    title = " and ".join(_study_name(study) for study in studies)
+    paper = compare(_source(PUBLISHED)[1]) if with_published else []
+    sections = _table_sections(tables, tests, _paper_beside(tables, paper))
+    incomplete = _incomplete(runs)
+    notes = [TINY_NOTE] if any(str(run.info["student"]).startswith("tiny") for run in runs) else []
+    parts = [f"# {title}", *sections]
+    if not bootstrap.empty:
+        parts.append(bootstrap_markdown(bootstrap))
+    parts += [*incomplete, *notes]
+    parts += [f"## {f.title}\n\n![{f.title}]({f.name}.png)\n\n{f.caption}" for f in figures]
+    costs: list[tuple[str, pd.DataFrame]] = []
+    if runs:
+        costs = [("cost", cost_table(runs, scores)), ("equal_cost", equal_cost(runs, scores))]
+        for kind, costs_table in costs:
+            _write(folder / f"{kind}.csv", cost_csv(costs_table))
+        parts.append("## Cost\n\nMeans over the runs of a row.\n\n" + cost_markdown(costs[0][1]))
+        parts.append("## At equal cost\n\n" + equal_cost_markdown(costs[1][1]))
+    _write(folder / "report.md", "\n\n".join(parts) + "\n")
+    _write_page(folder, title, tables, tests, bootstrap, costs, figures, runs, [*incomplete, *notes])
+    text = "\n\n".join([*sections, *incomplete, *notes, f"Written: {folder / 'report.md'} and index.html"])
+    return Report(folder, text)
 
 
-def report_command(study_dir: str | Path, delta: tuple[str, str] | None = None) -> str:
-    """Write the report and return what the command prints: the tables as Markdown and where the report lies."""
-    file = write_report(Path(study_dir), delta)
-    runs, scores = find_runs(Path(study_dir)), collect(Path(study_dir))
-    return f"{_tables_section(runs, compare(scores, delta))}\n\nWritten: {file}"
-
-
-def _tables_section(runs: list[Run], tables: list[Comparison]) -> str:
-    """Tables, runs that are not in them, and the note on tiny models."""
-    parts = [_table_section(table, ", ".join(name)) for table, name in zip(tables, _names(tables), strict=True)]
-    incomplete = [f"- {run.name}: {run.incomplete}" for run in runs if run.incomplete is not None]
-    if incomplete:
-        parts.append(
-            f"## Incomplete\n\n{len(incomplete)} of {len(runs)} runs are in no table.\n\n" + "\n".join(incomplete)
-        )
-    if any(str(run.info["student"]).startswith("tiny") for run in runs):
-        parts.append(TINY_NOTE)
-    return "\n\n".join(parts)
-
-
-def _names(tables: list[Comparison]) -> list[list[str]]:
+def names(tables: Sequence[Comparison]) -> list[list[str]]:
     """What tells the tables apart: the student, the suite where there are several, the family where the runs say."""
     several = len({table.suite for table in tables}) > 1
-    names = [(table.student, table.suite if several else "", table.family) for table in tables]
-    return [list(filter(None, name)) for name in names]
+    named = [(table.student, table.suite if several else "", table.family) for table in tables]
+    return [list(filter(None, name)) for name in named]
 
 
-def _table_section(table: Comparison, title: str) -> str:
-    counts = sorted(set(table.num_questions)) or [0]
-    questions = f"{counts[0]:.0f}" if len(counts) == 1 else f"{counts[0]:.0f} to {counts[-1]:.0f}"
-    note = f"Accuracy in percent, {questions} questions a benchmark"
-    if not pd.isna(table.max_stderr):
-        note += f"; the standard error of a single score is up to {table.max_stderr:.1f}"
-    parts = [f"## {title}", to_markdown(table), note + "."]
-    if table.refused:
-        parts.append("\n".join(f"- {line}" for line in table.refused))
-    return "\n\n".join(parts)
+def _source(study: str | Path) -> tuple[list[Run], pd.DataFrame]:
+    """The runs of a study and its long table."""
+    if str(study) == PUBLISHED:
+        return [], published_scores().assign(note="")
+    runs = find_runs(Path(study))
+    return runs, long_table(runs).assign(study=_study_name(study))
 
 
-def cost_table(runs: list[Run]) -> str:
-    """Wall time, training time, tokens and FLOPs of finished runs by student and label, as far as they are known."""
-    rows: dict[tuple[str, str], list[dict[str, float | None]]] = {}
-    for run in sorted(runs, key=lambda run: str(run.info["student"])):
-        if run.info["status"] == "done":
-            rows.setdefault((run.info["student"], run.info["label"]), []).append(_cost(run.info))
-    if not rows:
-        return "No run is done."
-    means = {key: pd.DataFrame(costs).astype(float).mean().to_dict() for key, costs in rows.items()}
-    known = [name for name in _FORMATS if any(not pd.isna(mean[name]) for mean in means.values())]
-    cells = [
-        [student, label, str(len(costs)), *(_FORMATS[name](means[student, label][name]) for name in known)]
-        for (student, label), costs in rows.items()
-    ]
-    return markdown_table(["student", "method", "runs", *known], cells, num_left=2)
+def _study_name(study: str | Path) -> str:
+    return PUBLISHED if str(study) == PUBLISHED else Path(study).resolve().name
 
 
-def _cost(info: dict[str, Any]) -> dict[str, float | None]:
-    cost = info["cost"] if info.get("cost") else {}
-    flops = [value for name, value in cost.items() if name.startswith("flops/")]
-    return {
-        "wall time": seconds_of(info),
-        "training": cost.get("time/step"),
-        "student tokens": cost.get("tokens/student_generated"),
-        "teacher tokens": cost.get("tokens/teacher_generated"),
-        "FLOPs": sum(flops) if flops else None,
-    }
+def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """One long table; where two studies have a row of the same name, all rows say which study they are of."""
+    scores = pd.concat(tables, ignore_index=True)
+    if scores.duplicated(["label", "student", "seed", "suite", "benchmark"]).any():
+        scores["label"] = scores["study"] + "/" + scores["label"]
+    return scores
 
 
-def _duration(seconds: float) -> str:
-    if pd.isna(seconds):
-        return "-"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+def _folder(studies: Sequence[str | Path], out: str | Path | None) -> Path:
+    if out is not None:
+        return Path(out)
+    if len(studies) > 1 or str(studies[0]) == PUBLISHED:
+        raise ValueError("several studies, or the published scores, have no folder of their own: --out DIR")
+    return Path(studies[0]) / "report"
 
 
-def _count(number: float) -> str:
-    return "-" if pd.isna(number) else f"{number:,.0f}"
+def _tests(runs: Sequence[Run], scores: pd.DataFrame, baseline: str | None) -> pd.DataFrame:
+    """Paired tests against the baseline; empty where no run has rows, or there is nothing to compare."""
+    labels = list(dict.fromkeys(scores["label"]))
+    if baseline is not None and baseline not in labels:
+        raise ValueError(f"--baseline {baseline}: no run is labelled so; labels here: {', '.join(labels)}")
+    chosen = baseline or next((label for label in (SUBJECT, BASE) if label in labels), None)
+    if chosen is None or not runs or len(labels) < 2:
+        return pd.DataFrame()
+    return significance_table(scores, read_rows(runs), chosen)
 
 
-def _scientific(number: float) -> str:
-    return "-" if pd.isna(number) else f"{number:.2g}"
+def _paper_beside(tables: Sequence[Comparison], paper: Sequence[Comparison]) -> dict[tuple[str, str], Comparison]:
+    """The paper's table of the same student and family, if there is one: another evaluation, so never in one column."""
+    known = {(table.student, table.family): table for table in paper}
+    return {key: known[key] for table in tables if (key := (table.student, table.family)) in known}
 
 
-_FORMATS = {
-    "wall time": _duration,
-    "training": _duration,
-    "student tokens": _count,
-    "teacher tokens": _count,
-    "FLOPs": _scientific,
-}
+def _table_sections(
+    tables: Sequence[Comparison], tests: pd.DataFrame, paper: dict[tuple[str, str], Comparison]
+) -> list[str]:
+    sections = []
+    for table, name in zip(tables, names(tables), strict=True):
+        sections.append(comparison_section(table, ", ".join(name), verdict_lines(tests, table)))
+        if (key := (table.student, table.family)) in paper:
+            title = f"{', '.join(name)}: as published"
+            sections.append(comparison_section(paper[key], title, []))
+    return sections
+
+
+def _incomplete(runs: Sequence[Run]) -> list[str]:
+    lines = [f"- {run.name}: {run.incomplete}" for run in runs if run.incomplete is not None]
+    if not lines:
+        return []
+    return [f"## Incomplete\n\n{len(lines)} of {len(runs)} runs are in no table.\n\n" + "\n".join(lines)]
+
+
+def _write_page(
+    folder: Path,
+    title: str,
+    tables: Sequence[Comparison],
+    tests: pd.DataFrame,
+    bootstrap: pd.DataFrame,
+    costs: Sequence[tuple[str, pd.DataFrame]],
+    figures: Sequence[Figure],
+    runs: Sequence[Run],
+    notes: Sequence[str],
+) -> None:
+    from reports.page.page import PageFigure
+
+    rollouts, remarks = collect_rollouts(runs)
+    write_page(
+        folder,
+        title=title,
+        tables=page_tables(tables, names(tables), tests, bootstrap, costs),
+        figures=[PageFigure(f.title, f.caption, folder / f"{f.name}.svg") for f in figures],
+        runs=collect_page_runs(runs),
+        rollouts=rollouts,
+        notes=[line for note in [*notes, *remarks] for line in note.splitlines() if line and not line.startswith("#")],
+    )
+
+
+def _csv(table: pd.DataFrame) -> str:
+    return table.to_csv(index=False, lineterminator="\n")
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from reports.collect import BASE
+from reports.collect import BASE, rank
 
 MACRO = "macro avg"
 SEEDS = "seeds"
@@ -52,13 +52,14 @@ def compare(scores: pd.DataFrame, delta: tuple[str, str] | None = None) -> list[
 
 def _compare(scores: pd.DataFrame, delta: tuple[str, str] | None) -> Comparison:
     scores, refused = _one_protocol(scores)
-    labels, benchmarks = list(dict.fromkeys(scores["label"])), list(dict.fromkeys(scores["benchmark"]))
+    methods = scores.drop_duplicates("label").set_index("label")["method"]
+    labels = sorted(methods.index, key=lambda label: rank(methods[label]))
+    benchmarks = list(dict.fromkeys(scores["benchmark"]))
     runs = scores.pivot(index=["label", "seed"], columns="benchmark", values="score")[benchmarks]
     runs[MACRO] = runs.mean(axis=1, skipna=False)
     by_label = runs.groupby(level="label", sort=False)
     mean, std = by_label.mean().loc[labels], by_label.std(ddof=1).loc[labels]
     mean.columns.name = std.columns.name = None
-    methods = scores.drop_duplicates("label").set_index("label")["method"]
     return Comparison(
         student=str(scores["student"].iloc[0]),
         suite=str(scores["suite"].iloc[0]),
@@ -96,10 +97,10 @@ def _one_protocol(scores: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
 def _holes(scores: pd.DataFrame) -> tuple[str, ...]:
     """One line for each run with benchmarks that could not be evaluated: its `protocol.json` says why."""
     holes = scores[scores["score"].isna()]
-    runs = holes.groupby(["label", "student", "seed"], sort=False)["benchmark"]
+    runs = holes.groupby(["label", "student", "seed", "note"], sort=False)["benchmark"]
     return tuple(
-        f"{label} {student} seed{seed}: not evaluated on {', '.join(names)} (why: protocol.json)"
-        for (label, student, seed), names in runs
+        f"{label} {student} seed{seed}: no score on {', '.join(names)} ({note})"
+        for (label, student, seed, note), names in runs
     )
 
 
@@ -117,30 +118,55 @@ def _delta(mean: pd.DataFrame, methods: pd.Series, delta: tuple[str, str] | None
     return f"delta {delta[0]} - {delta[1]}", by_label[delta[0]] - by_label[delta[1]]
 
 
-def to_markdown(table: Comparison) -> str:
-    """Percent with one decimal, `± std` over several seeds, the best of a column in bold (equals as printed: all)."""
+@dataclass(frozen=True)
+class TableRow:
+    """A row as it is printed: each cell's text, and whether it is the best of its column."""
+
+    label: str
+    cells: tuple[tuple[str, bool], ...]
+    is_delta: bool = False
+
+
+def rows_of(table: Comparison) -> tuple[list[str], list[TableRow]]:
+    """Header and rows: percent with one decimal, `± std` over several seeds, `-` for a hole.
+
+    The best of a column is that of the printed means: equals are all best.
+    """
     best = table.mean.map(_printed).max().to_dict()
-    header = ["method", *map(str, best), SEEDS]
     rows = []
-    for label in map(str, table.mean.index):
+    for label in table.mean.index:
         means, stds = table.mean.loc[label].to_dict(), table.std.loc[label].to_dict()
-        cells = [_cell(means[name], stds[name], best[name]) for name in best]
-        rows.append([label, *cells, str(table.num_seeds[label])])
+        cells = [(_cell(means[name], stds[name]), _printed(means[name]) == best[name]) for name in best]
+        rows.append(TableRow(str(label), (*cells, (str(table.num_seeds[label]), False))))
     if table.delta is not None:
         name, values = table.delta
-        rows.append([name, *("-" if pd.isna(value) else f"{value:+.1f}" for value in values), ""])
-    return markdown_table(header, rows)
+        cells = [("-" if pd.isna(value) else f"{value:+.1f}", False) for value in values]
+        rows.append(TableRow(name, (*cells, ("", False)), is_delta=True))
+    return ["method", *map(str, best), SEEDS], rows
+
+
+def to_markdown(table: Comparison) -> str:
+    """The table with the best of a column in bold."""
+    header, rows = rows_of(table)
+    return markdown_table(
+        header, [[row.label, *(_bold(text) if best else text for text, best in row.cells)] for row in rows]
+    )
+
+
+def _bold(text: str) -> str:
+    """The mean in bold, not what is behind it."""
+    mean, plus_minus, std = text.partition(" ± ")
+    return f"**{mean}**{plus_minus}{std}"
 
 
 def _printed(value: float) -> float:
     return float(f"{value:.1f}")
 
 
-def _cell(mean: float, std: float, best: float) -> str:
+def _cell(mean: float, std: float) -> str:
     if pd.isna(mean):
         return "-"
-    text = f"**{mean:.1f}**" if _printed(mean) == best else f"{mean:.1f}"
-    return text if pd.isna(std) else f"{text} ± {std:.1f}"
+    return f"{mean:.1f}" if pd.isna(std) else f"{mean:.1f} ± {std:.1f}"
 
 
 def to_csv(table: Comparison) -> str:
@@ -152,6 +178,39 @@ def to_csv(table: Comparison) -> str:
     if table.delta is not None:
         frame.loc[table.delta[0], list(table.delta[1].index)] = table.delta[1]
     return frame.to_csv(index_label="method", lineterminator="\n")
+
+
+def to_latex(table: Comparison, caption: str) -> str:
+    """The table for a paper: needs `\\usepackage{booktabs}` and `graphicx` (`\\resizebox`)."""
+    header, rows = rows_of(table)
+    lines = []
+    for row in rows:
+        if row.is_delta:
+            lines.append(r"\midrule")
+        lines.append(" & ".join([latex(row.label), *(_latex_cell(text, best) for text, best in row.cells)]) + r" \\")
+    return "\n".join(
+        [
+            r"\begin{table}", r"\centering", rf"\caption{{{latex(caption)}}}", r"\resizebox{\linewidth}{!}{%",
+            rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule",
+            " & ".join(map(latex, header)) + r" \\", r"\midrule", *lines, r"\bottomrule", r"\end{tabular}}",
+            r"\end{table}", "",
+        ]
+    )  # fmt: skip
+
+
+def latex(text: str) -> str:
+    """Text with LaTeX's special characters escaped."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(special.get(char, f"\\{char}" if char in "&%$#_{}" else char) for char in text)
+
+
+def _latex_cell(text: str, best: bool) -> str:
+    if text == "-":
+        return "--"
+    mean, plus_minus, std = text.partition(" ± ")
+    mean = f"${mean}$" if mean[:1] in "+-" and mean else mean
+    mean = rf"\textbf{{{mean}}}" if best else mean
+    return rf"{mean} {{\scriptsize$\pm${std}}}" if plus_minus else mean
 
 
 def markdown_table(header: list[str], rows: list[list[str]], *, num_left: int = 1) -> str:

@@ -57,3 +57,29 @@ def test_a_reader_that_stops_reading_is_no_traceback(tmp_path):
     process.stdout.read(10)
     process.stdout.close()
     assert (process.stderr.read(), process.wait()) == (b"", 141)
+
+
+def test_report_passes_its_options_on(monkeypatch, capsys, tmp_path):
+    import reports.report
+    from reports.report import Report
+
+    asked = []
+
+    def write_report(studies, **options):
+        asked.append((studies, options))
+        return Report(tmp_path, "the tables")
+
+    monkeypatch.setattr(reports.report, "write_report", write_report)
+    plain = {"out": None, "delta": None, "baseline": None, "with_published": False}
+    assert main(["report", "a"]) == 0
+    assert main(["report", "a", "b", "--out", "c", "--delta", "x", "y", "--baseline", "z", "--with-published"]) == 0
+    assert asked == [
+        (["a"], plain),
+        (["a", "b"], {"out": "c", "delta": ("x", "y"), "baseline": "z", "with_published": True}),
+    ]
+    assert capsys.readouterr().out == "the tables\nthe tables\n"
+    assert main(["report"]) == 2
+    assert main(["report", "a", "--compare", "x", "y"]) == 2
+    assert capsys.readouterr().err.count("error: zppo report needs the folder of a study, or --compare RUN RUN\n") == 2
+    assert main(["report", "--compare", str(tmp_path / "x"), str(tmp_path / "y")]) == 2
+    assert capsys.readouterr().err.startswith("error: ")

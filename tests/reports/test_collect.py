@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from reports.collect import COLUMNS, collect, find_runs, seconds_of
+from reports.collect import ADDED, COLUMNS, ORDER, collect, find_runs, rank, seconds_of
 
 
 def test_one_row_a_score_and_base_first(write_run, tmp_path):
     write_run("a_method", {"level1": 40.0}, seed=1)
     write_run("base", {"level1": 30.0, "level2": 20.0})
     table = collect(tmp_path / "study")
-    assert list(table.columns) == [*(column.name for column in COLUMNS), "suite"]
+    assert list(table.columns) == [*(column.name for column in COLUMNS), *ADDED]
     rows = table[["label", "student", "seed", "suite", "benchmark", "score", "stderr", "n", "protocol"]]
     assert rows.to_numpy().tolist() == [
         ["base", "tiny_s", 0, "mini", "level1", 30.0, 1.5, 200, "p1"],
@@ -49,8 +49,9 @@ def test_optional_columns_may_be_missing_and_required_ones_not(write_run, tmp_pa
     scores.write_text("benchmark,score,n,protocol\nlevel1,40,200,p1\n")
     assert collect(tmp_path / "study")["family"].tolist() == [None]
     scores.write_text("benchmark,score,n\nlevel1,40,200\n")
-    with pytest.raises(ValueError, match="has no column 'protocol'"):
-        collect(tmp_path / "study")
+    (run,) = find_runs(tmp_path / "study")
+    assert run.incomplete == "eval/mini/scores.csv has no column 'protocol': evaluate the run again"
+    assert collect(tmp_path / "study").empty
 
 
 def test_missing_empty_and_foreign_studies_are_refused(write_run, tmp_path):
@@ -59,9 +60,39 @@ def test_missing_empty_and_foreign_studies_are_refused(write_run, tmp_path):
     (tmp_path / "study").mkdir()
     with pytest.raises(ValueError, match="has no runs"):
         collect(tmp_path / "study")
-    write_run("grpo", method=None)
-    with pytest.raises(ValueError, match="has no 'method'"):
-        collect(tmp_path / "study")
+
+
+def test_a_run_that_cannot_be_read_is_listed_with_the_reason(write_run, tmp_path):
+    write_run("zppo", {"level1": 40.0})
+    write_run("grpo", {"level1": 40.0}, method=None)
+    half = write_run("hint,option=2", {"level1": 40.0}, seed=3)
+    (half / "run.json").write_text('{"status": "do')
+    runs = find_runs(tmp_path / "study")
+    assert [(run.name, run.incomplete) for run in runs] == [
+        ("hint,option=2 tiny_s seed3", "run.json is no JSON: half written, or damaged"),
+        ("zppo tiny_s seed0", None),
+        ("grpo tiny_s seed0", "run.json has no 'method': of another version of this harness, run it again"),
+    ]
+    assert collect(tmp_path / "study")["label"].tolist() == ["zppo"]
+
+
+def test_methods_stand_in_the_order_of_the_paper_and_others_behind_them(write_run, tmp_path):
+    for label in ("my_method", "zppo,top=2", "zppo", "grpo", "base", "off_policy_kd", "a_method"):
+        write_run(label, {"level1": 40.0})
+    labels = [run.info["label"] for run in find_runs(tmp_path / "study")]
+    assert labels == ["base", "off_policy_kd", "grpo", "zppo", "zppo,top=2", "a_method", "my_method"]
+    presets = {path.stem for path in (Path(__file__).parents[2] / "conf" / "method").glob("*.yaml")}
+    assert presets == set(ORDER) and rank("base") < rank("zppo") < rank("zzz")
+
+
+@pytest.mark.parametrize("score", ["140.0", "-1.0", "nonsense"])
+def test_a_score_that_is_no_percentage_is_left_out_and_said(score, write_run, tmp_path):
+    folder = write_run("grpo", {"level1": 40.0, "level2": 50.0})
+    file = folder / "eval" / "mini" / "scores.csv"
+    file.write_text(file.read_text().replace("level1,LLM,40.0", f"level1,LLM,{score}"))
+    table = collect(tmp_path / "study")
+    assert table["score"].isna().tolist() == [True, False]
+    assert table["note"].tolist() == [f"its score {score} is no percentage", ""]
 
 
 def test_seconds_run_from_start_to_end():

@@ -1,33 +1,29 @@
 from __future__ import annotations
 
-import itertools
+import json
+import random
+import shutil
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from matplotlib.image import imread
 
-from reports.collect import find_runs
-from reports.figures import draw_curves, load_metrics, spread
-from reports.report import TINY_NOTE, cost_table, report_command, write_report
+from reports.report import SCORE_COLUMNS, TINY_NOTE, write_report
 
 
 def test_report_of_a_small_study(write_run, tmp_path):
     study = tmp_path / "study"
     cost = {"time/step": 90.0, "tokens/student_generated": 1000.0, "flops/student_update": 1e9, "flops/x": 1e9}
     write_run("base", {"level1": 30.0})
-    write_run("grpo", {"level1": 40.0}, accuracies=[0.1, 0.2], cost=cost)
-    write_run("zppo", status="failed", error="no memory", accuracies=[0.1])
-    file = write_report(study)
-    assert file == study / "report" / "report.md"
-    assert {path.name for path in file.parent.iterdir()} == {
-        "report.md",
-        "scores.csv",
-        "table-tiny_s-LLM.csv",
-        "curves.png",
-    }
-    assert file.read_text().splitlines() == [
+    write_run("zppo", {"level1": 40.0}, accuracies=[0.1, 0.2], cost=cost)
+    write_run("grpo", status="failed", error="no memory", accuracies=[0.1])
+    report = write_report([study])
+    assert report.folder == study / "report"
+    assert {path.name for path in report.folder.iterdir() if path.suffix not in (".png", ".svg")} == {
+        "report.md", "index.html", "scores.csv", "bootstrap.csv", "cost.csv", "equal_cost.csv", "significance.csv",
+        "table-tiny_s-LLM.csv", "table-tiny_s-LLM.tex",
+    }  # fmt: skip
+    text = (report.folder / "report.md").read_text()
+    assert text.splitlines()[:14] == [
         "# study",
         "",
         "## tiny_s, LLM",
@@ -35,93 +31,113 @@ def test_report_of_a_small_study(write_run, tmp_path):
         "| method |   level1 | macro avg | seeds |",
         "| :----- | -------: | --------: | ----: |",
         "| base   |     30.0 |      30.0 |     1 |",
-        "| grpo   | **40.0** |  **40.0** |     1 |",
+        "| zppo   | **40.0** |  **40.0** |     1 |",
         "",
         "Accuracy in percent, 200 questions a benchmark; the standard error of a single score is up to 1.5.",
         "",
-        "## Incomplete",
+        "- base against zppo: not compared on 1.",  # there are no rows of single questions
         "",
-        "1 of 3 runs are in no table.",
-        "",
-        "- zppo tiny_s seed0: failed: no memory",
-        "",
-        TINY_NOTE,
-        "",
-        "## Training",
-        "",
-        "![Training curves](curves.png)",
-        "",
-        "Lines are means over the seeds that reached the step; bands reach from the lowest to the highest.",
-        "",
-        "## Cost",
-        "",
-        "Means over the runs of a row.",
-        "",
-        "| student | method | runs | wall time | training | student tokens | FLOPs |",
-        "| :------ | :----- | ---: | --------: | -------: | -------------: | ----: |",
-        "| tiny_s  | base   |    1 |   3.0 min |        - |              - |     - |",
-        "| tiny_s  | grpo   |    1 |   3.0 min |     90 s |          1,000 | 2e+09 |",
+        "## Leads of zppo",
     ]
-    assert len(pd.read_csv(file.parent / "scores.csv")) == 2
+    assert "## Incomplete\n\n1 of 3 runs are in no table.\n\n- grpo tiny_s seed0: failed: no memory\n" in text
+    assert TINY_NOTE in text and "![Training dynamics](dynamics.png)" in text
+    assert report.text.startswith("## tiny_s, LLM\n\n| method ")
+    assert report.text.endswith(f"Written: {study / 'report' / 'report.md'} and index.html")
+    scores = pd.read_csv(report.folder / "scores.csv")
+    assert list(scores.columns) == list(SCORE_COLUMNS)
+    assert scores[
+        ["study", "label", "student", "seed", "family", "benchmark", "score", "n", "card"]
+    ].values.tolist() == [
+        ["study", "base", "tiny_s", 0, "LLM", "level1", 30.0, 200, "p1"],
+        ["study", "zppo", "tiny_s", 0, "LLM", "level1", 40.0, 200, "p1"],
+    ]
 
 
-def test_command_returns_tables_and_place(write_run, tmp_path):
+def test_twice_the_same_study_gives_the_same_bytes(write_run, tmp_path):
+    for label, score in (("base", 30.0), ("grpo", 40.0), ("zppo", 50.0)):
+        for seed in (0, 1):
+            write_run(label, {"level1": score + seed, "VLM_level1": score}, seed=seed, accuracies=[0.1, 0.2])
+    first, second = (write_report([tmp_path / "study"], out=tmp_path / name).folder for name in ("a", "b"))
+    names = sorted(path.name for path in first.iterdir())
+    assert names == sorted(path.name for path in second.iterdir())
+    assert [name for name in names if (first / name).read_bytes() != (second / name).read_bytes()] == []
+
+
+def test_a_large_model_has_no_note_on_tiny_ones(write_run, tmp_path):
     write_run("base", {"level1": 30.0}, student="qwen")
-    text = report_command(str(tmp_path / "study"))
-    assert text.startswith("## qwen, LLM\n\n| method |")
-    assert text.endswith(f"Written: {tmp_path / 'study' / 'report' / 'report.md'}")
-    assert TINY_NOTE not in text
+    assert TINY_NOTE not in write_report([tmp_path / "study"]).text
 
 
 def test_a_study_of_incomplete_runs_still_has_a_report(write_run, tmp_path):
     write_run("grpo", status="interrupted")
-    assert "- grpo tiny_s seed0: interrupted" in write_report(tmp_path / "study").read_text()
-    assert cost_table(find_runs(tmp_path / "study")) == "No run is done."
+    assert "- grpo tiny_s seed0: interrupted" in write_report([tmp_path / "study"]).text
     with pytest.raises(ValueError, match="no study folder"):
-        write_report(tmp_path / "other")
+        write_report([tmp_path / "other"])
 
 
 def test_refused_rows_are_in_the_report(write_run, tmp_path):
     write_run("base", {"level1": 30.0})
     write_run("grpo", {"level1": 40.0}, protocol="p2")
-    assert "- grpo tiny_s seed0: evaluated on level1 by protocol p2" in write_report(tmp_path / "study").read_text()
+    assert "- grpo tiny_s seed0: evaluated on level1 by protocol p2" in write_report([tmp_path / "study"]).text
 
 
-def test_metrics_keep_whole_lines_only(write_run, tmp_path):
-    folder = write_run("grpo", accuracies=[0.1, 0.2])
-    with (folder / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 3, "rollout/acc')
-    assert load_metrics(find_runs(tmp_path / "study"))["step"].tolist() == [1, 2]
-
-
-def test_curves_have_ink_in_every_method_colour(write_run, tmp_path):
-    for label, level in (("grpo", 0.2), ("zppo", 0.6)):
-        for seed in (0, 1):
-            write_run(label, accuracies=[level, level + 0.1 * seed, level], seed=seed)
-    assert draw_curves(load_metrics(find_runs(tmp_path / "study")), tmp_path / "curves.png")
-    image = (imread(tmp_path / "curves.png")[..., :3] * 255).round()
-    for colour in ([0x00, 0x72, 0xB2], [0xD5, 0x5E, 0x00]):  # the first two of the palette
-        assert (image == colour).all(axis=-1).sum() > 500
-
-
-def test_no_figure_without_training(write_run, tmp_path):
+def test_several_studies_need_a_place_and_say_whose_row_it_is_where_names_meet(write_run, tmp_path):
     write_run("base", {"level1": 30.0})
-    assert not draw_curves(load_metrics(find_runs(tmp_path / "study")), tmp_path / "curves.png")
-    assert not (tmp_path / "curves.png").exists()
+    shutil.copytree(tmp_path / "study", tmp_path / "again")
+    write_run("zppo", {"level1": 40.0})
+    both = [tmp_path / "study", tmp_path / "again"]
+    with pytest.raises(ValueError, match=r"several studies, .*: --out DIR"):
+        write_report(both)
+    text = write_report(both, out=tmp_path / "out").text
+    assert [line.split("|")[1].strip() for line in text.splitlines()[4:7]] == ["study/base", "again/base", "study/zppo"]
+    shutil.rmtree(tmp_path / "again" / "base")
+    shutil.copytree(tmp_path / "study" / "zppo", tmp_path / "again" / "grpo")
+    run_json = tmp_path / "again" / "grpo" / "tiny_s" / "seed0" / "run.json"
+    run_json.write_text(run_json.read_text().replace('"zppo"', '"grpo"'))
+    text = write_report(both, out=tmp_path / "out").text  # no name twice: no study in front
+    assert [line.split("|")[1].strip() for line in text.splitlines()[4:7]] == ["base", "grpo", "zppo"]
 
 
-def test_spread_of_equal_and_of_distant_places():
-    # Two at 0.5: centred around it, 0.1 apart. The third is far enough and stays.
-    assert spread([0.5, 0.5, 0.9], 0.1) == pytest.approx([0.45, 0.55, 0.9])
+def test_the_papers_scores_stand_beside_ones_own_but_never_in_one_column(write_run, tmp_path):
+    write_run("zppo", {"aime25": 10.0}, student="qwen3_5_2b")
+    text = write_report([tmp_path / "study"], with_published=True).text
+    own, published = text.split("## qwen3_5_2b, LLM: as published")
+    assert "| zppo   | **10.0** |" in own
+    assert published.count("| zppo ") == 1 and "| grpo_replay " in published
 
 
-@settings(max_examples=30)
-@given(st.lists(st.floats(0, 1), max_size=8).map(sorted))
-def test_spread_keeps_order_gap_and_mean(places):
-    spaced = spread(places, 0.1)
-    assert len(spaced) == len(places)
-    assert all(b - a >= 0.1 - 1e-9 for a, b in itertools.pairwise(spaced))
-    assert sum(spaced) == pytest.approx(sum(places), abs=1e-9)
+def test_the_published_scores_by_themselves(tmp_path):
+    with pytest.raises(ValueError, match="have no folder of their own: --out DIR"):
+        write_report(["published"])
+    folder = write_report(["published"], out=tmp_path).folder
+    bootstrap = pd.read_csv(folder / "bootstrap.csv")
+    assert list(bootstrap.columns[:8]) == ["student", "family", "baseline", "delta", "lo", "hi", "wins", "n"]
+    assert len(list(folder.glob("table-*.tex"))) == 15  # four students and the teacher, three families
+    assert len(pd.read_csv(folder / "scores.csv")) == 1275
+
+
+def test_an_unknown_baseline_names_the_labels(write_run, tmp_path):
+    write_run("base", {"level1": 30.0})
+    write_run("grpo", {"level1": 40.0})
+    with pytest.raises(ValueError, match="--baseline zpo: no run is labelled so; labels here: base, grpo"):
+        write_report([tmp_path / "study"], baseline="zpo")
+
+
+def test_tests_are_said_in_words(write_run, tmp_path):
+    rng = random.Random(0)
+    for label, right in (("base", 0.2), ("grpo", 0.9), ("zppo", 0.9)):
+        folder = write_run(label, {"level1": 100 * right})
+        rows = [
+            {"benchmark": "level1", "question_id": str(i), "score": float(rng.random() < right)} for i in range(200)
+        ]
+        (folder / "eval" / "mini" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = write_report([tmp_path / "study"]).text
+    assert "- base against zppo: worse on level1." in text
+    assert "- grpo against zppo: not distinguishable on any of 1." in text
+    assert (
+        "- zppo against grpo: not distinguishable on any of 1."
+        in write_report([tmp_path / "study"], baseline="grpo").text
+    )
 
 
 def test_each_family_has_its_table_and_its_average(write_run, tmp_path):
@@ -129,15 +145,15 @@ def test_each_family_has_its_table_and_its_average(write_run, tmp_path):
         write_run(
             label, {"level1": 50.0 + offset, "VLM_level1": 30.0, "VLM_level2": 20.0 + offset, "Video_level1": 5.0}
         )
-    report = write_report(tmp_path / "study")
-    text = report.read_text()
+    folder = write_report([tmp_path / "study"]).folder
+    text = (folder / "report.md").read_text()
     assert [line for line in text.splitlines() if line.startswith("## tiny_s")] == [
         "## tiny_s, LLM",
         "## tiny_s, VLM",
         "## tiny_s, Video",
     ]
     assert "| zppo   |   **30.0** |   **30.0** |  **30.0** |     1 |" in text  # VLM: the mean of 30 and 30
-    assert {path.name for path in report.parent.glob("table-*")} == {
+    assert {path.name for path in folder.glob("table-*.csv")} == {
         "table-tiny_s-LLM.csv", "table-tiny_s-VLM.csv", "table-tiny_s-Video.csv",
     }  # fmt: skip
 
@@ -145,5 +161,5 @@ def test_each_family_has_its_table_and_its_average(write_run, tmp_path):
 def test_scores_without_a_family_are_one_table(write_run, tmp_path):
     folder = write_run("base", {"level1": 50.0})
     (folder / "eval" / "mini" / "scores.csv").write_text("benchmark,score,stderr,n,protocol\nlevel1,50.0,1.5,200,p1\n")
-    report = write_report(tmp_path / "study")
-    assert "## tiny_s\n" in report.read_text() and (report.parent / "table-tiny_s.csv").exists()
+    folder = write_report([tmp_path / "study"]).folder
+    assert "## tiny_s\n" in (folder / "report.md").read_text() and (folder / "table-tiny_s.csv").exists()

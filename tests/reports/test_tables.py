@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from reports.collect import collect
-from reports.tables import compare, markdown_table, to_csv, to_markdown
+from reports.tables import compare, markdown_table, to_csv, to_latex, to_markdown
 
 
 def test_markdown_of_a_small_study(write_run, tmp_path):
@@ -115,7 +115,33 @@ def test_a_benchmark_that_could_not_be_evaluated_is_a_hole(write_run, tmp_path):
         "| zppo   | **60.0** | **20.0** |      - |         - |     1 |",
     ]
     assert table.refused == (
-        "base tiny_s seed0: not evaluated on level2, level3 (why: protocol.json)",
-        "zppo tiny_s seed0: not evaluated on level3 (why: protocol.json)",
+        "base tiny_s seed0: no score on level2, level3 (not evaluated, see protocol.json)",
+        "zppo tiny_s seed0: no score on level3 (not evaluated, see protocol.json)",
     )
     assert table.num_questions.to_dict() == {"level1": 200, "level2": 200}
+
+
+def test_latex_of_a_small_study(write_run, tmp_path):
+    write_run("base", {"level_1": 30.0})
+    write_run("zppo", {"level_1": 60.0}, seed=0)
+    write_run("zppo", {"level_1": 62.0}, seed=1)
+    write_run("off_policy_kd", {"level_1": 50.0})
+    (table,) = compare(collect(tmp_path / "study"))
+    assert to_latex(table, "50% & more").splitlines() == [
+        r"\begin{table}",
+        r"\centering",
+        r"\caption{50\% \& more}",
+        r"\resizebox{\linewidth}{!}{%",
+        r"\begin{tabular}{lrrr}",
+        r"\toprule",
+        r"method & level\_1 & macro avg & seeds \\",
+        r"\midrule",
+        r"base & 30.0 & 30.0 & 1 \\",
+        r"off\_policy\_kd & 50.0 & 50.0 & 1 \\",
+        r"zppo & \textbf{61.0} {\scriptsize$\pm$1.4} & \textbf{61.0} {\scriptsize$\pm$1.4} & 2 \\",
+        r"\midrule",
+        r"delta zppo - off\_policy\_kd & $+11.0$ & $+11.0$ &  \\",
+        r"\bottomrule",
+        r"\end{tabular}}",
+        r"\end{table}",
+    ]

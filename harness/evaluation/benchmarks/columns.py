@@ -54,7 +54,7 @@ class Column:
     """Empty: the only one; `*`: all that the data set has."""
     splits: tuple[str, ...]
     num_rows: int
-    """Questions of the whole benchmark, with default options."""
+    """Of the whole benchmark; for HLE with the questions that show a picture."""
     scoring: Scoring
 
     @property
