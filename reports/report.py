@@ -7,7 +7,9 @@ equal_cost.csv to go on with; the figures as PNG and SVG.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import pandas as pd
@@ -17,8 +19,8 @@ from reports.collect import BASE, Run, find_runs, long_table
 from reports.cost import cost_table, equal_cost, equal_cost_markdown
 from reports.cost import to_csv as cost_csv
 from reports.cost import to_markdown as cost_markdown
-from reports.figures import Figure, draw_figures
-from reports.page.page import collect_page_runs, write_page
+from reports.figures import draw_figures
+from reports.page.page import PageFigure, collect_page_runs, write_page
 from reports.page.rollouts import collect_rollouts
 from reports.published import STUDY as PUBLISHED
 from reports.published import published_scores
@@ -62,9 +64,16 @@ def write_report(
     scores = _joined([table for _, table in sources])
     folder = _folder(studies, out)
     tables = compare(scores, delta)
-    bootstrap = bootstrap_table(scores)
-    tests = _tests(runs, scores, baseline)
+    _check_baseline(scores, baseline)
     folder.mkdir(parents=True, exist_ok=True)
+    # Drawing takes as long as all the rest: it is done beside it. Spawned: Arrow's threads do not survive a fork.
+    with ProcessPoolExecutor(1, get_context("spawn")) as beside:
+        drawn = beside.submit(draw_figures, runs, scores, folder)
+        bootstrap = bootstrap_table(scores)
+        tests = _tests(runs, scores, baseline)
+        costs = [("cost", cost_table(runs, scores)), ("equal_cost", equal_cost(runs, scores))] if runs else []
+        rollouts, remarks = collect_rollouts(runs)
+        figures = drawn.result()
     for table, name in zip(tables, names(tables), strict=True):
         stem = f"table-{'-'.join(name)}"
         _write(folder / f"{stem}.csv", to_csv(table))
@@ -73,27 +82,33 @@ def write_report(
     _write(folder / "bootstrap.csv", _csv(bootstrap))
     if not tests.empty:
         _write(folder / "significance.csv", _csv(tests))
-    figures = draw_figures(runs, scores, folder)
     title = " and ".join(_study_name(study) for study in studies)
     paper = compare(_source(PUBLISHED)[1]) if with_published else []
     sections = _table_sections(tables, tests, _paper_beside(tables, paper))
     incomplete = _incomplete(runs)
-    notes = [TINY_NOTE] if any(str(run.info["student"]).startswith("tiny") for run in runs) else []
+    tiny = [TINY_NOTE] if any(str(run.info["student"]).startswith("tiny") for run in runs) else []
     parts = [f"# {title}", *sections]
     if not bootstrap.empty:
         parts.append(bootstrap_markdown(bootstrap))
-    parts += [*incomplete, *notes]
+    parts += [*incomplete, *tiny]
     parts += [f"## {f.title}\n\n![{f.title}]({f.name}.png)\n\n{f.caption}" for f in figures]
-    costs: list[tuple[str, pd.DataFrame]] = []
-    if runs:
-        costs = [("cost", cost_table(runs, scores)), ("equal_cost", equal_cost(runs, scores))]
-        for kind, costs_table in costs:
-            _write(folder / f"{kind}.csv", cost_csv(costs_table))
+    for kind, costs_table in costs:
+        _write(folder / f"{kind}.csv", cost_csv(costs_table))
+    if costs:
         parts.append("## Cost\n\nMeans over the runs of a row.\n\n" + cost_markdown(costs[0][1]))
         parts.append("## At equal cost\n\n" + equal_cost_markdown(costs[1][1]))
     _write(folder / "report.md", "\n\n".join(parts) + "\n")
-    _write_page(folder, title, tables, tests, bootstrap, costs, figures, runs, [*incomplete, *notes])
-    text = "\n\n".join([*sections, *incomplete, *notes, f"Written: {folder / 'report.md'} and index.html"])
+    notes = [line for note in [*incomplete, *tiny, *remarks] for line in note.splitlines()]
+    write_page(
+        folder,
+        title=title,
+        tables=page_tables(tables, names(tables), tests, bootstrap, costs),
+        figures=[PageFigure(f.title, f.caption, folder / f"{f.name}.svg") for f in figures],
+        runs=collect_page_runs(runs),
+        rollouts=rollouts,
+        notes=[line for line in notes if line and not line.startswith("#")],
+    )
+    text = "\n\n".join([*sections, *incomplete, *tiny, f"Written: {folder / 'report.md'} and index.html"])
     return Report(folder, text)
 
 
@@ -132,11 +147,15 @@ def _folder(studies: Sequence[str | Path], out: str | Path | None) -> Path:
     return Path(studies[0]) / "report"
 
 
-def _tests(runs: Sequence[Run], scores: pd.DataFrame, baseline: str | None) -> pd.DataFrame:
-    """Paired tests against the baseline; empty where no run has rows, or there is nothing to compare."""
+def _check_baseline(scores: pd.DataFrame, baseline: str | None) -> None:
     labels = list(dict.fromkeys(scores["label"]))
     if baseline is not None and baseline not in labels:
         raise ValueError(f"--baseline {baseline}: no run is labelled so; labels here: {', '.join(labels)}")
+
+
+def _tests(runs: Sequence[Run], scores: pd.DataFrame, baseline: str | None) -> pd.DataFrame:
+    """Paired tests against the baseline; empty where no run has rows, or there is nothing to compare."""
+    labels = list(dict.fromkeys(scores["label"]))
     chosen = baseline or next((label for label in (SUBJECT, BASE) if label in labels), None)
     if chosen is None or not runs or len(labels) < 2:
         return pd.DataFrame()
@@ -166,31 +185,6 @@ def _incomplete(runs: Sequence[Run]) -> list[str]:
     if not lines:
         return []
     return [f"## Incomplete\n\n{len(lines)} of {len(runs)} runs are in no table.\n\n" + "\n".join(lines)]
-
-
-def _write_page(
-    folder: Path,
-    title: str,
-    tables: Sequence[Comparison],
-    tests: pd.DataFrame,
-    bootstrap: pd.DataFrame,
-    costs: Sequence[tuple[str, pd.DataFrame]],
-    figures: Sequence[Figure],
-    runs: Sequence[Run],
-    notes: Sequence[str],
-) -> None:
-    from reports.page.page import PageFigure
-
-    rollouts, remarks = collect_rollouts(runs)
-    write_page(
-        folder,
-        title=title,
-        tables=page_tables(tables, names(tables), tests, bootstrap, costs),
-        figures=[PageFigure(f.title, f.caption, folder / f"{f.name}.svg") for f in figures],
-        runs=collect_page_runs(runs),
-        rollouts=rollouts,
-        notes=[line for note in [*notes, *remarks] for line in note.splitlines() if line and not line.startswith("#")],
-    )
 
 
 def _csv(table: pd.DataFrame) -> str:
