@@ -12,8 +12,10 @@ matplotlib.use("Agg")
 import pandas as pd
 
 from reports.collect import Run
+from reports.cost import cost_curves
 from reports.plots.batch import draw_batch
 from reports.plots.buffer import buffer_counts, draw_graduation, draw_occupancy
+from reports.plots.costs import draw_cost
 from reports.plots.data import load_events, load_metrics, macro_averages
 from reports.plots.dynamics import draw_dynamics
 from reports.plots.gains import draw_macro_gain, draw_recipes, draw_teachers
@@ -41,6 +43,7 @@ def draw_figures(runs: Sequence[Run], long_scores: pd.DataFrame, folder: Path) -
             draw_occupancy(counts, bins),
             draw_graduation(counts, bins),
             draw_batch(metrics, look),
+            draw_cost(cost_curves(runs), look),
             draw_teachers(macros, refused, look),
             draw_recipes(macros, refused, look),
         ]

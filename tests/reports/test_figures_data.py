@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from reports.collect import find_runs
 from reports.plots.batch import KINDS, group_kinds
 from reports.plots.buffer import bin_names, buffer_counts
+from reports.plots.costs import cheapest, draw_cost
 from reports.plots.data import cumulative_events, listing, load_metrics, macro_averages, split_label
 from reports.plots.dynamics import off_scale, seed_curves, smoothing
 from reports.plots.gains import gains_over_base, ordered
@@ -193,3 +194,26 @@ def test_metrics_keep_whole_lines_only_and_a_broken_line_is_named(write_run, tmp
     (folder / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2, nonsense}\n{"step": 3}\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl"):
         load_metrics(find_runs(tmp_path / "study"))
+
+
+def test_the_cheapest_run_sets_the_line():
+    rows = pd.DataFrame(
+        [("a", 0, 1, 5.0), ("a", 0, 2, 9.0), ("a", 1, 1, 4.0), ("a", 1, 2, 8.0), ("b", 0, 1, 20.0)],
+        columns=["label", "seed", "step", "cumulative_flops"],
+    )
+    assert cheapest(rows, "cumulative_flops") == 8.0
+
+
+def test_accuracy_against_cost_has_a_panel_a_measure_and_student():
+    curves = pd.DataFrame(
+        [("s", "a", 0, step, 10.0 * step, np.nan, 0.1 * step) for step in (1, 2, 3)]
+        + [("s", "b", 0, step, 20.0 * step, np.nan, np.nan) for step in (1, 2)],
+        columns=["student", "label", "seed", "step", "cumulative_flops", "cumulative_tokens", "accuracy"],
+    )
+    drawing = draw_cost(curves, looks(["a", "b"]))
+    assert drawing is not None
+    (ax,) = drawing.canvas.axes  # nobody counted tokens, and `b` has no accuracy
+    line, budget = ax.lines
+    assert line.get_xydata().round(6).tolist() == [[10, 10], [20, 20], [30, 30]]
+    assert list(budget.get_xdata()) == [30.0, 30.0]
+    assert draw_cost(curves[curves["label"] == "b"], looks(["b"])) is None
