@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from harness.config import RunConfig, from_hydra
 from harness.errors import UserError
-from harness.run_folder import RunFolder, write_atomically
+from harness.run_folder import RunFolder
 
-logger = logging.getLogger(__name__)
-
+OWN = ("run", "model", "suite")
 SHORT = {"limit": "eval.limit", "stage": "eval.stage", "data_root": "eval.data_root"}
-IDENTITY = "model.json"
-"""Beside the responses: which model gave them, for a judging pass that does not load it."""
 
 
 def eval_command(words: Sequence[str], config_dir: str | None = None) -> str:
@@ -28,9 +22,9 @@ def eval_command(words: Sequence[str], config_dir: str | None = None) -> str:
     `words` are `run=FOLDER` or `model=NAME_OR_PATH`, `suite=`, `limit=`, `stage=`, `data_root=`, and overrides of
     `zppo train`. Raises UserError.
     """
-    given = dict(word.split("=", 1) for word in words if word.partition("=")[0] in ("run", "model", "suite"))
-    rest = [word for word in words if word.partition("=")[0] not in ("run", "model", "suite")]
-    overrides = [SHORT.get(key, key) + sign + value for key, sign, value in (w.partition("=") for w in rest)]
+    parts = [word.partition("=") for word in words]
+    given = {key: value for key, _, value in parts if key in OWN and value}
+    overrides = [SHORT.get(key, key) + sign + value for key, sign, value in parts if key not in OWN]
     if ("run" in given) == ("model" in given):
         raise UserError("zppo eval needs run=FOLDER of a finished run, or model=NAME or path; see zppo eval --list")
     if "run" in given:
@@ -42,7 +36,7 @@ def _evaluate_run(path: Path, suite: str | None, overrides: list[str], config_di
     """In the run's own folder, so that the scores join its study's tables."""
     from omegaconf import DictConfig, OmegaConf
 
-    from harness.compose import compose
+    from harness.compose import check_key, compose, parse_overrides
 
     info = RunFolder.read_info(path)
     if info.get("status") != "done":
@@ -51,22 +45,21 @@ def _evaluate_run(path: Path, suite: str | None, overrides: list[str], config_di
         raise UserError(f"{other[0]}: only eval.* can be chosen for a run that is done")
     stored = OmegaConf.load(path / "config.yaml")
     assert isinstance(stored, DictConfig)
+    own = stored.eval.suite
+    suite = suite or own
     if suite is None:
-        suite = OmegaConf.select(stored, "eval.suite")
-        if suite is None:
-            raise UserError(f"{path} was run without an evaluation: name one, suite=mini")
-    media = [f"eval.media.{key}={value}" for key, value in _set(stored.eval.media).items()]
-    chosen = compose([f"eval={suite}", *media, *overrides], config_dir=config_dir)
-    stored.eval = chosen.eval
+        raise UserError(f"{path} was run without an evaluation: name one, suite=mini")
+    if suite != own:  # another suite's decoding; what the student is shown stays the run's
+        media = [f"eval.media.{key}={'null' if value is None else value}" for key, value in stored.eval.media.items()]
+        stored.eval = compose([f"eval={suite}", *media], config_dir=config_dir).eval
+    for override in parse_overrides(overrides):
+        check_key(override, config_dir)
+        OmegaConf.update(stored, override.key_or_group, override.value())
     config = from_hydra(stored)
     if (path / "model").is_dir():
         student = dataclasses.replace(config.student, path=str(path / "model"), gguf_file=None, revision=None)
         config = dataclasses.replace(config, student=student)
     return _evaluate(config, path / "eval" / str(suite), str(info["label"]))
-
-
-def _set(node: Any) -> dict[str, Any]:
-    return {str(key): "null" if value is None else value for key, value in node.items()}
 
 
 def _evaluate_model(model: str, suite: str, overrides: list[str], config_dir: str | None) -> str:
@@ -85,9 +78,8 @@ def _evaluate_model(model: str, suite: str, overrides: list[str], config_dir: st
     words = ["method=base", *student, f"eval={suite}", *study, *overrides]
     config = from_hydra(compose(words, config_dir=config_dir))
     folder = run_dir(config, run_label(config))
-    if config.eval.stage == "all" and not (folder / "run.json").exists():
-        run(config, overrides=words)
-        return _text(folder / "eval" / suite)
+    if RunFolder.read_info(folder).get("status") != "done":  # a run that trains nothing: the study's tables list runs
+        run(dataclasses.replace(config, eval=dataclasses.replace(config.eval, suite=None)), overrides=words)
     return _evaluate(config, folder / "eval" / suite, run_label(config))
 
 
@@ -97,18 +89,13 @@ def _evaluate(config: RunConfig, out_dir: Path, label: str) -> str:
     from harness.rewards.workers import Grader
     from harness.run import live_student
 
-    out_dir.mkdir(parents=True, exist_ok=True)
-    name = f"{label}/{config.student.name}"
     with ExitStack() as stack:
         grader = stack.enter_context(Grader(config.reward))
-        if config.eval.stage == "judge":
-            if not (out_dir / IDENTITY).exists():
-                raise UserError(f"{out_dir} has no responses: generate them first, with stage=generate")
-            engine, identity = None, json.loads((out_dir / IDENTITY).read_text(encoding="utf-8"))["identity"]
-        else:
+        engine, identity = None, None
+        if config.eval.stage != "judge":
             engine, identity = live_student(config)
             stack.callback(engine.close)
-            write_atomically(out_dir / IDENTITY, json.dumps({"model": name, "identity": identity}) + "\n")
+        name = f"{label}/{config.student.name}"
         evaluate(config.eval, engine, grader, out_dir=out_dir, model_name=name, identity=identity)
     if config.eval.stage == "generate":
         return f"Generated: {out_dir / 'responses.jsonl'}; score them with stage=judge"
@@ -157,13 +144,14 @@ def list_text(words: Sequence[str]) -> str:
 def _reachable(repository: str, root: str | None) -> str:
     if root is not None:
         return "there" if (Path(root).expanduser() / repository).is_dir() else "missing"
+    import httpx
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
     try:
         info = HfApi().dataset_info(repository, timeout=5)
     except GatedRepoError:
         return "gated"
-    except Exception:  # whatever the network stack raises
+    except (HfHubHTTPError, httpx.HTTPError, OSError):
         return "unreachable"
     return "gated" if info.gated else "there"

@@ -20,6 +20,7 @@ from methods.base import Method
 
 if TYPE_CHECKING:
     from harness.data.sampler import QuestionSampler
+    from harness.models.chat import Chat
     from harness.models.forward import LanguageModel
     from harness.rollout.base import RolloutEngine
 
@@ -88,18 +89,13 @@ class _Run:
     def __init__(
         self, config: RunConfig, method: Method | None, folder: RunFolder, label: str, stack: ExitStack
     ) -> None:
-        import torch
-        from transformers.utils.logging import disable_progress_bar
-
         from harness.evaluation.suites import load_suite
         from harness.models.chat import Chat
         from harness.models.loading import load_tokenizer
         from harness.rewards.workers import Grader
         from methods.base import plain_prompt
 
-        disable_progress_bar()  # a bar a file in a log of thousands of steps
-        if config.num_threads:
-            torch.set_num_threads(config.num_threads)
+        _prepare_process(config)
         self.config, self.method, self.folder, self.label, self._stack = config, method, folder, label, stack
         self.chat = Chat(load_tokenizer(config.student), config.student)
         self._check_teacher()
@@ -109,8 +105,8 @@ class _Run:
                 self.chat.pack(plain_prompt(benchmark.questions[0]))
         self.grader = stack.enter_context(Grader(config.reward))
         self.sampler = None if method is None else self._sampler()
-        self.student = self._load(config.student, config.device, trained=method is not None)
-        self.engine = self._engine(self.student, "student")
+        self.student = _load(config.student, config.device, self.chat, trained=method is not None)
+        self.engine = _engine(self.student, self.chat, "student", config)
 
     def train(self) -> None:
         """Run the method and save the student, in its own dtype, as `model/`."""
@@ -127,10 +123,11 @@ class _Run:
         self.folder.set_info(num_steps=num_steps)
         teacher_config, teacher = self._teacher_config(), None
         if teacher_config is not None:
-            teacher = self._load(teacher_config, config.teacher_device or config.device, trained=False)
+            device = config.teacher_device or config.device
+            teacher = _load(teacher_config, device, self.chat, trained=False)
         actors = LiveActors(
             student=self.engine,
-            teacher=None if teacher is None else self._engine(teacher, "teacher"),
+            teacher=None if teacher is None else _engine(teacher, self.chat, "teacher", config),
             chat=self.chat,
             grader=self.grader,
             config=config.rollout,
@@ -248,25 +245,10 @@ class _Run:
         needed = self.method is not None and self.method.needs_teacher != "none"
         return self.config.teacher if needed else None
 
-    def _load(self, model: ModelConfig, device: str, *, trained: bool) -> LanguageModel:
-        """A model in its dtype; one that is trained has fp32 weights and computes in its dtype."""
-        import torch
-
-        from harness.models.forward import LanguageModel
-        from harness.models.loading import load_model
-
-        if not trained or model.dtype == "float32":
-            return LanguageModel.for_chat(load_model(model, _device(device)), self.chat)
-        module = load_model(model, _device(device), dtype="float32")
-        return LanguageModel.for_chat(module, self.chat, compute_dtype=getattr(torch, model.dtype))
-
-    def _engine(self, model: LanguageModel, sampler: Sampler) -> RolloutEngine:
-        from harness.rollout.transformers_engine import TransformersEngine
-
-        return TransformersEngine(model, self.chat, sampler=sampler, max_sequences=self.config.rollout.max_sequences)
-
 
 def _execute(config: RunConfig, method: Method | None, folder: RunFolder, label: str) -> None:
+    if method is None and config.eval.suite is None:  # nothing to do, so nothing to load
+        return
     with ExitStack() as stack:
         run = _Run(config, method, folder, label, stack)
         if method is not None:
@@ -276,22 +258,42 @@ def _execute(config: RunConfig, method: Method | None, folder: RunFolder, label:
 
 def live_student(config: RunConfig) -> tuple[RolloutEngine, str]:
     """The student of a configuration as it is, behind its engine, and the model's identity."""
+    from harness.models.chat import Chat
+    from harness.models.identity import model_identity
+    from harness.models.loading import load_tokenizer
+
+    _prepare_process(config)
+    chat = Chat(load_tokenizer(config.student), config.student)
+    model = _load(config.student, config.device, chat, trained=False)
+    return _engine(model, chat, "student", config), model_identity(model.module, chat)
+
+
+def _prepare_process(config: RunConfig) -> None:
     import torch
     from transformers.utils.logging import disable_progress_bar
 
-    from harness.models.chat import Chat
-    from harness.models.forward import LanguageModel
-    from harness.models.identity import model_identity
-    from harness.models.loading import load_model, load_tokenizer
-    from harness.rollout.transformers_engine import TransformersEngine
-
-    disable_progress_bar()
+    disable_progress_bar()  # a bar a file in a log of thousands of steps
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    chat = Chat(load_tokenizer(config.student), config.student)
-    model = LanguageModel.for_chat(load_model(config.student, _device(config.device)), chat)
-    engine = TransformersEngine(model, chat, sampler="student", max_sequences=config.rollout.max_sequences)
-    return engine, model_identity(model.module, chat)
+
+
+def _load(model: ModelConfig, device: str, chat: Chat, *, trained: bool) -> LanguageModel:
+    """A model in its dtype; one that is trained has fp32 weights and computes in its dtype."""
+    import torch
+
+    from harness.models.forward import LanguageModel
+    from harness.models.loading import load_model
+
+    if not trained or model.dtype == "float32":
+        return LanguageModel.for_chat(load_model(model, _device(device)), chat)
+    module = load_model(model, _device(device), dtype="float32")
+    return LanguageModel.for_chat(module, chat, compute_dtype=getattr(torch, model.dtype))
+
+
+def _engine(model: LanguageModel, chat: Chat, sampler: Sampler, config: RunConfig) -> RolloutEngine:
+    from harness.rollout.transformers_engine import TransformersEngine
+
+    return TransformersEngine(model, chat, sampler=sampler, max_sequences=config.rollout.max_sequences)
 
 
 def _device(name: str) -> str:

@@ -35,6 +35,7 @@ SCORE_COLUMNS = (
     "protocol",
 )  # fmt: skip
 DECIMALS = 4
+MODEL_FILE = "model.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ def evaluate(
     *,
     out_dir: Path,
     model_name: str,
-    identity: str,
+    identity: str | None,
 ) -> list[dict[str, Any]]:
     """Score a model on `config.suite`. Returns the rows of `scores.csv`.
 
@@ -61,6 +62,8 @@ def evaluate(
 
     - `responses.jsonl`: every response as it comes; rows of the same model (`identity`) and protocol are not generated
       again (`harness.evaluation.store`).
+    - `model.json`: the model that gave the last complete ones. With `identity` None they are taken, and no engine is
+      needed: for a judging pass that does not load the model.
     - `verdicts.jsonl`: every reply of the judge as it comes, likewise.
     - `rows.jsonl`: every response with its prompt (pictures and clip by name), answer, gold answer, score and how it
       was scored.
@@ -70,10 +73,11 @@ def evaluate(
       num_unparsable, num_judged, num_malformed (verdicts that were missing or no verdict: wrong), protocol. A benchmark
       that could not be run has a row without a score.
 
-    With `config.stage` generate only the first file is written, and nothing returned; with judge no engine is needed.
-    Raises UserError for an unknown suite, and where no benchmark can be run. Leaves the process's random generators and
-    environment as they were.
+    With `config.stage` generate only the first two files are written, and nothing returned. Raises UserError for an
+    unknown suite, where no benchmark can be run, and without identity where there are no responses. Leaves the
+    process's random generators and environment as they were.
     """
+    identity = identity or _stored_identity(out_dir)
     suite = load_suite(config)
     holes = dict(suite.holes)
     with SampleStore(out_dir / "responses.jsonl") as store, preserved_state():
@@ -86,6 +90,7 @@ def evaluate(
                     raise
                 holes[benchmark.name] = str(error)
     student.report()
+    write_atomically(out_dir / MODEL_FILE, json.dumps({"model": model_name, "identity": identity}) + "\n")
     if config.stage == "generate":
         _report_holes(holes, suite)
         return []
@@ -111,6 +116,12 @@ def evaluate(
     write_atomically(out_dir / "protocol.json", json.dumps(described | {"holes": holes}, indent=2) + "\n")
     write_atomically(out_dir / "scores.csv", _csv_text(scores))
     return scores
+
+
+def _stored_identity(out_dir: Path) -> str:
+    if not (out_dir / MODEL_FILE).exists():
+        raise UserError(f"{out_dir} has no responses: generate them first, with stage=generate")
+    return str(json.loads((out_dir / MODEL_FILE).read_text(encoding="utf-8"))["identity"])
 
 
 def _run(benchmark: Benchmark, student: Student) -> None:

@@ -119,8 +119,7 @@ def _benchmark(column: Column, config: EvalConfig) -> Benchmark:
     ]
     if not questions:
         raise UserError(f"{column.name}: {column.dataset} has no question")
-    if column.name in ("aime25", "aime26"):
-        questions = repeated(questions, config.options.aime_repeats)
+    questions = repeated(questions, chosen.repeats(config.options))
     positions = spread(len(questions), config.limit)
     return Benchmark(
         name=column.name,

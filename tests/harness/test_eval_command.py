@@ -43,7 +43,7 @@ def test_a_run_is_scored_again_on_its_own_suite_from_what_is_there(run: Path) ->
     folder = run / "eval" / "mini"
     before = {name: (folder / name).read_bytes() for name in ("scores.csv", "rows.jsonl", "responses.jsonl")}
     (folder / "scores.csv").unlink()
-    text = eval_command([f"run={run}", *SMALL])
+    text = eval_command([f"run={run}"])  # with the run's own options
     # The saved model is the one that was evaluated alive: nothing was generated anew.
     assert {name: (folder / name).read_bytes() for name in before} == before
     assert text.splitlines()[0].split()[:3] == ["benchmark", "family", "score"]
@@ -94,6 +94,7 @@ def test_a_model_by_its_path_is_a_row_base(tmp_path: Path, capsys: pytest.Captur
     [
         ([], "zppo eval needs run=FOLDER of a finished run, or model=NAME or path"),
         (["run=a", "model=tiny_s"], "zppo eval needs run=FOLDER"),
+        (["run"], "zppo eval needs run=FOLDER"),
         (["run=nowhere"], "nowhere is no finished run (no run.json)"),
         (["model=tiny_z"], "model=tiny_z is neither a student ("),
         (["model=tiny_s", "suite=papr31"], "eval=papr31: no such option. Did you mean 'paper31'?"),
@@ -102,6 +103,7 @@ def test_a_model_by_its_path_is_a_row_base(tmp_path: Path, capsys: pytest.Captur
         (["model=tiny_s", "suite=llm10", "data_root=nowhere"], "eval.data_root=nowhere is no folder"),
         (["model=tiny_s", "suite=llm10", f"data_root={FIXTURES}", "limit=0"], "eval.limit must be at least 1, got 0"),
         (["model=tiny_s", "suite=llm10", "eval.columns=[mmul]"], "eval.columns: llm10 has no 'mmul'. Did you mean"),
+        (["model=tiny_s", "suite=llm10", "eval.colums=[mmlu]"], "unknown option 'eval.colums'"),
         (["model=tiny_s", "stage=judge"], "has no responses: generate them first, with stage=generate"),
     ],
 )
@@ -112,6 +114,24 @@ def test_what_a_user_can_mend_is_one_line(
     assert main(["eval", *words, *outputs]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and message in error
+
+
+def test_a_run_takes_other_options_of_its_own_suite(run: Path) -> None:
+    eval_command([f"run={run}", "eval.num_questions=4", "eval.levels=[1]"])
+    assert {name: row["n"] for name, row in scores(run / "eval" / "mini").items()} == {"arithmetic_l1": "4"}
+
+
+def test_a_model_whose_first_evaluation_failed_is_a_row_after_the_second(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ["suite=paper31", "eval.columns=[aime26]", "eval.max_response_tokens=8"]
+    words = ["model=tiny_xs", *chosen, f"outputs={tmp_path}"]
+    (tmp_path / "empty").mkdir()
+    assert main(["eval", *words, f"data_root={tmp_path / 'empty'}"]) == 2
+    assert "aime26: there is no folder" in capsys.readouterr().err
+    assert main(["eval", *words, f"data_root={FIXTURES}"]) == 0
+    (row,) = collect(tmp_path / "eval").to_dict("records")
+    assert (row["label"], row["student"], row["benchmark"], row["n"]) == ("base", "tiny_xs", "aime26", 2)
 
 
 def test_a_run_keeps_its_student(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

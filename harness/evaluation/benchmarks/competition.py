@@ -107,13 +107,17 @@ def _turns(conversation: Mapping[str, Sequence[str]] | Sequence[Mapping[str, str
     return [{"role": turn["role"], "content": turn["content"]} for turn in conversation]
 
 
+def _aime_repeats(options: BenchmarkOptions) -> int:
+    return options.aime_repeats
+
+
 def _axes_or_rows(options: BenchmarkOptions) -> Aggregate:
     return mean_over(by_category) if options.multichallenge == "axes" else row_mean
 
 
 RECIPES = {
-    "aime25": Recipe(questions=aime25),
-    "aime26": Recipe(questions=aime26),
+    "aime25": Recipe(questions=aime25, repeats=_aime_repeats),
+    "aime26": Recipe(questions=aime26, repeats=_aime_repeats),
     "imo_answerbench": Recipe(questions=imo_answerbench),
     "hle": Recipe(questions=hle, judge="hle"),
     "multichallenge": Recipe(questions=multichallenge, judge="multichallenge", aggregate=_axes_or_rows),

@@ -135,21 +135,40 @@ def _official(question: Question, content: str) -> float:
     document = {
         "question": question.text,
         "type": kind,
-        "answers": list(question.metadata["answers"]),  # upstream writes into it
+        "answers": question.metadata["answers"],
         **{name: question.metadata[name] for name in ("eval", "bbox", "bbox_list", "content")},
     }
+    try:
+        return _upstream_score(document, content)
+    except LookupError as error:
+        if type(error) is not LookupError:  # what nltk raises for data that are not there is no KeyError
+            return _score_of_what_raised(question, document)
+        raise UserError(
+            f"{question.source}: METEOR ('{kind}') needs WordNet: python -m nltk.downloader wordnet"
+        ) from error
+    except Exception:  # upstream's readers raise on texts that are no answer to their task (nesting, huge numbers)
+        return _score_of_what_raised(question, document)
+
+
+def _score_of_what_raised(question: Question, document: dict[str, Any]) -> float:
+    """0 for an answer that upstream cannot read. Where it cannot read the right answer either, the row is at fault."""
+    try:
+        _upstream_score(document, question.answer)
+    except Exception as error:
+        raise UserError(
+            f"{question.source}: the official score of {question.id} fails on its own gold answer "
+            f"({type(error).__name__}: {error}): is it another version of the data set?"
+        ) from error
+    return 0.0
+
+
+def _upstream_score(document: dict[str, Any], content: str) -> float:
     upstream = upstream_module("lmms_eval.tasks.ocrbench_v2.utils")
     logging.getLogger("jieba").setLevel(logging.WARNING)
+    document = document | {"answers": list(document["answers"])}  # upstream writes into it
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            result = upstream.ocrbench_v2_process_results(document, [content])
-        except Exception as error:
-            if type(error) is LookupError:  # what nltk raises for data that are not there
-                raise UserError(
-                    f"{question.source}: METEOR ('{kind}') needs WordNet: python -m nltk.downloader wordnet"
-                ) from error
-            return 0.0  # upstream's readers raise on texts that are no answer to their task (nesting, huge numbers)
+        result = upstream.ocrbench_v2_process_results(document, [content])
     return float(result["ocrbench_v2_accuracy"]["score"])
 
 

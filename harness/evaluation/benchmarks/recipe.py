@@ -95,6 +95,10 @@ def always_row_mean(options: BenchmarkOptions) -> Aggregate:
     return row_mean
 
 
+def once(options: BenchmarkOptions) -> int:
+    return 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A column in code. `judge` names a format of `harness.evaluation.judge`; None where no row is ever judged."""
@@ -105,3 +109,5 @@ class Recipe:
     judge: str | None = "shared"
     aggregate: Callable[[BenchmarkOptions], Aggregate] = always_row_mean
     """Chosen by the options (`BenchmarkOptions`)."""
+    repeats: Callable[[BenchmarkOptions], int] = once
+    """Samples a question; the aggregate is over all of them."""

@@ -56,7 +56,7 @@ def test_scores_by_hand(two_levels: EvalConfig, make_engine: MakeEngine, grader:
         "num_malformed": 0,
         "protocol": protocol["arithmetic_l2"],
     }
-    names = ["protocol.json", "responses.jsonl", "rows.jsonl", "scores.csv"]
+    names = ["model.json", "protocol.json", "responses.jsonl", "rows.jsonl", "scores.csv"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 

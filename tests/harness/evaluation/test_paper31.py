@@ -134,12 +134,16 @@ def test_judging_is_a_pass_of_its_own_that_needs_no_student(
 ) -> None:
     generate = replace(config, stage="generate", judge=JudgeConfig())
     assert evaluate(generate, make_engine(cut_off), grader, out_dir=tmp_path, model_name="x", identity="m") == []
-    assert [path.name for path in tmp_path.iterdir()] == ["responses.jsonl"]
-    apart = run(replace(config, stage="judge"), None, grader, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "responses.jsonl"]
+    judging = replace(config, stage="judge")
+    rows = evaluate(judging, None, grader, out_dir=tmp_path, model_name="x", identity=None)
+    apart = {row["benchmark"]: row for row in rows}
     together = run(config, make_engine(cut_off), grader, tmp_path / "together")
     assert apart == together
     with pytest.raises(UserError, match=r"^\d+ of \d+ responses to ai2d are not there: generate them first"):
-        run(replace(config, stage="judge"), None, grader, tmp_path, identity="another model")
+        run(judging, None, grader, tmp_path, identity="another model")
+    with pytest.raises(UserError, match="has no responses: generate them first, with stage=generate"):
+        evaluate(judging, None, grader, out_dir=tmp_path / "empty", model_name="x", identity=None)
 
 
 def test_an_evaluation_that_died_goes_on_where_it_stopped(

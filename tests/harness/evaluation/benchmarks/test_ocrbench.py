@@ -2,6 +2,7 @@
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -10,6 +11,7 @@ import pytest
 
 from harness.config_eval import BenchmarkOptions
 from harness.errors import UserError
+from harness.evaluation.benchmarks import ocrbench
 from harness.evaluation.benchmarks.columns import columns
 from harness.evaluation.benchmarks.ocrbench import CATEGORIES, by_ability, gold_text, mark
 from harness.evaluation.benchmarks.registry import recipe
@@ -234,3 +236,20 @@ def test_the_mean_is_over_abilities_and_not_over_rows(upstream):
     assert upstream.ocrbench_v2_aggregate_accuracy_en(results, None) == 0.75
     assert by_ability(BenchmarkOptions())(scores).mean == 0.5
     assert by_ability(BenchmarkOptions(ocrbench_v2="rows"))(scores).mean == 0.75
+
+
+def test_an_error_of_upstream_is_a_wrong_answer_only_where_the_gold_answer_is_read(monkeypatch):
+    """Otherwise a row of another version of the data set would be a student's mistake."""
+
+    def score(document, content):
+        if content != "7" or document["type"] == "broken":
+            raise ValueError("cannot read this")
+        return 1.0
+
+    monkeypatch.setattr(ocrbench, "_upstream_score", score)
+    whole = question("math QA en", ["7"])
+    wrong, right = (Grade(answer=answer, verdict="wrong", reward=0.0) for answer in ("((((", "7"))
+    assert (mark(whole, wrong).score, mark(whole, right).score) == (0.0, 1.0)
+    broken = replace(whole, metadata=whole.metadata | {"type": "broken"})
+    with pytest.raises(UserError, match=r"fails on its own gold answer \(ValueError: cannot read this\)"):
+        mark(broken, wrong)
