@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from reports.cards import comparable
+
 BEST = "best"
 """`baseline` of the row against the strongest other method; the column `is` names it."""
 COLUMNS = ("student", "family", "baseline", "delta", "lo", "hi", "wins", "n", "is", "table", "suite", "study")
@@ -54,19 +56,20 @@ def bootstrap_table(long: pd.DataFrame, subject: str = SUBJECT) -> pd.DataFrame:
     """`cluster_bootstrap` of each student and family of a long table (`reports.collect`), columns `COLUMNS`.
 
     Blocks are kept apart by study and suite too where the long table has these. Blocks and baselines are in its order.
-    A label's score on a benchmark is the mean over the seeds that have it. Where a benchmark was evaluated by several
-    protocols only the most common one's scores count (at a tie the first), the others are holes. Labels of the
+    A label's score on a benchmark is the mean over the seeds that have it. Runs of another protocol are left out
+    (`reports.cards`). Labels of the
     subject's own method (an ablation of it) are baselines, but never `best`. Where labels carry a `table` (names with
     a space between), the subject is compared with those that share one, and each of its tables has a `best`. A block
     without the subject, or with it only, has no rows.
     """
     optional = ("study", "suite", "table", "family")
     long = long.assign(**{name: long[name].fillna("") if name in long else "" for name in optional})
+    long, _ = comparable(long)
     long = long[long["score"].notna()]
     blocks = [
         table.assign(**{name: block[name].iloc[0] for name in _BLOCK})
         for _, block in long.groupby(_BLOCK, sort=False)
-        for table in _block(_one_protocol(block), subject)
+        for table in _block(block, subject)
     ]
     if not blocks:
         return pd.DataFrame(columns=list(COLUMNS))
@@ -100,16 +103,6 @@ def _best(scores: pd.DataFrame, subject: str, rivals: Sequence[str]) -> str | No
     benchmarks = scores.loc[:, scores.loc[subject].notna()]
     macro = benchmarks.loc[list(rivals)].mean(axis=1, skipna=False).round(DECIMALS).dropna()
     return None if macro.empty else str(macro.idxmax())
-
-
-def _one_protocol(block: pd.DataFrame) -> pd.DataFrame:
-    """The scores of each benchmark's most common protocol."""
-    if "protocol" not in block:
-        return block
-    counts = block.groupby(["benchmark", "protocol"], sort=False, dropna=False).size()
-    common = counts.groupby(level="benchmark", sort=False).idxmax().map(lambda key: key[1])
-    expected = block["benchmark"].map(common)
-    return block[(block["protocol"] == expected) | (block["protocol"].isna() & expected.isna())]
 
 
 def _block(block: pd.DataFrame, subject: str) -> list[pd.DataFrame]:

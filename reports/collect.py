@@ -104,6 +104,13 @@ def score_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("eval/*/scores.csv"))
 
 
+def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves of nested mappings by dotted key; an empty mapping is a leaf, so that it is not lost."""
+    if not isinstance(node, dict) or not node:
+        return {prefix.removesuffix("."): node}
+    return {key: leaf for name, child in node.items() for key, leaf in flatten(child, f"{prefix}{name}.").items()}
+
+
 def seconds_of(info: dict[str, Any]) -> float | None:
     """Wall time of a run from its first start to its end, pauses included; None while it has no end."""
     if not info.get("finished"):

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from reports.collect import Run, score_files
+from reports.collect import Run, flatten, score_files
 from reports.cost import duration, run_cost
 from reports.plots.data import RUN_KEYS, read_lines
 
@@ -79,13 +79,6 @@ def _aligned(rows: Rows, side: Callable[[str, int], str] = str.ljust) -> list[st
     return [
         "  " + "  ".join(put(cell, w) for put, cell, w in zip(sides, row, widths, strict=True)).rstrip() for row in rows
     ]
-
-
-def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Leaves of nested mappings by dotted key; an empty mapping is a leaf, so that it is not lost."""
-    if not isinstance(node, dict) or not node:
-        return {prefix.removesuffix("."): node}
-    return {key: leaf for name, child in node.items() for key, leaf in flatten(child, f"{prefix}{name}.").items()}
 
 
 def _config(run: Run) -> dict[str, Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
+from reports.cards import BLOCK, comparable
 from reports.collect import BASE, rank
 
 MACRO = "macro avg"
@@ -43,7 +46,7 @@ def compare(scores: pd.DataFrame, delta: tuple[str, str] | None = None) -> list[
     macro average. Raises ValueError where no table has both labels of `delta`.
     """
     scores = scores.assign(family=scores["family"].fillna(""))
-    tables = [_compare(group, delta) for _, group in scores.groupby(["student", "suite", "family"], sort=False)]
+    tables = [_compare(group, delta) for _, group in scores.groupby(BLOCK, sort=False)]
     if delta is not None and tables and all(table.delta is None for table in tables):
         known = ", ".join(dict.fromkeys(scores["label"]))
         raise ValueError(f"--delta {' '.join(delta)}: no student has scores of both; labels here: {known}")
@@ -51,7 +54,7 @@ def compare(scores: pd.DataFrame, delta: tuple[str, str] | None = None) -> list[
 
 
 def _compare(scores: pd.DataFrame, delta: tuple[str, str] | None) -> Comparison:
-    scores, refused = _one_protocol(scores)
+    scores, others = comparable(scores)
     methods = scores.drop_duplicates("label").set_index("label")["method"]
     labels = sorted(methods.index, key=lambda label: rank(methods[label]))
     benchmarks = list(dict.fromkeys(scores["benchmark"]))
@@ -70,28 +73,15 @@ def _compare(scores: pd.DataFrame, delta: tuple[str, str] | None) -> Comparison:
         num_questions=scores[scores["score"].notna()].groupby("benchmark", sort=False)["n"].max(),
         max_stderr=float(pd.to_numeric(scores["stderr"]).max()),
         delta=_delta(mean, methods, delta),
-        refused=refused + _holes(scores),
+        refused=(*map(_refused_line, others.to_dict("records")), *_holes(scores)),
     )
 
 
-def _one_protocol(scores: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Scores of the runs that share the most common protocol (at a tie the first), and a line for each other run.
-
-    A run's protocol is that of all its benchmarks together; a run with fewer benchmarks is compared on those it has.
-    """
-    reference: dict[str, str] = {}
-    for benchmark, protocols in scores.groupby("benchmark", sort=False)["protocol"]:
-        counts = protocols.value_counts(sort=False)
-        reference[str(benchmark)] = next((str(name) for name in counts.index if counts[name] == counts.max()), "")
-    differs = scores["protocol"].notna() & (scores["protocol"] != scores["benchmark"].map(reference))
-    bad = scores[differs].drop_duplicates(["label", "seed"])
-    refused = tuple(
-        f"{row.label} {row.student} seed{row.seed}: evaluated on {row.benchmark} by protocol {row.protocol}, the "
-        f"others by {reference[str(row.benchmark)]}: not compared, evaluate it again"
-        for row in bad.itertuples()
+def _refused_line(row: Mapping[Any, Any]) -> str:
+    return (
+        f"{row['label']} {row['student']} seed{row['seed']}: evaluated on {row['benchmark']} by protocol "
+        f"{row['protocol']}, the others by {row['expected']}: not compared, evaluate it again"
     )
-    taken = pd.MultiIndex.from_frame(scores[["label", "seed"]]).isin(list(zip(bad["label"], bad["seed"], strict=True)))
-    return scores[~taken], refused
 
 
 def _holes(scores: pd.DataFrame) -> tuple[str, ...]:

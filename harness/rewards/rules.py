@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from types import ModuleType
 from typing import Any, get_args
 
 from harness.errors import UserError, did_you_mean
@@ -171,24 +172,27 @@ def _library(grader: str) -> Callable[[str, str], bool]:
         from mathruler.grader import grade_answer
 
         return lambda gold, answer: bool(grade_answer(answer, gold))
-    from math_verify import verify
-
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own limits are off
+    verify = _math_verify().verify
     # The library's own limits are alarms, which do nothing outside a main thread: the worker's limit replaces them.
     return lambda gold, answer: verify(_parse(gold), _parse(answer), timeout_seconds=None)
 
 
+def _math_verify() -> ModuleType:
+    import math_verify
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own limits are off
+    return math_verify
+
+
 def _parse(text: str) -> list[Any]:
     """What math_verify reads in an answer: at most one sympy expression, and the text it was read from."""
-    from math_verify import LatexExtractionConfig, parse
-
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    library = _math_verify()
     # The library reads `1 1/2` as 1 and does not read `5.` at all.
     text = _MIXED.sub(r"\1\\frac{\2}{\3}", _FULL_STOP.sub("", text.strip()))
     # In a box the whole text is one LaTeX formula; without one the library would pick out a single number.
     # The plain-expression reader is left out: it takes the 2 out of `2**3`.
-    only_latex = [LatexExtractionConfig(boxed_match_priority=0)]
-    return parse(f"\\boxed{{{text}}}", only_latex, parsing_timeout=None)
+    only_latex = [library.LatexExtractionConfig(boxed_match_priority=0)]
+    return library.parse(f"\\boxed{{{text}}}", only_latex, parsing_timeout=None)
 
 
 def _readable(gold: str, grader: str) -> bool:

@@ -19,7 +19,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from reports.collect import Run
+from reports.collect import Run, flatten
 from reports.page.rollouts import MAX_BYTES, MAX_CHARS, PageQuestion, run_names
 
 FOLDER = Path(__file__).parent
@@ -210,15 +210,10 @@ def _config(file: Path) -> tuple[dict[str, str], str]:
         config = yaml.load(file.read_text(encoding="utf-8"), Loader=getattr(yaml, "CBaseLoader", yaml.BaseLoader))
     except (yaml.YAMLError, UnicodeDecodeError):
         return {}, "config.yaml cannot be read"
-    return (dict(_flat(config)), "") if isinstance(config, dict) else ({}, "config.yaml cannot be read")
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if not isinstance(config, dict):
+        return {}, "config.yaml cannot be read"
+    leaves = flatten(config).items()
+    return {key: leaf if isinstance(leaf, str) else json.dumps(leaf, ensure_ascii=False) for key, leaf in leaves}, ""
 
 
 def _data_url(image: str | Path) -> str:

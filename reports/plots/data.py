@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from reports.cards import BLOCK, comparable
 from reports.collect import Run
 
 RUN_KEYS = ("label", "student", "seed")
-BLOCK = ["student", "suite", "family"]
-"""What a macro average never mixes."""
 EVENTS = {"admit": "admitted", "graduate": "graduated", "evict": "evicted"}
 
 
@@ -35,8 +35,20 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 def load_metrics(runs: Sequence[Run]) -> pd.DataFrame:
     """All `metrics.jsonl` below one another: label, student, seed, step and the metrics' own columns."""
-    tables = [_with_keys(run, rows) for run in runs if (rows := read_lines(run.folder / "metrics.jsonl"))]
+    tables = []
+    for run in runs:
+        file = run.folder / "metrics.jsonl"
+        if file.exists():
+            table = _metrics(file, file.stat().st_size, file.stat().st_mtime_ns)
+            if not table.empty:
+                tables.append(table.assign(**{key: run.info[key] for key in RUN_KEYS}))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+@lru_cache(maxsize=256)
+def _metrics(file: Path, size: int, mtime_ns: int) -> pd.DataFrame:
+    """The lines of a file in this state: a report asks for them several times."""
+    return pd.DataFrame(read_lines(file))
 
 
 def load_events(runs: Sequence[Run]) -> pd.DataFrame:
@@ -80,30 +92,25 @@ def macro_averages(scores: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     over all benchmarks that any run of the block has a row for. It is refused where a score is missing, and where the
     evaluation card is not the one that most runs used: other cards are other questions or other rules.
     """
-    scores = scores.assign(family=scores["family"].fillna(""), protocol=scores["protocol"].fillna(""))
+    scores = scores.assign(family=scores["family"].fillna(""))
+    kept, others = comparable(scores)
+    refused = [f"{_run_name(row)} (evaluated by another protocol)" for row in others.to_dict("records")]
     rows: list[dict[str, Any]] = []
-    refused: list[str] = []
-    for block, table in scores.groupby(BLOCK, sort=False):
-        cards = {name: _most_common(cards) for name, cards in table.groupby("benchmark", sort=False)["protocol"]}
-        for (label, seed), run in table.groupby(["label", "seed"], sort=False, dropna=False):
-            name = " ".join([*map(str, (label, block[0])), f"seed{seed}", str(block[2])]).rstrip()
+    for _, table in kept.groupby(BLOCK, sort=False):
+        benchmarks = set(table["benchmark"])
+        for _, run in table.groupby(["label", "seed"], sort=False, dropna=False):
+            first = run.iloc[0].to_dict()
             held = run.dropna(subset=["score"])
-            if (held["protocol"] != held["benchmark"].map(cards)).any():
-                refused.append(f"{name} (evaluated by another protocol)")
-            elif set(held["benchmark"]) != set(cards):
-                refused.append(f"{name} (scores missing)")
+            if set(held["benchmark"]) != benchmarks:
+                refused.append(f"{_run_name(first)} (scores missing)")
             else:
-                first = run.iloc[0]
-                keys = dict(zip(BLOCK, block, strict=True)) | {"label": label, "seed": seed}
-                of_run = {name: first[name] for name in ("method", "teacher")}
-                rows.append(keys | of_run | {"macro": float(held["score"].mean())})
+                named = {name: first[name] for name in (*BLOCK, "label", "seed", "method", "teacher")}
+                rows.append(named | {"macro": float(held["score"].mean())})
     return pd.DataFrame(rows, columns=[*BLOCK, "label", "seed", "method", "teacher", "macro"]), refused
 
 
-def _most_common(values: pd.Series) -> str:
-    """At a tie the one that comes first."""
-    counts = values.value_counts(sort=False)
-    return str(next(name for name in counts.index if counts[name] == counts.max()))
+def _run_name(row: Mapping[Any, Any]) -> str:
+    return f"{row['label']} {row['student']} seed{row['seed']} {row['family']}".rstrip()
 
 
 def split_label(label: str) -> tuple[str, dict[str, str]]:

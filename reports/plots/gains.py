@@ -9,8 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from reports.cards import BLOCK
 from reports.collect import BASE
-from reports.plots.data import BLOCK, listing, split_label
+from reports.plots.data import listing, split_label
 from reports.plots.style import GREY, Drawing, Grid, Look, draw_grid, wrap
 
 MAX_COLUMNS = 3

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -110,7 +108,7 @@ def test_table_without_subject_or_others_is_empty(write_run, tmp_path):
         assert table.empty and tuple(table.columns) == COLUMNS
 
 
-def test_scores_of_another_protocol_are_holes(write_run, tmp_path):
+def test_runs_of_another_protocol_are_left_out(write_run, tmp_path):
     write_run("base", {"level1": 30.0, "level2": 30.0})
     write_run("grpo", {"level1": 0.0, "level2": 0.0}, protocol="p2")
     write_run("zppo", {"level1": 40.0, "level2": 50.0})
@@ -145,17 +143,9 @@ def many_scores(num_students: int, num_labels: int) -> pd.DataFrame:
     labels = ["zppo", *(f"m{i}" for i in range(num_labels))]
     return pd.DataFrame(
         {"student": f"s{s}", "label": label, "method": label, "family": family, "benchmark": f"{family}{b}",
-         "score": round(100 * rng.random(), 1), "protocol": "p"}
+         "score": round(100 * rng.random(), 1), "protocol": "p", "seed": 0}
         for s in range(num_students)
         for label in labels
         for family, num in (("LLM", 10), ("VLM", 16), ("Video", 5))
         for b in range(num)
     )  # fmt: skip
-
-
-def test_a_papers_worth_takes_a_second():
-    long = many_scores(num_students=4, num_labels=10)
-    start = time.process_time()
-    table = bootstrap_table(long)
-    # 0.3 s where nothing else runs.
-    assert len(table) == 4 * 3 * 11 and time.process_time() - start < 2

@@ -52,9 +52,9 @@ def test_holes_and_other_protocols_have_no_macro_average():
     macros, refused = macro_averages(table)
     assert macros["label"].tolist() == ["base"]
     assert refused == [
+        "other s seed0 LLM (evaluated by another protocol)",
         "hole s seed0 LLM (scores missing)",
         "short s seed0 LLM (scores missing)",
-        "other s seed0 LLM (evaluated by another protocol)",
     ]
 
 

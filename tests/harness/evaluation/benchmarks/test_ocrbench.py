@@ -1,7 +1,6 @@
 """OCRBench v2: the official measures on the content of the box, and what they need."""
 
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -148,10 +147,10 @@ def test_answers_are_left_as_they_are():
         ("formula recognition cn", "x^2", r"\text{" * 16_000),
     ],
 )
-def test_a_runaway_answer_takes_no_minutes(kind, gold, text, upstream):
-    start = time.monotonic()
-    assert score(question(kind, [gold], text="as HTML"), text) < 0.1
-    assert time.monotonic() - start < 20
+def test_only_the_beginning_of_a_runaway_answer_is_measured(kind, gold, text, upstream):
+    asked = question(kind, [gold], text="as HTML")
+    assert len(ocrbench.shortened(text, asked)) <= 5000  # of 100,000: the gold answers are short
+    assert score(asked, text) < 0.1
 
 
 class Rectangle:
@@ -218,15 +217,17 @@ def test_a_right_page_scores_high_without_wordnet(asked):
 
 
 @pytest.mark.parametrize("asked", PAGES, ids=lambda q: q.metadata["type"])
-def test_missing_wordnet_is_reported_at_once(asked, monkeypatch, upstream):
+def test_missing_wordnet_is_reported_and_not_tried_again(asked, monkeypatch, upstream):
+    calls = []
+
     def missing(*args, **kwargs):
+        calls.append(args)
         raise LookupError("Resource wordnet not found.")
 
     monkeypatch.setattr(upstream, "cal_per_metrics", missing)
-    start = time.monotonic()
     with pytest.raises(UserError, match=r"WordNet: python -m nltk.downloader wordnet$"):
         score(asked, "something else")
-    assert time.monotonic() - start < 2
+    assert len(calls) == 1  # not tried again
 
 
 def test_the_mean_is_over_abilities_and_not_over_rows(upstream):

@@ -135,7 +135,7 @@ def test_the_deadline_is_for_the_whole_request(start: Start, fault: Fault) -> No
     server, client = start(lambda number, body: fault, timeout=0.4, retries=1)
     began = time.monotonic()
     assert client.ask([RIGHT]) == [JudgeFailure("no answer in 0.4 s (2 tries)")]
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 6.0
     assert len(server.requests) == 2
 
 
