@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import pickle
+import dataclasses
 from pathlib import Path
 
 import av
@@ -116,7 +116,8 @@ def test_the_last_frame_is_shown_one_frame_before_the_end(tmp_path):
 
 @pytest.mark.parametrize("video", [FrameFolder("a/b", 3.0), FrameFolder("a/b", 3.0, 1.0), VideoPart("a.mp4", 1.0, 2.5)])
 def test_references_are_values(video):
-    assert pickle.loads(pickle.dumps(video)) == video and len({video, pickle.loads(pickle.dumps(video))}) == 1
+    again = dataclasses.replace(video)
+    assert again is not video and again == video and len({video, again}) == 1
 
 
 def test_names_tell_parts_apart():

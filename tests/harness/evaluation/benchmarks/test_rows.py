@@ -59,3 +59,26 @@ def test_a_missing_clip_names_the_places(tmp_path: Path) -> None:
     (row,) = load_rows(AIME26, BenchmarkOptions(), str(tmp_path))
     with pytest.raises(UserError, match=r"has no video a\.mp4 or b/a\.mp4: unpack the archives of MathArena/aime_2026"):
         row.video("a.mp4", "b/a.mp4")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        datasets.exceptions.DatasetNotFoundError("Dataset 'MathArena/aime_2026' is a gated dataset on the Hub."),
+        ConnectionError("Couldn't reach the Hub"),
+        ValueError("Unknown split \"train\". Should be one of ['test']."),
+    ],
+)
+def test_data_that_cannot_be_had_are_one_line_with_the_remedy(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: Any, **options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", fails)
+    with pytest.raises(
+        UserError, match=r"^aime26: MathArena/aime_2026 \(.*\) cannot be loaded .*hf auth login"
+    ) as caught:
+        list(load_rows(AIME26, BenchmarkOptions()))
+    assert str(error) in str(caught.value) and "eval.data_root=<folder" in str(caught.value)
+    assert "\n" not in str(caught.value)
