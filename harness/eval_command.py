@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
-from harness.config import RunConfig, from_hydra
+from harness.config import EvalConfig, RunConfig, from_hydra
 from harness.errors import UserError
 from harness.run_folder import RunFolder
 
@@ -79,7 +79,7 @@ def _evaluate_model(model: str, suite: str, overrides: list[str], config_dir: st
     config = from_hydra(compose(words, config_dir=config_dir))
     folder = run_dir(config, run_label(config))
     if RunFolder.read_info(folder).get("status") != "done":  # a run that trains nothing: the study's tables list runs
-        run(dataclasses.replace(config, eval=dataclasses.replace(config.eval, suite=None)), overrides=words)
+        run(dataclasses.replace(config, eval=EvalConfig()), overrides=words)
     return _evaluate(config, folder / "eval" / suite, run_label(config))
 
 

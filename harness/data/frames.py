@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.data.media import MediaError, decode_image
-from harness.data.video import MAX_CLIP_BYTES, choose_frames, decode_frames, frame_times, open_video
+from harness.data.video import MAX_CLIP_BYTES, choose_frames, decode_video, frames_within, open_video
 from harness.types import Clip, MediaLimits
 
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
@@ -34,7 +33,7 @@ class FrameFolder:
         import numpy as np
 
         pictures = self._pictures()
-        within = _within([i / self.fps for i in range(len(pictures))], self.start, self.end)
+        within = frames_within([i / self.fps for i in range(len(pictures))], (self.start, self.end))
         chosen = choose_frames([i / self.fps for i in within], limits)
         first = decode_image(pictures[within[chosen[0]]], self.name)
         num_bytes = len(chosen) * first.width * first.height * 3
@@ -73,21 +72,8 @@ class VideoPart:
         return _named(self.path, self.start, self.end)
 
     def open(self, limits: MediaLimits) -> Clip:
-        """The frames that `limits` choose of the part; times count from the first one shown. Raises MediaError."""
-        source = Path(self.path)
-        times = frame_times(source, self.name)
-        for _ in range(2):
-            if not times:
-                raise MediaError(f"video {self.name} has no frames")
-            within = _within([time - times[0] for time in times], self.start, self.end)
-            indices = [within[i] for i in choose_frames([times[i] for i in within], limits)]
-            frames_FHWC, shown_at, num_decoded = decode_frames(source, self.name, indices)
-            if num_decoded > indices[-1]:
-                times_F = [times[i] if at is None else at for i, at in zip(indices, shown_at, strict=True)]
-                return Clip(frames_FHWC, tuple(time - times_F[0] for time in times_F))
-            # A container may announce more frames than its decoder gives: choose again from those that exist.
-            times = times[:num_decoded]
-        raise MediaError(f"video {self.name} cannot be decoded (another number of frames each time)")
+        """The frames that `limits` choose of the part. Raises MediaError."""
+        return decode_video(Path(self.path), self.name, limits, (self.start, self.end))
 
 
 def last_frame_time(path: str) -> float:
@@ -101,13 +87,6 @@ def last_frame_time(path: str) -> float:
             raise MediaError(f"video {path} does not say how long it is")
         rate = float(stream.average_rate or stream.guessed_rate or 25)
         return max(duration - 1 / rate, 0.0)
-
-
-def _within(times: Sequence[float], start: float | None, end: float | None) -> list[int]:
-    """Indices of the frames between two times. All of them where there are none: data sets have such mistakes."""
-    first, last = times[0] if start is None else start, times[-1] if end is None else end
-    # A frame's time is a sum of clock ticks.
-    return [i for i, time in enumerate(times) if first - 1e-3 <= time <= last + 1e-3] or list(range(len(times)))
 
 
 def _named(path: str, start: float | None, end: float | None) -> str:

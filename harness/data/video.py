@@ -23,6 +23,10 @@ MIN_FRAMES = 2
 MAX_CLIP_BYTES = 4 << 30
 """Of the frames that are shown, decoded: some 690 frames of 1920x1080."""
 
+Span = tuple[float | None, float | None]
+"""From when to when, in seconds; None: from the beginning, to the end."""
+WHOLE: Span = (None, None)
+
 
 @dataclass(frozen=True)
 class VideoFile:
@@ -39,17 +43,18 @@ class VideoFile:
         return decode_video(Path(self.path), self.path, limits)
 
 
-def decode_video(source: bytes | Path, name: str, limits: MediaLimits) -> Clip:
-    """The frames of an encoded video that `limits` choose; times count from its first frame.
+def decode_video(source: bytes | Path, name: str, limits: MediaLimits, span: Span = WHOLE) -> Clip:
+    """The frames of an encoded video, or of a span of it, that `limits` choose; times count from the first one.
 
     Raises MediaError for what is missing, no video, cut off, too small or too large.
     """
-    times = frame_times(source, name)
+    times = _times(source, name)
     for _ in range(2):
         if not times:
             raise MediaError(f"video {name} has no frames")
-        indices = choose_frames(times, limits)
-        frames_FHWC, shown_at, num_decoded = decode_frames(source, name, indices)
+        within = frames_within([time - times[0] for time in times], span)
+        indices = [within[i] for i in choose_frames([times[i] for i in within], limits)]
+        frames_FHWC, shown_at, num_decoded = _decode(source, name, indices)
         if num_decoded > indices[-1]:
             # A stream without times gets those of its rate.
             times_F = [times[i] if at is None else at for i, at in zip(indices, shown_at, strict=True)]
@@ -57,6 +62,14 @@ def decode_video(source: bytes | Path, name: str, limits: MediaLimits) -> Clip:
         # A container may announce more frames than its decoder gives: choose again from those that exist.
         times = times[:num_decoded]
     raise MediaError(f"video {name} cannot be decoded (another number of frames each time)")
+
+
+def frames_within(times: Sequence[float], span: Span) -> list[int]:
+    """Indices of the frames of a span. All of them where it has none: data sets have such mistakes."""
+    start, end = span
+    first, last = times[0] if start is None else start, times[-1] if end is None else end
+    # A frame's time is a sum of clock ticks.
+    return [i for i, time in enumerate(times) if first - 1e-3 <= time <= last + 1e-3] or list(range(len(times)))
 
 
 def choose_frames(times: Sequence[float], limits: MediaLimits) -> list[int]:
@@ -103,7 +116,7 @@ def open_video(source: bytes | Path, name: str) -> Iterator[tuple[Any, Any]]:
         raise MediaError(f"video {name} cannot be decoded ({reason})") from error
 
 
-def frame_times(source: bytes | Path, name: str) -> list[float]:
+def _times(source: bytes | Path, name: str) -> list[float]:
     """When each frame is shown, in order, read from the packets without decoding them."""
     with open_video(source, name) as (container, stream):
         packets = [packet for packet in container.demux(stream) if packet.size]
@@ -113,9 +126,7 @@ def frame_times(source: bytes | Path, name: str) -> list[float]:
         return [float(pts * stream.time_base) for pts in sorted(packet.pts for packet in packets)]
 
 
-def decode_frames(
-    source: bytes | Path, name: str, indices: Sequence[int]
-) -> tuple[np.ndarray, list[float | None], int]:
+def _decode(source: bytes | Path, name: str, indices: Sequence[int]) -> tuple[np.ndarray, list[float | None], int]:
     """The frames at ascending `indices`, uint8 [F, H, W, 3], their times, and how many frames there were until then."""
     import numpy as np
 

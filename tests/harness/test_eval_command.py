@@ -130,6 +130,10 @@ def test_a_model_whose_first_evaluation_failed_is_a_row_after_the_second(
     assert main(["eval", *words, f"data_root={tmp_path / 'empty'}"]) == 2
     assert "aime26: there is no folder" in capsys.readouterr().err
     assert main(["eval", *words, f"data_root={FIXTURES}"]) == 0
+    run_json = tmp_path / "eval" / "base" / "tiny_xs" / "seed0" / "run.json"
+    run_json.write_text(json.dumps(json.loads(run_json.read_text()) | {"status": "failed"}))  # as a run leaves it
+    assert collect(tmp_path / "eval").empty
+    assert main(["eval", *words, f"data_root={FIXTURES}"]) == 0
     (row,) = collect(tmp_path / "eval").to_dict("records")
     assert (row["label"], row["student"], row["benchmark"], row["n"]) == ("base", "tiny_xs", "aime26", 2)
 
