@@ -79,7 +79,7 @@ def _evaluate_model(model: str, suite: str, overrides: list[str], config_dir: st
     config = from_hydra(compose(words, config_dir=config_dir))
     folder = run_dir(config, run_label(config))
     if RunFolder.read_info(folder).get("status") != "done":  # a run that trains nothing: the study's tables list runs
-        run(dataclasses.replace(config, eval=EvalConfig()), overrides=words)
+        run(dataclasses.replace(config, eval=EvalConfig(media=config.eval.media)), overrides=words)
     return _evaluate(config, folder / "eval" / suite, run_label(config))
 
 
