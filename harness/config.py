@@ -14,7 +14,8 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness import config_eval
+from harness import config_engines, config_eval
+from harness.config_engines import RolloutConfig, ServerConfig
 from harness.config_eval import EvalConfig, MediaConfig
 from harness.errors import UserError, did_you_mean
 
@@ -35,6 +36,18 @@ class ModelConfig:
     """Passed to the chat template; explicit because templates of one family differ in their default."""
     chat_template: str | None = None
     """A Jinja file that replaces the tokenizer's template (base models have none)."""
+    urls: list[str] = field(default_factory=list)
+    """Endpoints that serve this model, http://<host>:<port>/v1; requests go to the one with the least to do."""
+    serve: bool = False
+    """Start `vllm serve` for this model, on 127.0.0.1, for as long as the run lasts."""
+    api: str = "tokens"
+    """What the endpoints of `urls` speak. tokens: ids in and out with log-probabilities (vLLM); text: chat alone."""
+    served_name: str | None = None
+    """The model's name at its endpoints; default: `path`."""
+
+    @property
+    def is_served(self) -> bool:
+        return self.serve or bool(self.urls)
 
 
 @dataclass
@@ -90,22 +103,6 @@ class DataConfig:
 
 
 @dataclass
-class RolloutConfig:
-    engine: str = "transformers"
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    presence_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    max_prompt_tokens: int = 4096
-    """Longer plain prompts are dropped from the data and counted; BCQ and NCQ prompts have only the context window."""
-    max_response_tokens: int = 12_288
-    max_sequences: int = 256
-    """Sequences that the transformers engine decodes at once."""
-
-
-@dataclass
 class RewardConfig:
     grader: str = "math_verify"
     """math_verify or mathruler (the paper's)."""
@@ -155,6 +152,8 @@ class RunConfig:
     """auto, cpu, cuda or cuda:<n>."""
     teacher_device: str | None = None
     """Default: the student's."""
+    teacher_process: bool = False
+    """Score in a process of its own, which ships hidden states; methods that read the teacher's distribution."""
     num_threads: int = 0
     """CPU threads; 0 = all cores."""
     label: str | None = None
@@ -164,6 +163,7 @@ class RunConfig:
     teacher: ModelConfig | None = None
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     update: UpdateConfig = field(default_factory=UpdateConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -176,7 +176,9 @@ CHOICES = {
     "teacher.dtype": ("float32", "bfloat16", "float16"),
     "data.source": ("synthetic", "reasoning_gym", "jsonl", "parquet", "hub"),
     "data.answer_type": ("math", "choice", "text"),
-    "rollout.engine": ("transformers",),
+    "student.api": ("tokens", "text"),
+    "teacher.api": ("tokens", "text"),
+    **config_engines.CHOICES,
     "reward.grader": ("math_verify", "mathruler"),
     "update.old_logprobs": ("engine", "recompute"),
     **config_eval.CHOICES,
@@ -188,10 +190,6 @@ POSITIVE = (
     "data.batch_size",
     "data.epochs",
     "data.num_questions",
-    "rollout.max_response_tokens",
-    "rollout.max_prompt_tokens",
-    "rollout.max_sequences",
-    "rollout.temperature",
     "update.micro_batch_size",
     "update.chunk_tokens",
     "update.max_grad_norm",
@@ -205,6 +203,7 @@ POSITIVE = (
     "eval.judge.concurrency",
     "checkpoint_every",
     "keep_checkpoints",
+    *config_engines.POSITIVE,
 )
 
 
@@ -249,6 +248,7 @@ def check(config: RunConfig) -> None:
             raise UserError(f"{key}={value} is not known.{did_you_mean(str(value), [str(c) for c in choices])}")
     _check_positive(config)
     _check_data(config.data)
+    _check_served(config)
     _check_media("eval", config.eval.media)
     rollout = config.rollout
     if (rollout.top_p, rollout.top_k, rollout.min_p) != (1.0, 0, 0.0):
@@ -273,6 +273,28 @@ def _check_positive(config: RunConfig) -> None:
         raise UserError(f"update.betas are two numbers, got {config.update.betas}")
     if config.eval.temperature < 0:
         raise UserError(f"eval.temperature must be 0 (greedy) or above, got {config.eval.temperature}")
+
+
+def _check_served(config: RunConfig) -> None:
+    """Who answers for a model has to be clear, and weights that change are never served."""
+    for role, model in (("student", config.student), ("teacher", config.teacher)):
+        if model is None:
+            continue
+        for url in model.urls:
+            if not re.match(r"https?://[^/\s]+", url):
+                raise UserError(f"{role}.urls: {url} is no address: http://<host>:<port>/v1")
+        if model.serve and model.urls:
+            raise UserError(f"{role}.serve=true starts an endpoint and {role}.urls names others: set one of them")
+    trained = config.method.get("class") is not None
+    if config.rollout.engine == "server" and trained:
+        raise UserError(
+            "rollout=server cannot give the student's new weights to an endpoint: train with rollout=vllm or "
+            "rollout=transformers; a teacher is served with teacher.serve=true or teacher.urls=[http://...]"
+        )
+    if config.rollout.engine == "server" and not config.student.is_served:
+        raise UserError("rollout=server needs endpoints: student.urls=[http://<host>:<port>/v1] or student.serve=true")
+    if config.student.is_served and config.rollout.engine != "server":
+        raise UserError("student.urls and student.serve need rollout=server, for a student that is not trained")
 
 
 def _check_data(data: DataConfig) -> None:

@@ -11,6 +11,10 @@ class UserError(Exception):
     """Raised with a one-line message; the command prints it without a traceback and exits with 2."""
 
 
+class RunInterrupted(UserError):
+    """Something outside went away and did not come back. The run ends as `interrupted`: launched again it goes on."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`" Did you mean 'zppo' or 'grpo'?"`, or the sorted list when nothing is near."""
     known = sorted(set(known))

@@ -93,8 +93,7 @@ def _evaluate(config: RunConfig, out_dir: Path, label: str) -> str:
         grader = stack.enter_context(Grader(config.reward))
         engine, identity = None, None
         if config.eval.stage != "judge":
-            engine, identity = live_student(config)
-            stack.callback(engine.close)
+            engine, identity = live_student(config, out_dir / "student.server.log", stack)
         name = f"{label}/{config.student.name}"
         evaluate(config.eval, engine, grader, out_dir=out_dir, model_name=name, identity=identity)
     if config.eval.stage == "generate":

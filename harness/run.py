@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config import ModelConfig, RunConfig
-from harness.errors import UserError, is_disk_full
+from harness.errors import RunInterrupted, UserError, is_disk_full
 from harness.run_folder import RunFolder, run_dir
-from harness.types import Question, Sampler
+from harness.types import Question
 from methods import registry
 from methods.base import Method
 
@@ -43,6 +43,11 @@ def build_method(config: RunConfig) -> Method | None:
             f"method={config.method['name']} needs a teacher: set teacher=tiny_teacher, "
             "or teacher=hf teacher.path=FOLDER"
         )
+    if getattr(method.config, "importance_cap", None) is not None and config.update.old_logprobs == "engine":
+        raise UserError(
+            "method.importance_cap has no effect with update.old_logprobs=engine: old and rollout log-probabilities "
+            "are then the same and every weight is 1; set update.old_logprobs=recompute"
+        )
     return method
 
 
@@ -70,6 +75,9 @@ def run(config: RunConfig, *, overrides: Sequence[str] = ()) -> Path:
         except (KeyboardInterrupt, SystemExit):
             folder.finish("interrupted")
             raise
+        except RunInterrupted as error:
+            folder.finish("interrupted", str(error))
+            raise
         except UserError as error:
             folder.finish("failed", str(error))
             raise
@@ -93,6 +101,7 @@ class _Run:
         from harness.models.chat import Chat
         from harness.models.loading import load_tokenizer
         from harness.rewards.workers import Grader
+        from harness.rollout.build import student_engine
         from methods.base import plain_prompt
 
         _prepare_process(config)
@@ -105,8 +114,9 @@ class _Run:
                 self.chat.pack(plain_prompt(benchmark.questions[0]))
         self.grader = stack.enter_context(Grader(config.reward))
         self.sampler = None if method is None else self._sampler()
-        self.student = _load(config.student, config.device, self.chat, trained=method is not None)
-        self.engine = _engine(self.student, self.chat, "student", config)
+        self.student = _student(config, self.chat, trained=method is not None)
+        log = folder.path / "student.server.log"
+        self.engine = student_engine(config, self.chat, self.student, log=log, stack=stack)
 
     def train(self) -> None:
         """Run the method and save the student, in its own dtype, as `model/`."""
@@ -114,20 +124,19 @@ class _Run:
 
         from harness.actors import LiveActors
         from harness.models.loading import save_model
+        from harness.rollout.build import open_teacher
         from harness.tracking import Tracker
         from harness.training.trainer import Trainer
 
         config = self.config
-        assert self.method is not None and self.sampler is not None
+        assert self.method is not None and self.sampler is not None and self.student is not None
         num_steps = self._num_steps()
         self.folder.set_info(num_steps=num_steps)
-        teacher_config, teacher = self._teacher_config(), None
-        if teacher_config is not None:
-            device = config.teacher_device or config.device
-            teacher = _load(teacher_config, device, self.chat, trained=False)
+        log = self.folder.path / "teacher.server.log"
+        teacher = open_teacher(self.method, config, self.chat, log=log, stack=self._stack)
         actors = LiveActors(
             student=self.engine,
-            teacher=None if teacher is None else _engine(teacher, self.chat, "teacher", config),
+            teacher=teacher.engine,
             chat=self.chat,
             grader=self.grader,
             config=config.rollout,
@@ -160,13 +169,12 @@ class _Run:
     def evaluate(self, subfolder: str = "") -> None:
         """Score the live student on the suite, if there is one."""
         from harness.evaluation.evaluate import evaluate
-        from harness.models.identity import model_identity
 
         if self.config.eval.suite is None:
             return
         out_dir = self.folder.path / "eval" / self.config.eval.suite / subfolder
         name = f"{self.label}/{self.config.student.name}"
-        identity = model_identity(self.student.module, self.chat)
+        identity = _identity(self.config, self.student, self.chat)
         for row in evaluate(
             self.config.eval, self.engine, self.grader, out_dir=out_dir, model_name=name, identity=identity
         ):
@@ -256,16 +264,32 @@ def _execute(config: RunConfig, method: Method | None, folder: RunFolder, label:
         run.evaluate()
 
 
-def live_student(config: RunConfig) -> tuple[RolloutEngine, str]:
-    """The student of a configuration as it is, behind its engine, and the model's identity."""
+def live_student(config: RunConfig, log: Path, stack: ExitStack) -> tuple[RolloutEngine, str]:
+    """The student of a configuration as it is, behind its engine, and the model's identity. Ends with `stack`."""
     from harness.models.chat import Chat
-    from harness.models.identity import model_identity
     from harness.models.loading import load_tokenizer
+    from harness.rollout.build import student_engine
 
     _prepare_process(config)
     chat = Chat(load_tokenizer(config.student), config.student)
-    model = _load(config.student, config.device, chat, trained=False)
-    return _engine(model, chat, "student", config), model_identity(model.module, chat)
+    student = _student(config, chat, trained=False)
+    return student_engine(config, chat, student, log=log, stack=stack), _identity(config, student, chat)
+
+
+def _student(config: RunConfig, chat: Chat, *, trained: bool) -> LanguageModel | None:
+    """The student's weights; None where endpoints have them."""
+    from harness.rollout.build import load_student
+
+    return None if config.student.is_served else load_student(config, chat, trained=trained)
+
+
+def _identity(config: RunConfig, student: LanguageModel | None, chat: Chat) -> str:
+    """Which model answers. What an endpoint has behind a name is not known here: only the name counts."""
+    from harness.models.identity import model_identity
+
+    if student is None:
+        return f"served:{config.student.served_name or config.student.path}"
+    return model_identity(student.module, chat)
 
 
 def _prepare_process(config: RunConfig) -> None:
@@ -275,33 +299,6 @@ def _prepare_process(config: RunConfig) -> None:
     disable_progress_bar()  # a bar a file in a log of thousands of steps
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-
-
-def _load(model: ModelConfig, device: str, chat: Chat, *, trained: bool) -> LanguageModel:
-    """A model in its dtype; one that is trained has fp32 weights and computes in its dtype."""
-    import torch
-
-    from harness.models.forward import LanguageModel
-    from harness.models.loading import load_model
-
-    if not trained or model.dtype == "float32":
-        return LanguageModel.for_chat(load_model(model, _device(device)), chat)
-    module = load_model(model, _device(device), dtype="float32")
-    return LanguageModel.for_chat(module, chat, compute_dtype=getattr(torch, model.dtype))
-
-
-def _engine(model: LanguageModel, chat: Chat, sampler: Sampler, config: RunConfig) -> RolloutEngine:
-    from harness.rollout.transformers_engine import TransformersEngine
-
-    return TransformersEngine(model, chat, sampler=sampler, max_sequences=config.rollout.max_sequences)
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @contextmanager

@@ -31,7 +31,8 @@ from harness.types import RolloutGroup, TrainingSample
 SCHEMA_VERSION = 2
 NOT_PART_OF_RESULTS = (
     "steps", "resume", "outputs", "num_threads", "device", "teacher_device", "checkpoint_every",
-    "keep_checkpoints", "tracker", "label",
+    "keep_checkpoints", "tracker", "label", "server", "teacher_process", "rollout.transfer_timeout", "teacher.urls",
+    "student.urls", "student.served_name", "teacher.served_name",
 )  # fmt: skip
 """Keys that may differ between two launches of one run: more steps prolong it, the label is the folder's name."""
 
@@ -60,7 +61,11 @@ def write_atomically(path: Path, text: str) -> None:
 
 def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a resolved configuration that decides a run's results."""
-    return {key: value for key, value in config.items() if key not in NOT_PART_OF_RESULTS}
+    kept = {key: value for key, value in config.items() if key not in NOT_PART_OF_RESULTS}
+    for section, name in (key.split(".") for key in NOT_PART_OF_RESULTS if "." in key):
+        if isinstance(kept.get(section), Mapping):
+            kept[section] = {key: value for key, value in kept[section].items() if key != name}
+    return kept
 
 
 def other_configuration(path: Path, config: RunConfig) -> str | None:

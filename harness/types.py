@@ -303,11 +303,59 @@ class TokenBatch:
     """Index of the sequence that each token belongs to, within the mini-batch."""
 
 
-@dataclass(kw_only=True)
 class TeacherDistribution:
-    """The teacher's distribution at the same N positions."""
+    """The teacher's distribution at the same N positions: whole as `logits_NV`, or partial as the K likeliest tokens.
 
-    logits_NV: torch.Tensor
+    The partial form is what a server gives: distinct ids (int64, -1 fills up shorter lists) and their natural-log
+    probabilities (fp32) in the whole vocabulary; what is left of the mass is the tail's. `methods.base` has
+    `distillation_loss`, which takes either form.
+    """
+
+    def __init__(
+        self,
+        *,
+        logits_NV: torch.Tensor | None = None,
+        topk_ids_NK: torch.Tensor | None = None,
+        topk_logprobs_NK: torch.Tensor | None = None,
+    ) -> None:
+        """Raises ValueError unless exactly one form is given."""
+        if (topk_ids_NK is None) != (topk_logprobs_NK is None) or (logits_NV is None) == (topk_ids_NK is None):
+            raise ValueError("give logits_NV, or topk_ids_NK with topk_logprobs_NK")
+        self._logits_NV = logits_NV
+        self._topk = None if topk_ids_NK is None or topk_logprobs_NK is None else (topk_ids_NK, topk_logprobs_NK)
+
+    @property
+    def is_partial(self) -> bool:
+        return self._topk is not None
+
+    @property
+    def logits_NV(self) -> torch.Tensor:
+        """At the sampling temperature. Raises ValueError for the partial form."""
+        if self._logits_NV is None:
+            raise ValueError(
+                "the served teacher gives top-k log-probabilities, not logits_NV: use methods.base.distillation_loss, "
+                "or load the teacher beside the student (teacher.serve=false, teacher.urls=[])"
+            )
+        return self._logits_NV
+
+    @property
+    def topk_ids_NK(self) -> torch.Tensor:
+        return self._partial()[0]
+
+    @property
+    def topk_logprobs_NK(self) -> torch.Tensor:
+        return self._partial()[1]
+
+    def to(self, device: torch.device) -> TeacherDistribution:
+        if self._topk is None:
+            return TeacherDistribution(logits_NV=self.logits_NV.to(device))
+        ids_NK, logprobs_NK = self._topk
+        return TeacherDistribution(topk_ids_NK=ids_NK.to(device), topk_logprobs_NK=logprobs_NK.to(device))
+
+    def _partial(self) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._topk is None:
+            raise ValueError("this teacher gives its whole distribution: read logits_NV")
+        return self._topk
 
 
 @dataclass(kw_only=True)

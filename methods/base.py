@@ -6,8 +6,15 @@ in packages of their own. Imports no torch.
 
 from methods.advantages import group_advantages
 from methods.contract import Method, MethodConfig, plain_prompt, plain_prompts
-from methods.distill import DistillationMethod, DistillConfig
-from methods.losses import cross_entropy_loss, entropy_sum, jsd_loss, policy_gradient_loss, token_logprobs
+from methods.distill import DistillationMethod, DistillConfig, distillation_loss
+from methods.losses import (
+    cross_entropy_loss,
+    entropy_sum,
+    jsd_loss,
+    jsd_topk_loss,
+    policy_gradient_loss,
+    token_logprobs,
+)
 from methods.policy import PolicyGradientConfig, PolicyGradientMethod, training_rewards
 from methods.prompts import CLOSING, neutralize, plain_text, user_turn
 from methods.samples import rollout_sample, sampled_by_student, teacher_prompt
@@ -21,9 +28,11 @@ __all__ = [
     "PolicyGradientConfig",
     "PolicyGradientMethod",
     "cross_entropy_loss",
+    "distillation_loss",
     "entropy_sum",
     "group_advantages",
     "jsd_loss",
+    "jsd_topk_loss",
     "neutralize",
     "plain_prompt",
     "plain_prompts",

@@ -17,7 +17,7 @@ from harness.types import (
     TrainingSample,
 )
 from methods.contract import Method, MethodConfig, TeacherUse, plain_prompts
-from methods.losses import entropy_sum, jsd_loss
+from methods.losses import entropy_sum, jsd_loss, jsd_topk_loss
 from methods.registry import register
 from methods.samples import rollout_sample, sampled_by_student, teacher_metrics, teacher_prompt
 
@@ -48,6 +48,13 @@ class OffPolicyKDConfig(DistillConfig):
             raise ValueError(f"method.teacher_group_size must be at least 1, got {self.teacher_group_size}")
 
 
+def distillation_loss(student_logits_NV: torch.Tensor, teacher: TeacherDistribution, beta: float) -> torch.Tensor:
+    """JSD of each token [N], in nats: `jsd_loss`, or `jsd_topk_loss` where the teacher's distribution is partial."""
+    if teacher.is_partial:
+        return jsd_topk_loss(student_logits_NV, teacher.topk_ids_NK, teacher.topk_logprobs_NK, beta)
+    return jsd_loss(student_logits_NV, teacher.logits_NV, beta)
+
+
 class DistillationMethod(Method):
     """Per-token JSD to the teacher on whatever `credit` trains."""
 
@@ -56,7 +63,7 @@ class DistillationMethod(Method):
 
     def loss(self, logits_NV: torch.Tensor, batch: TokenBatch, teacher: TeacherDistribution | None) -> LossOutput:
         assert teacher is not None, "the trainer gives the teacher's distribution to methods that need it"
-        loss_N = jsd_loss(logits_NV, teacher.logits_NV, self.config.jsd_beta)
+        loss_N = distillation_loss(logits_NV, teacher, self.config.jsd_beta)
         return LossOutput(loss_N=loss_N, sums={"entropy": entropy_sum(logits_NV)})
 
 

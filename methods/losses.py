@@ -7,6 +7,7 @@ Torch is imported where it runs, so that configurations are checked without it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ def policy_gradient_loss(
     clip_ratio_low: float,
     clip_ratio_high: float,
     dual_clip: float,
+    rollout_logprobs_N: torch.Tensor | None = None,
+    importance_cap: float | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """PPO surrogate with asymmetric clip and dual clip (METHOD section 3; arXiv 1707.06347, 2503.14476, 1912.09729).
 
@@ -35,6 +38,12 @@ def policy_gradient_loss(
     c A where A < 0; the loss is its negative. Returns loss [N] and token sums of detached statistics: `clip_low_frac`
     (A < 0 and rho < 1 - low), `clip_high_frac` (A > 0 and rho > 1 + high), `clip_frac` (either), `dual_clip_frac`
     (A < 0 and rho > c), `entropy` (nats), `ratio`, `approx_kl` (k3: rho - 1 - log rho).
+
+    With an `importance_cap` C the loss of each token is multiplied by a constant, min(C, exp(old_logprob -
+    rollout_logprob)), because the engine that sampled has log-probabilities of its own (token-level truncated
+    importance sampling, https://fengyao.notion.site/off-policy-rl). The weight is 1 where the engine gave none (NaN).
+    Sums then also have `importance_weight` and `importance_capped_frac` (weights cut to C). Raises ValueError where a
+    cap comes without `rollout_logprobs_N`.
     """
     import torch
 
@@ -59,7 +68,27 @@ def policy_gradient_loss(
             "ratio": ratio_N.sum(),
             "approx_kl": (ratio_N - 1.0 - log_ratio_N).sum(),
         }
+    if importance_cap is not None:
+        if rollout_logprobs_N is None:
+            raise ValueError("importance_cap weighs by the engine's log-probabilities: rollout_logprobs_N is missing")
+        weights_N, capped_N = _importance_weights(old_logprobs_N, rollout_logprobs_N, importance_cap)
+        loss_N = loss_N * weights_N
+        sums |= {"importance_weight": weights_N.sum(), "importance_capped_frac": capped_N.sum()}
     return loss_N, sums
+
+
+def _importance_weights(
+    old_logprobs_N: torch.Tensor, rollout_logprobs_N: torch.Tensor, cap: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(min(cap, exp(old - rollout)) [N], whether it was cut to the cap [N]); 1 and not cut where rollout is NaN."""
+    import torch
+
+    with torch.no_grad():
+        log_weight_N = old_logprobs_N - rollout_logprobs_N
+        missing_N = log_weight_N.isnan()
+        weight_N = log_weight_N.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+        capped_N = weight_N > cap  # never where it is NaN
+        return weight_N.clamp(max=cap).masked_fill(missing_N, 1.0), capped_N
 
 
 def jsd_loss(student_logits_NV: torch.Tensor, teacher_logits_NV: torch.Tensor, beta: float) -> torch.Tensor:
@@ -82,11 +111,86 @@ def jsd_loss(student_logits_NV: torch.Tensor, teacher_logits_NV: torch.Tensor, b
     return _functions()["given"].apply(student_logits_NV, loss_N, gradient_NV)
 
 
+def jsd_topk_loss(
+    student_logits_NV: torch.Tensor, ids_NK: torch.Tensor, teacher_logprobs_NK: torch.Tensor, beta: float
+) -> torch.Tensor:
+    """`jsd_loss` of the two distributions coarsened to K + 1 events: the K listed tokens, and the tail, which is every
+    other token. For a teacher of which only `teacher_logprobs_NK` of the tokens `ids_NK` is known.
+
+    Both sides are summed over the same events, so it is a divergence and, by the data processing inequality, at most
+    `jsd_loss`; the two are equal where every token is listed. A list without its tail would be neither: it can be
+    negative. Ids of a row are distinct; -1 fills up shorter lists. Inside the tail nothing is known, so the gradient
+    there moves tokens in proportion to P_S.
+
+    The student's tail is the log-sum-exp of its tokens. The teacher's is 1 - sum P_T of the list, known only to the
+    rounding eps of its log-probabilities, and taken as eps at least: that is worth eps log(1 / eps) for beta < 1, but
+    P_S(tail) eps / P_T(tail) for beta = 1, which reads its logarithm. A student's tail that underflows is taken as the
+    smallest normal number. Loss and gradient are exactly zero where all listed log-probabilities are equal: then so are
+    the tails, and the rounded one is not consulted.
+    """
+    import torch
+
+    loss_N = _empty_like(student_logits_NV, student_logits_NV.shape[:1])
+    gradient_NV = _empty_like(student_logits_NV, student_logits_NV.shape)
+    with torch.no_grad():
+        for rows in _blocks(student_logits_NV):
+            loss_N[rows], gradient_NV[rows] = _jsd_topk_rows(
+                student_logits_NV[rows], ids_NK[rows], teacher_logprobs_NK[rows], beta
+            )
+    return _functions()["given"].apply(student_logits_NV, loss_N, gradient_NV)
+
+
+def _jsd_topk_rows(
+    student_logits_NV: torch.Tensor, ids_NK: torch.Tensor, teacher_logprobs_NK: torch.Tensor, beta: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Like `_jsd_rows`, of the coarsened distributions."""
+    import torch
+
+    student_NV = _log_softmax(student_logits_NV)
+    num_rows, num_ids = student_NV.shape
+    none = math.log(torch.finfo(student_NV.dtype).tiny)  # no mass, yet finite
+    given_NK = ids_NK >= 0
+    columns_NK = ids_NK.where(given_NK, num_ids)  # padding goes to a column behind the vocabulary
+    student_NK = torch.cat([student_NV, student_NV.new_full((num_rows, 1), none)], -1).gather(-1, columns_NK)
+    teacher_NK = teacher_logprobs_NK.to(student_NV.dtype).where(given_NK, none)
+
+    listed_NV = torch.zeros(num_rows, num_ids + 1, dtype=torch.bool, device=ids_NK.device)
+    listed_NV = listed_NV.scatter_(-1, columns_NK, True)[:, :num_ids]
+    rest_NV = student_NV.masked_fill_(listed_NV, -torch.inf)
+    student_tail_N1 = rest_NV.logsumexp(-1, keepdim=True).clamp(min=none)
+    # Equal lists have equal tails; and where all is listed, the tail is empty on both sides.
+    known_N1 = (student_NK == teacher_NK).all(-1, keepdim=True) | listed_NV.all(-1, keepdim=True)
+    teacher_tail_N1 = torch.where(known_N1, student_tail_N1, _tail_logprob(teacher_logprobs_NK, given_NK))
+
+    loss_N, gradient_NE = _jsd_of_logprobs(
+        torch.cat([student_NK, student_tail_N1], -1), torch.cat([teacher_NK, teacher_tail_N1], -1), beta
+    )
+    gradient_NK, tail_gradient_N1 = gradient_NE[:, :-1], gradient_NE[:, -1:]
+    gradient_NV = (rest_NV - student_tail_N1).exp_() * tail_gradient_N1  # P_S within the tail; 0 where listed
+    scattered_NV = torch.cat([gradient_NV, gradient_NV.new_zeros(num_rows, 1)], -1)
+    return loss_N, scattered_NV.scatter_add_(-1, columns_NK, gradient_NK.masked_fill(~given_NK, 0.0))[:, :num_ids]
+
+
+def _tail_logprob(teacher_logprobs_NK: torch.Tensor, given_NK: torch.Tensor) -> torch.Tensor:
+    """log(1 - sum of the listed probabilities) [N, 1], summed in float64, at least log(eps) of how they are stored."""
+    import torch
+
+    listed_N1 = teacher_logprobs_NK.double().exp().where(given_NK, 0.0).sum(-1, keepdim=True)
+    eps = torch.finfo(teacher_logprobs_NK.dtype).eps
+    return torch.log1p(-listed_N1.clamp(max=1.0 - eps)).to(_wide(teacher_logprobs_NK))
+
+
 def _jsd_rows(
     student_logits_NV: torch.Tensor, teacher_logits_NV: torch.Tensor, beta: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(JSD [N], its gradient in the student's logits [N, V])."""
-    student_NV, teacher_NV = _log_softmax(student_logits_NV), _log_softmax(teacher_logits_NV)
+    return _jsd_of_logprobs(_log_softmax(student_logits_NV), _log_softmax(teacher_logits_NV), beta)
+
+
+def _jsd_of_logprobs(
+    student_NV: torch.Tensor, teacher_NV: torch.Tensor, beta: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same from log-probabilities, which are overwritten."""
     delta_NV = teacher_NV - student_NV
     student_NV, teacher_NV = student_NV.exp_(), teacher_NV.exp_()
     if beta == 0.0:

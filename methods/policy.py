@@ -32,6 +32,9 @@ class PolicyGradientConfig(MethodConfig):
     """For negative advantages A the surrogate is bounded by `dual_clip * A`."""
     advantage_normalization: Normalization = "nontrivial"
     """nontrivial, all, none or group: see `methods.advantages`."""
+    importance_cap: float | None = None
+    """Weigh each token by min(cap, exp(old - rollout log-probability)), for an engine whose log-probabilities are not
+    the trainer's; needs update.old_logprobs=recompute."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -42,6 +45,11 @@ class PolicyGradientConfig(MethodConfig):
                 raise ValueError(f"method.{name} must be 0 or more, got {getattr(self, name)}")
         if self.dual_clip <= 1:
             raise ValueError(f"method.dual_clip must be above 1, got {self.dual_clip}")
+        if self.importance_cap is not None and not self.importance_cap > 0:
+            raise ValueError(
+                f"method.importance_cap must be above 0, got {self.importance_cap}: it bounds the weight of a token's "
+                "loss, and nothing would be trained"
+            )
         if self.advantage_normalization not in NORMALIZATIONS:
             raise ValueError(
                 f"method.advantage_normalization must be one of {', '.join(NORMALIZATIONS)}, "
@@ -79,6 +87,8 @@ class PolicyGradientMethod(Method):
             clip_ratio_low=self.config.clip_ratio_low,
             clip_ratio_high=self.config.clip_ratio_high,
             dual_clip=self.config.dual_clip,
+            rollout_logprobs_N=batch.rollout_logprobs_N,
+            importance_cap=self.config.importance_cap,
         )
         return LossOutput(loss_N=loss_N, sums=sums)
 

@@ -19,6 +19,7 @@ from harness.models.forward import LanguageModel
 from harness.models.loading import load_tokenizer
 from harness.models.tiny import tiny_path
 from harness.training.batching import mini_batches
+from harness.training.teacher import LocalScorer
 from harness.training.update import Updater
 from harness.types import Prompt, Question, Rollout, RolloutGroup
 from methods import registry
@@ -59,7 +60,7 @@ def losses(name: str, num_steps: int = 3) -> list[list[float]]:
     assert method is not None
     updater = Updater(
         student=model(0),
-        teacher=model(1) if method.needs_teacher == "distribution" else None,
+        teacher=LocalScorer(model(1), 1.0) if method.needs_teacher == "distribution" else None,
         method=method,
         config=UpdateConfig(learning_rate=1e-3, micro_batch_size=8, old_logprobs="recompute"),
         temperature=1.0,

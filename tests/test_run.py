@@ -49,7 +49,7 @@ def test_first_mini_batch_agrees_with_the_engine(tmp_path, temperature):
     options = ["steps=2", "method.updates_per_step=1", f"rollout.temperature={temperature}"]
     folder = start(tmp_path, "method=grpo", *options)
     for row in metrics(folder):
-        assert row["train/logprob_gap_max"] < 1e-4
+        assert row["mismatch/max"] < 1e-4
         assert row["train/ratio"] == pytest.approx(1.0, abs=1e-5)  # one update a step: nothing has moved yet
         assert row["train/clip_frac"] == 0.0
 
@@ -64,7 +64,7 @@ def test_a_16_bit_student_trains_fp32_weights(tmp_path):
     assert checkpoint[name].dtype == torch.float32 and saved[name].dtype == torch.bfloat16
     assert (checkpoint[name] != checkpoint[name].bfloat16()).any()
     assert torch.equal(checkpoint[name].bfloat16(), saved[name])
-    assert metrics(folder)[0]["train/logprob_gap_max"] < 0.5  # rounding of 8-bit mantissas, on both sides
+    assert metrics(folder)[0]["mismatch/max"] < 0.5  # rounding of 8-bit mantissas, on both sides
 
 
 def test_what_a_zppo_run_leaves_behind(tmp_path):
@@ -99,6 +99,7 @@ def test_every_metric_is_documented(tmp_path):
         for method in ("zppo", "off_policy_kd", "hint", "prefix", "grpo_teacher_response", "grpo_equal_tokens")
     ]
     names = {re.sub(r"@visits_\d+$", "@visits_K", key) for folder in folders for row in metrics(folder) for key in row}
+    names = {re.sub(r"^(mismatch/.*)@\d+$", r"\1@LENGTH", name) for name in names}
     names = {re.sub(r"@[\d.]+$", "@ENTRY", name) for name in names}
     assert names - documented - {"step"} == set()
 
@@ -167,7 +168,7 @@ def test_a_run_on_all_modalities_resumes_with_its_buffer(tmp_path):
     broken = start(tmp_path / "b", *options[:2], "steps=2", *options[3:])
     (broken / "run.json").unlink()
     assert_same_run(whole, start(tmp_path / "b", *options))
-    assert {row["train/logprob_gap_max"] < 1e-4 for row in metrics(whole) if "train/logprob_gap_max" in row} == {True}
+    assert {row["mismatch/max"] < 1e-4 for row in metrics(whole) if "mismatch/max" in row} == {True}
     shown = set()
     for file in sorted((whole / "rollouts").glob("*.parquet")):
         rows = pd.read_parquet(file)

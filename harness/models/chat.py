@@ -70,6 +70,11 @@ class Chat:
         """The processor of images and video. Raises UserError for a model that reads text only."""
         return Vision(self._config)
 
+    @property
+    def placeholder_ids(self) -> tuple[int, int]:
+        """The ids that stand for a feature of a picture and of a clip. KeyError for a model that reads text only."""
+        return self._token_id(IMAGE), self._token_id(VIDEO)
+
     def pack(self, prompt: Prompt) -> PackedPrompt:
         """The prompt up to where the reply starts, without `prefix_ids`; nothing is ever cut off.
 

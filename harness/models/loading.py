@@ -126,6 +126,25 @@ def load_model(config: ModelConfig, device: str | torch.device, *, dtype: str | 
     return model.eval()
 
 
+def text_config(config: ModelConfig) -> Any:
+    """The configuration of the model's language part: vocabulary, context window, layers."""
+    path = resolve_path(config)
+    with _readable(config, path, "configuration"):
+        return AutoConfig.from_pretrained(path, **_source(config)).get_text_config()
+
+
+def num_parameters(config: ModelConfig) -> int:
+    """Of a model that is not loaded: its configuration is built without memory. 0 where there is none to read."""
+    try:
+        described = AutoConfig.from_pretrained(resolve_path(config), **_source(config))
+    except (OSError, ValueError):
+        return 0  # an endpoint's model, of which nothing else is here
+    sees = getattr(described, "vision_config", None) is not None
+    auto: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in auto.from_config(described).parameters())
+
+
 def save_model(model: PreTrainedModel, source: ModelConfig, out_dir: str | Path) -> None:
     """Write `model` to `out_dir` with the tokenizer, chat template and image and video processor files of `source`.
 

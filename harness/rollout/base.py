@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from harness.errors import UserError
 from harness.types import Prompt, RolloutGroup, Sampler
 
 if TYPE_CHECKING:
@@ -38,6 +41,8 @@ class RolloutEngine(Protocol):
     """One model that samples. `generate` takes prompts in order and yields their groups, ungraded, as they finish."""
 
     sampler: Sampler
+    has_own_weights: bool
+    """Whether `load_weights` changes anything: not where the engine samples with the trainer's own tensors."""
 
     @property
     def context_window(self) -> int:
@@ -47,7 +52,43 @@ class RolloutEngine(Protocol):
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[RolloutGroup]: ...
 
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Take the student's new weights; called after the updates of every rollout step."""
+        """Take the student's new weights, all of them; called after the updates of every rollout step.
+
+        What the engine derived from the old ones (cached prefixes) is gone when it returns.
+        """
+        ...
+
+    def sleep(self) -> None:
+        """Nothing is sampled until `wake`: give back what memory can be given back. Weights may be lost."""
+        ...
+
+    def wake(self) -> None:
+        """Be ready for `load_weights`."""
         ...
 
     def close(self) -> None: ...
+
+
+def room(prompt: Prompt, num_prompt: int, sampling: Sampling, window: int) -> int:
+    """How many tokens a completion of the prompt may have, its prefix included; `num_prompt` without the prefix.
+
+    Raises UserError where not a single token could be sampled.
+    """
+    given = num_prompt + len(prompt.prefix_ids)
+    if given >= window:
+        raise UserError(
+            f"prompt {prompt.uid} has {given} tokens and the context window {window}: no room is left for a reply; "
+            "lower rollout.max_prompt_tokens or shorten the question"
+        )
+    if len(prompt.prefix_ids) >= sampling.max_new_tokens:
+        raise UserError(
+            f"the prefix of prompt {prompt.uid} has {len(prompt.prefix_ids)} tokens and a reply may have "
+            f"{sampling.max_new_tokens}: raise rollout.max_response_tokens or shorten the prefix"
+        )
+    return min(sampling.max_new_tokens, window - num_prompt)
+
+
+def rollout_seed(sampling: Sampling, sampler: Sampler, uid: str) -> int:
+    """The seed of a group at engines that draw by themselves; rollout i of the group has this plus i. 48 bits."""
+    key = json.dumps([sampling.seed, sampling.step, sampler, uid])
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6], "big")

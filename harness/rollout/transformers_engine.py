@@ -13,10 +13,9 @@ from typing import cast
 import torch
 from transformers import DynamicCache
 
-from harness.errors import UserError
 from harness.models.chat import Chat, PackedPrompt
 from harness.models.forward import LanguageModel, gather_logprobs
-from harness.rollout.base import Sampling
+from harness.rollout.base import Sampling, room
 from harness.rollout.sampling import RowStreams, SeenTokens, adjust, draw, has_penalties
 from harness.types import FinishReason, Prompt, Rollout, RolloutGroup, Sampler
 
@@ -30,6 +29,7 @@ class TransformersEngine:
 
     def __init__(self, model: LanguageModel, chat: Chat, sampler: Sampler, max_sequences: int) -> None:
         self.sampler: Sampler = sampler
+        self.has_own_weights = False
         self._model = model
         self._chat = chat
         self._max_sequences = max_sequences
@@ -59,24 +59,18 @@ class TransformersEngine:
             if own[name].data_ptr() != tensor.data_ptr():
                 own[name].data.copy_(tensor)
 
-    def close(self) -> None:
+    def sleep(self) -> None:
         """Nothing to release: the model belongs to the caller."""
+
+    def wake(self) -> None:
+        """It never slept."""
+
+    def close(self) -> None:
+        """Nothing to release, likewise."""
 
     def _pieces(self, prompt: Prompt, sampling: Sampling) -> list[_Piece]:
         packed = self._chat.pack(prompt)
-        given = len(packed.ids) + len(prompt.prefix_ids)
-        window = self.context_window
-        if given >= window:
-            raise UserError(
-                f"prompt {prompt.uid} has {given} tokens and the context window {window}: no room is left for a reply; "
-                "lower rollout.max_prompt_tokens or shorten the question"
-            )
-        if len(prompt.prefix_ids) >= sampling.max_new_tokens:
-            raise UserError(
-                f"the prefix of prompt {prompt.uid} has {len(prompt.prefix_ids)} tokens and a reply may have "
-                f"{sampling.max_new_tokens}: raise rollout.max_response_tokens or shorten the prefix"
-            )
-        limit = min(sampling.max_new_tokens, window - len(packed.ids))
+        limit = room(prompt, len(packed.ids), sampling, self.context_window)
         indices = range(sampling.num_rollouts)
         size = self._max_sequences
         return [_Piece(prompt, packed, limit, indices[start : start + size]) for start in range(0, len(indices), size)]

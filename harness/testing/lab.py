@@ -22,9 +22,9 @@ from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
 from harness.models.loading import load_model, load_tokenizer
 from harness.rewards.workers import Grader
-from harness.rollout.base import Sampling
 from harness.rollout.transformers_engine import TransformersEngine
 from harness.run import run
+from harness.training.teacher import LocalScorer
 from harness.training.update import Updater
 from harness.types import Prompt, Question, ReplayedQuestion, RolloutGroup, TrainingSample
 from methods import registry
@@ -68,7 +68,7 @@ class Case:
         """An update without weight decay and clipping, on a copy of the student."""
         method = self.build()
         config = UpdateConfig(**({"weight_decay": 0.0, "max_grad_norm": 1e9, "micro_batch_size": 4096} | changes))
-        teacher = lab().teacher if method.needs_teacher == "distribution" else None
+        teacher = LocalScorer(lab().teacher, 1.0) if method.needs_teacher == "distribution" else None
         return Updater(student=student, teacher=teacher, method=method, config=config, temperature=1.0)
 
     def run(self, outputs: Path, *, steps: int) -> Path:
@@ -112,10 +112,9 @@ class WitnessedActors(LiveActors):
 
     witness: Witness
 
-    def _graded(self, name: str, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[RolloutGroup]:
-        for group in super()._graded(name, prompts, sampling):
-            self.witness.record(name, group)
-            yield group
+    def _grade(self, group: RolloutGroup) -> None:
+        super()._grade(group)
+        self.witness.record(group.rollouts[0].sampler, group)
 
     def demonstrate(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[RolloutGroup]:
         groups = super().demonstrate(prompts, texts)

@@ -16,10 +16,12 @@ from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
 from harness.replay import PromptReplayBuffer
 from harness.rollout.base import RolloutEngine
+from harness.rollout.build import Teacher
 from harness.run_folder import RunFolder
 from harness.tracking import Tracker
 from harness.training import checkpoint, metrics
 from harness.training.batching import mini_batches
+from harness.training.transfer import Transfer
 from harness.training.update import Updater
 from harness.types import RolloutGroup, TrainingSample
 from methods.base import Method
@@ -41,7 +43,7 @@ class Trainer:
         actors: LiveActors,
         engine: RolloutEngine,
         student: LanguageModel,
-        teacher: LanguageModel | None,
+        teacher: Teacher,
         chat: Chat,
         folder: RunFolder,
         tracker: Tracker,
@@ -64,14 +66,23 @@ class Trainer:
         self._buffer = PromptReplayBuffer(capacity=method.config.buffer_capacity, tau=method.config.tau)
         self._updater = Updater(
             student=student,
-            teacher=teacher if self._teacher_scores else None,
+            teacher=teacher.scorer,
             method=method,
             config=config.update,
             temperature=config.rollout.temperature,
         )
+        self._transfer = Transfer(
+            engine,
+            student,
+            logprobs=self._updater.logprobs,
+            dtype=config.student.dtype,
+            temperature=config.rollout.temperature,
+            timeout=config.rollout.transfer_timeout,
+        )
 
     def train(self) -> None:
         first = self._resume() + 1
+        self._transfer(0)
         for step in range(first, self._num_steps + 1):
             self._step(step)
             # A method may have taken more questions than its batch: then the data end early.
@@ -91,6 +102,7 @@ class Trainer:
         replayed = {entry.question.id for entry in batch.replayed}
         for group in groups:
             group.replayed = group.prompt.question.id in replayed
+        self._engine.sleep()
         collected = time.perf_counter()
 
         samples = self._method.credit(groups)
@@ -98,6 +110,7 @@ class Trainer:
         row |= self._method.metrics(groups)
         row |= self._update(step, samples)
         updated = time.perf_counter()
+        row |= self._transfer(step)
 
         plain = metrics.plain_student_groups(groups)
         events = self._buffer.update(plain) if self._method.config.replay else []
@@ -107,7 +120,7 @@ class Trainer:
         row |= metrics.flops(
             row,
             student=_num_parameters(self._student),
-            teacher=_num_parameters(self._teacher),
+            teacher=self._teacher.num_parameters,
             gradient_checkpointing=self._config.update.gradient_checkpointing,
         )
         row |= {
@@ -139,18 +152,13 @@ class Trainer:
         parts = mini_batches(samples, num_batches=self._method.config.updates_per_step, rng=self._rng(step, SPLIT))
         rows: list[dict[str, float]] = []
         for part in filter(None, parts):
-            rows.append(self._updater.update(part, measure_gap=not rows and self._has_rollout_logprobs(part)))
-        self._engine.load_weights(self._student.module.named_parameters())
+            rows.append(self._updater.update(part, measure_gap=not rows))
         row = metrics.token_metrics(samples, num_rescored=num_rescored, teacher_scores=self._teacher_scores)
         row |= {"train/num_updates": float(len(rows)), "train/empty_mini_batches": float(len(parts) - len(rows))}
         for name in sorted({name for r in rows for name in r}):
             values = [r[name] for r in rows if name in r]
             row[f"train/{name}"] = sum(values) / len(values)
-        return row
-
-    @staticmethod
-    def _has_rollout_logprobs(samples: Sequence[TrainingSample]) -> bool:
-        return all(sample.rollout_logprobs is not None and sample.advantages is not None for sample in samples)
+        return row | self._updater.gap.finish()
 
     def _rng(self, step: int, stream: int) -> np.random.Generator:
         return np.random.default_rng([self._config.seed, step, stream])
@@ -185,7 +193,6 @@ class Trainer:
             self._sampler.load_state_dict(state["sampler"])
             self._buffer.load_state_dict(state["buffer"], self._sampler.questions)
             self._tracker.load_state_dict(state["tracker"])
-            self._engine.load_weights(self._student.module.named_parameters())
             step = state["step"]
             logger.info("resumed from %s", found[-1])
         if step > self._num_steps:
@@ -194,8 +201,8 @@ class Trainer:
         return step
 
 
-def _num_parameters(model: LanguageModel | None) -> int:
-    return 0 if model is None else sum(p.numel() for p in model.module.parameters())
+def _num_parameters(model: LanguageModel) -> int:
+    return sum(p.numel() for p in model.module.parameters())
 
 
 def _line(step: int, num_steps: int, row: dict[str, float]) -> str:

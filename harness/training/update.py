@@ -9,6 +9,7 @@ Shape suffixes: B sequences, T tokens, N trained tokens, H hidden, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
@@ -18,24 +19,27 @@ from accelerate import Accelerator
 from harness.config import UpdateConfig
 from harness.errors import UserError
 from harness.models.forward import LanguageModel, gather_logprobs
-from harness.training.batching import PaddedBatch, micro_batches, pad, pad_for_teacher, tokens_between
-from harness.types import TeacherDistribution, TrainingSample
+from harness.training.batching import PaddedBatch, micro_batches, pad, tokens_between
+from harness.training.mismatch import GapMeter
+from harness.training.teacher import TeacherScorer, TeacherScores, check_same
+from harness.types import TrainingSample
 from methods.base import Method
 
 
 class Updater:
-    """Student, optimizer and loss. `teacher` is given only to methods that read its distribution."""
+    """Student, optimizer and loss. `teacher` scores for methods that read its distribution, and only for them."""
 
     def __init__(
         self,
         *,
         student: LanguageModel,
-        teacher: LanguageModel | None,
+        teacher: TeacherScorer | None,
         method: Method,
         config: UpdateConfig,
         temperature: float,
     ) -> None:
         self.student = student
+        self.gap = GapMeter()
         self._teacher = teacher
         self._method = method
         self._config = config
@@ -55,40 +59,57 @@ class Updater:
     def fill_old_logprobs(self, samples: Sequence[TrainingSample]) -> int:
         """Give samples with advantages their `old_logprobs`: the engine's, or the trainer's own by a forward pass.
 
-        Returns the number of tokens that this forward pass read.
+        The trainer's are also taken for a sample that the engine gave none, or not all. One without `rollout_logprobs`
+        gets its old ones as such, so that its importance weights are 1. A step's `gap` starts here; where all are
+        recomputed it is measured here too, over all of them. Returns the number of tokens that the forward pass read.
         """
+        for sample in samples:
+            if sample.rollout_logprobs is not None and None in sample.rollout_logprobs:
+                sample.rollout_logprobs = [math.nan if value is None else value for value in sample.rollout_logprobs]
+        self.gap.start(samples)
         policy = [s for s in samples if s.advantages is not None and s.old_logprobs is None]
         recompute = self._config.old_logprobs == "recompute"
-        missing = [s for s in policy if not s.inert and (recompute or s.rollout_logprobs is None)]
         for sample in policy:
-            sample.old_logprobs = sample.rollout_logprobs
+            sample.old_logprobs = sample.rollout_logprobs if _is_complete(sample.rollout_logprobs) else None
+        missing = [s for s in policy if not s.inert and (recompute or s.old_logprobs is None)]
         for micro in micro_batches(missing, self._config.micro_batch_size):
-            for sample, logprobs in zip(micro, self._sequence_logprobs(micro), strict=True):
+            for sample, logprobs in zip(micro, self._sequence_logprobs(micro, measure_gap=recompute), strict=True):
                 sample.old_logprobs = logprobs
+        for sample in samples:
+            if sample.rollout_logprobs is None:
+                sample.rollout_logprobs = sample.old_logprobs
         return sum(len(sample.token_ids) for sample in missing)
+
+    def logprobs(self, samples: Sequence[TrainingSample]) -> list[list[float]]:
+        """The student's present log-probability of every trained token, 0 elsewhere; in the order of the samples."""
+        return self._sequence_logprobs(list(samples), measure_gap=False)
 
     def update(self, samples: Sequence[TrainingSample], *, measure_gap: bool = False) -> dict[str, float]:
         """One optimizer step. Returns `loss`, `grad_norm` and the method's sums per trained token.
 
-        `measure_gap` adds `logprob_gap_max`, the largest |trainer - engine| log-probability of a sampled token.
+        `measure_gap` adds the tokens to the step's `gap`, for the step's first update; not where `fill_old_logprobs`
+        has measured it.
         Raises UserError when the gradient is not finite: the weights are left as they were.
         """
         # A mini-batch of inert samples still is an update with a zero gradient: the optimizer's momentum acts.
         active = [sample for sample in samples if not sample.inert] or list(samples[:1])
         denominator = sum(sample.denominator for sample in samples)
         sums: defaultdict[str, float] = defaultdict(float)
-        gap = 0.0
-        for micro in micro_batches(active, self._config.micro_batch_size):
+        measure_gap = measure_gap and self.gap.is_empty
+        micros = list(micro_batches(active, self._config.micro_batch_size))
+        scored = None if self._teacher is None else self._teacher.score(micros)
+        for micro in micros:
             batch = pad(micro, self.student.device)
             self.student.module.train(self._config.gradient_checkpointing)  # layers recompute in train mode only
             hidden_NH = self._hidden(self.student, batch)
             self.student.module.eval()
             leaf_NH = hidden_NH.detach().requires_grad_()
-            teacher_NH = self._teacher_hidden(micro, batch)
+            scores = self._teacher_scores(scored, batch)
+            measured: list[torch.Tensor] = []
             for start, stop in self._chunks(len(leaf_NH)):
                 tokens = tokens_between(batch.tokens, start, stop)
                 logits_NV = self._logits(self.student, leaf_NH[start:stop])
-                teacher = None if teacher_NH is None else self._teacher_distribution(teacher_NH[start:stop])
+                teacher = None if scores is None else scores.between(start, stop).to(self.student.device)
                 output = self._method.loss(logits_NV, tokens, teacher)
                 loss = (output.loss_N * batch.weights_N[start:stop]).sum() / denominator
                 self._accelerator.backward(loss)
@@ -96,7 +117,9 @@ class Updater:
                 for name, value in output.sums.items():
                     sums[name] += float(value)
                 if measure_gap:
-                    gap = max(gap, _gap(logits_NV, tokens.ids_N, tokens.rollout_logprobs_N))
+                    measured.append(gather_logprobs(logits_NV.detach(), tokens.ids_N))
+            if measured:
+                self.gap.add(micro, batch.tokens, torch.cat(measured))
             self._accelerator.backward(hidden_NH, gradient=leaf_NH.grad)
         grad_norm = float(
             self._accelerator.clip_grad_norm_(self.student.module.parameters(), self._config.max_grad_norm)
@@ -108,7 +131,7 @@ class Updater:
         self.optimizer.zero_grad()
         num_tokens = max(1, sum(sample.num_trained for sample in active))
         metrics = {name: value if name == "loss" else value / num_tokens for name, value in sums.items()}
-        return metrics | {"grad_norm": grad_norm} | ({"logprob_gap_max": gap} if measure_gap else {})
+        return metrics | {"grad_norm": grad_norm}
 
     def _chunks(self, num_tokens: int) -> Iterator[tuple[int, int]]:
         size = self._config.chunk_tokens
@@ -120,45 +143,31 @@ class Updater:
     def _logits(self, model: LanguageModel, hidden_NH: torch.Tensor) -> torch.Tensor:
         return model.logits(hidden_NH) / self._temperature
 
-    @torch.no_grad()
-    def _teacher_hidden(self, micro: Sequence[TrainingSample], student: PaddedBatch) -> torch.Tensor | None:
-        """The teacher's hidden states at the student's trained tokens.
-
-        Raises RuntimeError where the two would score other completion ids or see other media.
-        """
-        if self._teacher is None:
+    @staticmethod
+    def _teacher_scores(scored: Iterator[TeacherScores] | None, student: PaddedBatch) -> TeacherScores | None:
+        """The teacher's next micro-batch, which has to be the student's; raises RuntimeError where it is not."""
+        if scored is None:
             return None
-        batch = pad_for_teacher(micro, self._teacher.device)
-        same_ids = batch.tokens.ids_N.tolist() == student.tokens.ids_N.tolist()
-        if not same_ids or _digests(batch) != _digests(student):
-            raise RuntimeError("teacher and student were given different completions or different media")
-        return self._hidden(self._teacher, batch)
+        scores = next(scored)
+        check_same(scores, student)
+        return scores
 
     @torch.no_grad()
-    def _teacher_distribution(self, hidden_NH: torch.Tensor) -> TeacherDistribution:
-        assert self._teacher is not None
-        return TeacherDistribution(logits_NV=self._logits(self._teacher, hidden_NH).to(self.student.device))
-
-    @torch.no_grad()
-    def _sequence_logprobs(self, micro: list[TrainingSample]) -> list[list[float]]:
+    def _sequence_logprobs(self, micro: list[TrainingSample], *, measure_gap: bool) -> list[list[float]]:
         batch = pad(micro, self.student.device)
         hidden_NH = self._hidden(self.student, batch)
-        values = [
+        chunks = [
             gather_logprobs(self._logits(self.student, hidden_NH[a:b]), batch.tokens.ids_N[a:b])
             for a, b in self._chunks(len(hidden_NH))
         ]
+        values_N = torch.cat(chunks)
+        if measure_gap:
+            self.gap.add(micro, batch.tokens, values_N)
         logprobs = [[0.0] * len(sample.token_ids) for sample in micro]
-        for row, column, value in zip(
-            batch.rows_N.tolist(), batch.columns_N.tolist(), torch.cat(values).tolist(), strict=True
-        ):
+        for row, column, value in zip(batch.rows_N.tolist(), batch.columns_N.tolist(), values_N.tolist(), strict=True):
             logprobs[row][column + 1] = value
         return logprobs
 
 
-def _digests(batch: PaddedBatch) -> list[str | None]:
-    return [None if media is None else media.digest for media in batch.media]
-
-
-@torch.no_grad()
-def _gap(logits_NV: torch.Tensor, ids_N: torch.Tensor, rollout_logprobs_N: torch.Tensor) -> float:
-    return float((gather_logprobs(logits_NV, ids_N) - rollout_logprobs_N).abs().max())
+def _is_complete(logprobs: Sequence[float] | None) -> bool:
+    return logprobs is not None and math.isfinite(sum(logprobs))

@@ -22,6 +22,7 @@ REQUIRED = {  # what an option needs beside itself
     ("data", "parquet"): ["data.path=a.parquet"],
     ("data", "hub"): ["data.path=owner/name"],
     ("teacher", "none"): ["method=grpo"],
+    ("rollout", "server"): ["method=base", "student.urls=[http://127.0.0.1:8000/v1]"],
 }
 OPTIONS = [(group, option) for group in GROUPS for option in group_options(group)]
 SWEEPS = sorted(f.name.removesuffix(".yaml") for f in files("sweeps").iterdir() if f.name.endswith(".yaml"))

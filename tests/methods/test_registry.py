@@ -42,6 +42,7 @@ POLICY = COMMON | {
     "clip_ratio_high": 0.28,
     "dual_clip": 10.0,
     "advantage_normalization": "nontrivial",
+    "importance_cap": None,
 }
 TEACHER = POLICY | {"replay": True, "teacher_group_size": 4}
 AUGMENT = TEACHER | {"augment_ratio": 0.25}

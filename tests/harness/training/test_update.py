@@ -8,6 +8,7 @@ import torch
 from harness.config import UpdateConfig
 from harness.errors import UserError
 from harness.models.forward import gather_logprobs
+from harness.training.teacher import LocalScorer
 from harness.training.update import Updater
 from harness.types import TrainingSample
 from methods import registry
@@ -18,7 +19,8 @@ GRPO = {"name": "grpo", "class": "grpo"}
 def updater(student, method=None, teacher=None, temperature=1.0, **changes) -> Updater:
     config = UpdateConfig(**({"learning_rate": 1e-3, "micro_batch_size": 128} | changes))
     method = registry.build(method or GRPO)
-    return Updater(student=student, teacher=teacher, method=method, config=config, temperature=temperature)
+    scorer = None if teacher is None else LocalScorer(teacher, temperature)
+    return Updater(student=student, teacher=scorer, method=method, config=config, temperature=temperature)
 
 
 def gradients(student, samples, method=None, teacher=None, **changes) -> dict[str, torch.Tensor]:

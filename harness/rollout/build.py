@@ -1,0 +1,165 @@
+"""From a configuration to the engines of student and teacher, and to what scores for distillation."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from harness.config import ModelConfig, RunConfig
+from harness.models.chat import Chat
+from harness.models.forward import LanguageModel
+from harness.models.loading import load_model, num_parameters, resolve_path, save_model, text_config
+from harness.rollout.base import RolloutEngine
+from harness.rollout.transformers_engine import TransformersEngine
+from harness.types import Sampler
+from methods.base import Method
+
+if TYPE_CHECKING:
+    from harness.rollout.endpoints import Endpoints
+    from harness.training.teacher import TeacherScorer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """What a run has of its teacher: an engine where it may sample, a scorer where its distribution is read."""
+
+    engine: RolloutEngine | None = None
+    scorer: TeacherScorer | None = None
+    num_parameters: int = 0
+
+
+def load_student(config: RunConfig, chat: Chat, *, trained: bool) -> LanguageModel:
+    """The student in its dtype; one that is trained has fp32 weights and computes in its dtype."""
+    model, device = config.student, device_of(config.device)
+    if not trained or model.dtype == "float32":
+        return LanguageModel.for_chat(load_model(model, device), chat)
+    module = load_model(model, device, dtype="float32")
+    return LanguageModel.for_chat(module, chat, compute_dtype=getattr(torch, model.dtype))
+
+
+def student_engine(
+    config: RunConfig, chat: Chat, student: LanguageModel | None, *, log: Path, stack: ExitStack
+) -> RolloutEngine:
+    """The engine of `rollout.engine`, ready to sample. `student` is None where endpoints answer for it.
+
+    What it starts ends with `stack`; a server that it starts writes to `log`.
+    """
+    if student is None:
+        return _server(_open(config.student, config, "student", log, stack), config.student, config, chat, "student")
+    if config.rollout.engine == "transformers":
+        return TransformersEngine(student, chat, "student", config.rollout.max_sequences)
+    from harness.rollout.vllm_engine import VllmEngine
+
+    folder = _folder(config.student, stack, student)
+    engine = VllmEngine(folder, chat, sampler="student", model=config.student, config=config.rollout, empty=True)
+    stack.callback(engine.close)
+    engine.load_weights(student.module.named_parameters())
+    return engine
+
+
+def open_teacher(method: Method, config: RunConfig, chat: Chat, *, log: Path, stack: ExitStack) -> Teacher:
+    """The teacher of a run as its method uses it; all of it ends with `stack`."""
+    from harness.training.teacher import open_scorer
+
+    model = config.teacher
+    if model is None or method.needs_teacher == "none":
+        return Teacher()
+    scores = method.needs_teacher == "distribution"
+    samples = not scores or "teacher" in method.trained_samplers
+    device = device_of(config.teacher_device or config.device)
+    endpoints = _open(model, config, "teacher", log, stack) if model.is_served else None
+    loaded: LanguageModel | None = None
+    on_vllm = config.rollout.engine == "vllm"
+    if endpoints is None and ((scores and not config.teacher_process) or not (on_vllm and samples)):
+        loaded = LanguageModel.for_chat(load_model(model, device), chat)
+    engine: RolloutEngine | None = None
+    if endpoints is not None:
+        engine = _server(endpoints, model, config, chat, "teacher")
+    elif on_vllm and samples:
+        from harness.rollout.vllm_engine import VllmEngine
+
+        engine = VllmEngine(_folder(model, stack), chat, sampler="teacher", model=model, config=config.rollout)
+        stack.callback(engine.close)
+    elif loaded is not None:
+        engine = TransformersEngine(loaded, chat, "teacher", config.rollout.max_sequences)
+    scorer = None
+    if scores:
+        scorer = open_scorer(
+            model,
+            chat,
+            temperature=config.rollout.temperature,
+            model=loaded,
+            endpoints=endpoints,
+            top_k=config.server.top_k,
+            process=config.teacher_process,
+            device=device,
+            head_device=device_of(config.device),
+            timeout=config.server.timeout,
+        )
+        stack.callback(scorer.close)
+    return Teacher(engine=engine, scorer=scorer, num_parameters=num_parameters(model))
+
+
+def device_of(name: str) -> str:
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _open(model: ModelConfig, config: RunConfig, role: str, log: Path, stack: ExitStack) -> Endpoints:
+    from harness.rollout.serving import opened
+
+    folder = _folder(model, stack) if model.serve else model.path
+    arguments = serve_arguments(config, folder) if model.serve else ()
+    return stack.enter_context(opened(model, folder, config.server, role=role, log=log, arguments=arguments))
+
+
+def serve_arguments(config: RunConfig, folder: str) -> Sequence[str]:
+    """What `vllm serve` is told of `rollout.vllm`."""
+    from harness.rollout.vllm_options import CPU_CACHE_GIB, can_cache_prefixes
+
+    options = config.rollout.vllm
+    arguments = [
+        f"--gpu-memory-utilization={options.memory_fraction}",
+        f"--max-num-seqs={config.rollout.max_sequences}",
+    ]
+    if options.max_model_len is not None:
+        arguments.append(f"--max-model-len={options.max_model_len}")
+    if options.cache_gib is not None:
+        arguments.append(f"--kv-cache-memory-bytes={int(options.cache_gib * 2**30)}")
+    if options.enforce_eager:
+        arguments.append("--enforce-eager")
+    if not torch.cuda.is_available():  # as in the engine of this process
+        arguments.append("--no-enable-chunked-prefill")
+        if options.cache_gib is None:
+            arguments.append(f"--kv-cache-memory-bytes={int(CPU_CACHE_GIB * 2**30)}")
+    if not (options.prefix_caching and can_cache_prefixes(folder)):
+        arguments.append("--no-enable-prefix-caching")
+    return arguments
+
+
+def _server(endpoints: Endpoints, model: ModelConfig, config: RunConfig, chat: Chat, sampler: Sampler) -> RolloutEngine:
+    from harness.rollout.server_engine import ServerEngine
+
+    window = endpoints.check()
+    rows = 0 if model.api == "text" else text_config(model).vocab_size
+    if window is None and model.api == "text":
+        window = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
+    if window is None:
+        window = text_config(model).max_position_embeddings
+    return ServerEngine(endpoints, chat, sampler, context_window=window, api=model.api, vocab_size=rows)
+
+
+def _folder(model: ModelConfig, stack: ExitStack, loaded: LanguageModel | None = None) -> str:
+    """A folder or hub id that vLLM reads; GGUF weights are unpacked into one that ends with `stack`."""
+    if model.gguf_file is None:
+        return resolve_path(model)
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="zppo-"))
+    save_model(load_model(model, "cpu") if loaded is None else loaded.module, model, folder)
+    return folder

@@ -1,0 +1,230 @@
+"""The rollout engine on OpenAI-compatible endpoints: token ids go out, ids and log-probabilities come back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import UserError
+from harness.models.chat import Chat
+from harness.rollout.base import Sampling, rollout_seed, room
+from harness.rollout.endpoints import Endpoints
+from harness.types import FinishReason, Prompt, Rollout, RolloutGroup, Sampler
+
+if TYPE_CHECKING:
+    import torch
+
+BAN = -100.0
+"""vLLM's largest bias of a logit. The probability that is left to a banned id is below e^-100 of the rest's."""
+
+
+class ServerEngine:
+    """One model behind `endpoints`; all prompts are in hand at once, within the endpoints' concurrency.
+
+    - `api="tokens"`, vLLM's completions: the very ids of the prompt, checked against those that the endpoint read.
+      Log-probabilities are those of `logits / T` where the server was started with `--logprobs-mode
+      processed_logprobs`, as `harness.rollout.serving` does, and nothing is truncated; those of a server that somebody
+      else has started are in its own mode. At temperature 0 they are those of temperature 1.
+    - `api="text"`, chat alone: the endpoint applies its own template, bans nothing, and its text is encoded again. The
+      log-probabilities are NaN: such rollouts can be read and graded, never trained.
+
+    `vocab_size` is the number of rows of the model's head, where it is known: those that only pad it are banned too.
+    """
+
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        chat: Chat,
+        sampler: Sampler,
+        *,
+        context_window: int,
+        api: str = "tokens",
+        vocab_size: int = 0,
+    ) -> None:
+        self.sampler: Sampler = sampler
+        self.has_own_weights = True
+        self._endpoints = endpoints
+        self._chat = chat
+        self._window = context_window
+        self._api = api
+        self._bias = {str(i): BAN for i in (*chat.banned_ids, *range(chat.num_tokens, vocab_size))}
+        self._name = f"the {sampler}'s endpoint"
+
+    @property
+    def context_window(self) -> int:
+        return self._window
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[RolloutGroup]:
+        """Yield the group of each prompt as it finishes.
+
+        Raises UserError at once for a prompt with media, one that leaves no room for a single token, or, where the
+        endpoints give text alone, one with a prefix. Later, UserError where an endpoint lacks what is asked of it, and
+        RunInterrupted where all of them are gone.
+        """
+        asked = [self._ask(prompt, sampling) for prompt in prompts]
+        return self._groups(asked, sampling)
+
+    def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        raise UserError("an endpoint cannot take new weights: train with rollout=vllm or rollout=transformers")
+
+    def sleep(self) -> None:
+        """Nothing to release here."""
+
+    def wake(self) -> None:
+        """It never slept."""
+
+    def close(self) -> None:
+        """The endpoints belong to the caller."""
+
+    def _ask(self, prompt: Prompt, sampling: Sampling) -> _Asked:
+        question = prompt.question
+        if question.images or question.video is not None:
+            raise UserError(
+                f"question {question.id} has media and a served model is asked text prompts only: "
+                "use rollout=transformers or rollout=vllm"
+            )
+        if self._api == "text" and prompt.prefix_ids:
+            raise UserError(
+                f"prompt {prompt.uid} starts the reply with given tokens, which {self._name} cannot take as text: "
+                f"serve it with vLLM and set {self.sampler}.api=tokens"
+            )
+        ids = self._chat.pack(prompt).ids
+        return _Asked(prompt, ids, room(prompt, len(ids), sampling, self._window))
+
+    def _groups(self, asked: Sequence[_Asked], sampling: Sampling) -> Iterator[RolloutGroup]:
+        """A request a prompt; a request a rollout where the endpoints give text, because few of them draw many."""
+        # Greedy rollouts are all the same, and vLLM refuses to draw them more than once.
+        draws = sampling.num_rollouts if sampling.temperature > 0.0 else 1
+        parts = draws if self._api == "text" else 1
+        requests = [(one, part) for one in asked for part in range(parts)]
+        build = self._text_body if self._api == "text" else self._tokens_body
+        read = self._read_text if self._api == "text" else self._read_tokens
+        path = "chat/completions" if self._api == "text" else "completions"
+        bodies = (build(one, sampling, part, draws // parts) for one, part in requests)
+        for position, answer in self._endpoints.map(path, bodies):
+            one, part = requests[position]
+            choices = self._choices(answer, draws // parts)
+            one.rollouts += [read(one, part + number, choice) for number, choice in enumerate(choices)]
+            if len(one.rollouts) == draws:
+                if draws < sampling.num_rollouts:
+                    one.rollouts = [read(one, index, choices[0]) for index in range(sampling.num_rollouts)]
+                one.rollouts.sort(key=lambda rollout: rollout.index)
+                yield RolloutGroup(uid=one.prompt.uid, prompt=one.prompt, rollouts=one.rollouts)
+
+    def _tokens_body(self, asked: _Asked, sampling: Sampling, part: int, draws: int) -> dict[str, Any]:
+        return {
+            "prompt": asked.given,
+            "n": draws,
+            "max_tokens": asked.limit - len(asked.prompt.prefix_ids),
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "min_p": sampling.min_p,
+            "presence_penalty": sampling.presence_penalty,
+            "repetition_penalty": sampling.repetition_penalty,
+            "seed": rollout_seed(sampling, self.sampler, asked.prompt.uid),
+            "stop_token_ids": sorted(self._chat.stop_ids),
+            "ignore_eos": True,
+            "logit_bias": self._bias,
+            "logprobs": 0,  # that of the sampled token alone
+            "return_token_ids": True,
+        }
+
+    def _text_body(self, asked: _Asked, sampling: Sampling, part: int, draws: int) -> dict[str, Any]:
+        body = {
+            "messages": list(asked.prompt.messages),
+            "max_tokens": asked.limit,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "presence_penalty": sampling.presence_penalty,
+            "seed": rollout_seed(sampling, self.sampler, asked.prompt.uid) + part,
+        }
+        # Not of OpenAI's API, so only those endpoints are bothered that have to be.
+        for name, off in (("top_k", 0), ("min_p", 0.0), ("repetition_penalty", 1.0)):
+            if (value := getattr(sampling, name)) != off:
+                body[name] = value
+        return body
+
+    def _choices(self, answer: dict[str, Any], expected: int) -> list[dict[str, Any]]:
+        choices = answer.get("choices")
+        if not isinstance(choices, list) or len(choices) != expected:
+            found = len(choices) if isinstance(choices, list) else 0
+            raise UserError(f"{self._name} gave {found} replies where {expected} were asked for: does it honour n?")
+        return sorted(choices, key=lambda choice: choice.get("index", 0))
+
+    def _read_tokens(self, asked: _Asked, index: int, choice: dict[str, Any]) -> Rollout:
+        ids, read = choice.get("token_ids"), choice.get("prompt_token_ids")
+        logprobs = (choice.get("logprobs") or {}).get("token_logprobs")
+        remedy = f"serve it with vLLM, or set {self.sampler}.api=text, which asks for text alone"
+        if not ids or read is None:
+            raise UserError(f"{self._name} gives no token ids: {remedy}")
+        if logprobs is None or len(logprobs) != len(ids):
+            raise UserError(f"{self._name} gives no log-probabilities of its tokens: {remedy}")
+        if any(logprob is None or not math.isfinite(logprob) for logprob in logprobs):
+            raise UserError(f"{self._name} gives log-probabilities that are no numbers: {remedy}")
+        self._check_ids(asked, read, ids)
+        prefix = list(asked.prompt.prefix_ids)
+        finish: FinishReason = "stop" if ids[-1] in self._chat.stop_ids else "length"
+        if finish == "length" and len(prefix) + len(ids) < asked.limit:
+            raise UserError(
+                f"{self._name} ended a reply after {len(ids)} tokens without a token that ends a turn "
+                f"(finish_reason {choice.get('finish_reason')}): start it with --generation-config vllm"
+            )
+        return self._rollout(asked, index, prefix + ids, [0.0] * len(prefix) + logprobs, None, finish)
+
+    def _check_ids(self, asked: _Asked, read: Sequence[int], ids: Sequence[int]) -> None:
+        """The endpoint has to have read our ids, and its own have to be of our tokenizer."""
+        given = asked.given
+        if list(read) != given:
+            both = zip(read, given, strict=False)
+            at = next((i for i, (a, b) in enumerate(both) if a != b), min(len(read), len(given)))
+            theirs, ours = (str(some[at]) if at < len(some) else "nothing" for some in (read, given))
+            raise UserError(
+                f"{self._name} read another prompt than {asked.prompt.uid}: token {at} is {theirs} where {ours} was "
+                "sent: does it cut prompts, or serve another model?"
+            )
+        if max(ids) >= self._chat.num_tokens:
+            raise UserError(
+                f"{self._name} sampled id {max(ids)}, the tokenizer of {self.sampler}.path has "
+                f"{self._chat.num_tokens} tokens: does it serve another model?"
+            )
+
+    def _read_text(self, asked: _Asked, index: int, choice: dict[str, Any]) -> Rollout:
+        text = (choice.get("message") or {}).get("content")
+        # Without any text the reply was all reasoning, or a refusal.
+        text = text if isinstance(text, str) else ""
+        finish: FinishReason = "stop" if choice.get("finish_reason") == "stop" else "length"
+        ids = self._chat.encode_text(text)
+        if finish == "stop" or not ids:
+            ids.append(self._chat.end_id)
+        return self._rollout(asked, index, ids, [math.nan] * len(ids), text, finish)
+
+    def _rollout(
+        self, asked: _Asked, index: int, ids: list[int], logprobs: list[float], text: str | None, finish: FinishReason
+    ) -> Rollout:
+        return Rollout(
+            sampler=self.sampler,
+            index=index,
+            prompt_ids=list(asked.ids),
+            completion_ids=ids,
+            rollout_logprobs=logprobs,
+            text=self._chat.decode(ids) if text is None else text,
+            finish_reason=finish,
+            num_prefix=len(asked.prompt.prefix_ids),
+        )
+
+
+class _Asked:
+    """A prompt under way."""
+
+    def __init__(self, prompt: Prompt, ids: list[int], limit: int) -> None:
+        self.prompt = prompt
+        self.ids = ids
+        self.limit = limit
+        """Completion tokens at most, the prefix included."""
+        self.rollouts: list[Rollout] = []
+
+    @property
+    def given(self) -> list[int]:
+        return [*self.ids, *self.prompt.prefix_ids]

@@ -1,0 +1,301 @@
+"""The rollout engine on vLLM (`rollout=vllm`): ids in, ids and log-probabilities out, new weights without a restart.
+
+The student's engine lives in the trainer's process and takes its weights from the trainer's own tensors; a teacher's
+lives in a process of its own, because two engines of one process share global state. Media are the pixels that the
+trainer uses, not what vLLM's processor would make of the files. vLLM is imported here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import math
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from harness.config import ModelConfig
+from harness.config_engines import RolloutConfig
+from harness.errors import UserError
+from harness.models.chat import Chat, PackedPrompt
+from harness.rollout.base import Sampling, rollout_seed, room
+from harness.rollout.vllm_media import multimodal_input
+from harness.rollout.vllm_options import CPU_CACHE_GIB, can_cache_prefixes
+from harness.types import FinishReason, Prompt, Rollout, RolloutGroup, Sampler
+
+BAN = -100.0
+"""vLLM's largest bias of a logit. The probability that is left to a banned id is below e^-100 of the rest's."""
+MAX_TEMPERATURE = 2.0
+
+
+class VllmEngine:
+    """One model behind `vllm.LLMEngine`.
+
+    `folder` (or hub id) has the configuration, the tokenizer and the weights. An `empty` engine does not read the
+    weights: it lives in this process and samples noise until `load_weights`; any other has a process of its own.
+
+    Log-probabilities are those of `logits / T` where nothing is truncated, as in training; with top-p, top-k or min-p
+    they are those of the truncated distribution.
+
+    Raises UserError where vLLM is missing, does not fit the installed torch, lacks the model's architecture, or has no
+    memory for its context.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        chat: Chat,
+        *,
+        sampler: Sampler,
+        model: ModelConfig,
+        config: RolloutConfig,
+        empty: bool = False,
+    ) -> None:
+        self.sampler: Sampler = sampler
+        self.has_own_weights = True
+        self._chat = chat
+        self._bias = dict.fromkeys(chat.banned_ids, BAN)
+        self._sleeps = empty and config.vllm.sleep and torch.cuda.is_available()
+        self._engine = _start(folder, model, config, empty=empty, sleeps=self._sleeps)
+        self._in_process = empty
+        self._names: set[str] = set()
+        """Of the tensors of the first transfer: every later one has to bring them all."""
+        model_config = self._engine.vllm_config.model_config
+        self._window: int = model_config.max_model_len
+        self._bias |= dict.fromkeys(range(chat.num_tokens, model_config.get_vocab_size()), BAN)
+
+    @property
+    def context_window(self) -> int:
+        return self._window
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[RolloutGroup]:
+        """Yield the group of each prompt as it finishes; all are in hand at once.
+
+        Raises UserError at once if a prompt leaves no room for a single token.
+        """
+        if sampling.temperature > MAX_TEMPERATURE:
+            raise UserError(f"vLLM samples at temperatures up to {MAX_TEMPERATURE:g}, not at {sampling.temperature:g}")
+        packed = [self._chat.pack(prompt) for prompt in prompts]
+        limits = [room(prompt, len(p.ids), sampling, self._window) for prompt, p in zip(prompts, packed, strict=True)]
+        return self._groups(prompts, packed, limits, sampling)
+
+    def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Fill every tensor of the engine, layer by layer, from the trainer's: no second copy is made of them.
+
+        Raises RuntimeError where a tensor of the model was not among them.
+        """
+        assert self._in_process, "only an engine of this process takes new weights"
+        worker = self._engine.model_executor.driver_worker.worker
+        given: set[str] = set()
+
+        def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+            for name, tensor in named_tensors:
+                given.add(name)
+                yield name, tensor.detach()
+
+        worker.reload_weights(weights_iterator=tensors())
+        missing = self._names - given
+        if missing:
+            raise RuntimeError(f"the engine was not given {len(missing)} of its tensors, {min(missing)} among them")
+        self._names = given
+        _refresh_heads(worker.get_model())
+        self._engine.reset_mm_cache()
+        self._engine.reset_encoder_cache()
+        if not self._engine.reset_prefix_cache():
+            raise RuntimeError("the engine kept prefixes of its old weights: requests were under way")
+
+    def sleep(self) -> None:
+        """On a GPU: weights go to the host's memory and the cache is dropped."""
+        if self._sleeps:
+            self._engine.sleep(level=1)
+
+    def wake(self) -> None:
+        if self._sleeps and self._engine.is_sleeping():
+            self._engine.wake_up()
+
+    def close(self) -> None:
+        """Give back its memory, and end its process where it has one."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.engine_core.shutdown()
+            del engine
+            gc.collect()
+
+    def _groups(
+        self, prompts: Sequence[Prompt], packed: Sequence[PackedPrompt], limits: Sequence[int], sampling: Sampling
+    ) -> Iterator[RolloutGroup]:
+        engine = self._engine
+        waiting: dict[str, tuple[Prompt, PackedPrompt]] = {}
+        tag = uuid.uuid4().hex[:8]
+        try:
+            for number, (prompt, pack, limit) in enumerate(zip(prompts, packed, limits, strict=True)):
+                name = f"{tag}-{number}"
+                params = self._params(prompt, limit, sampling)
+                waiting[name] = (prompt, pack)
+                engine.add_request(name, self._input(prompt, pack), params)
+            while waiting:
+                with torch.random.fork_rng(devices=[]):  # vLLM draws from the process's generator, if for nothing
+                    outputs = engine.step()
+                for output in outputs:
+                    if output.finished:
+                        prompt, pack = waiting.pop(output.request_id)
+                        yield self._group(prompt, pack, output, sampling)
+        finally:
+            if waiting:  # the caller has stopped reading, or the engine failed
+                engine.abort_request(list(waiting))
+
+    def _input(self, prompt: Prompt, packed: PackedPrompt) -> Any:
+        ids = [*packed.ids, *prompt.prefix_ids]
+        if packed.media is None:
+            from vllm.inputs import tokens_input
+
+            return tokens_input(ids)
+        return multimodal_input(ids, packed.media, *self._chat.placeholder_ids)
+
+    def _params(self, prompt: Prompt, limit: int, sampling: Sampling) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            n=sampling.num_rollouts if sampling.temperature > 0.0 else 1,  # vLLM refuses more of the same
+            seed=None if sampling.temperature == 0.0 else rollout_seed(sampling, self.sampler, prompt.uid),
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            presence_penalty=sampling.presence_penalty,
+            repetition_penalty=sampling.repetition_penalty,
+            max_tokens=limit - len(prompt.prefix_ids),
+            stop_token_ids=sorted(self._chat.stop_ids),
+            ignore_eos=True,
+            logit_bias=self._bias,
+            logprobs=0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _group(self, prompt: Prompt, packed: PackedPrompt, output: Any, sampling: Sampling) -> RolloutGroup:
+        given = [*packed.ids, *prompt.prefix_ids]
+        if list(output.prompt_token_ids) != given:
+            raise RuntimeError(f"the engine read other ids than those of prompt {prompt.uid}")
+        outputs = sorted(output.outputs, key=lambda o: o.index)
+        if sampling.temperature == 0.0:
+            outputs *= sampling.num_rollouts
+        assert len(outputs) == sampling.num_rollouts
+        rollouts = [self._rollout(prompt, packed, index, output) for index, output in enumerate(outputs)]
+        return RolloutGroup(uid=prompt.uid, prompt=prompt, rollouts=rollouts)
+
+    def _rollout(self, prompt: Prompt, packed: PackedPrompt, index: int, output: Any) -> Rollout:
+        prefix = list(prompt.prefix_ids)
+        ids = list(output.token_ids)
+        logprobs = [entry[token_id].logprob for token_id, entry in zip(ids, output.logprobs, strict=True)]
+        if not all(map(math.isfinite, logprobs)):
+            raise RuntimeError(f"the engine's log-probabilities of prompt {prompt.uid} are not finite")
+        finish: FinishReason = "stop" if ids[-1] in self._chat.stop_ids else "length"
+        return Rollout(
+            sampler=self.sampler,
+            index=index,
+            prompt_ids=list(packed.ids),
+            media=packed.media,
+            completion_ids=prefix + ids,
+            rollout_logprobs=[0.0] * len(prefix) + logprobs,
+            text=self._chat.decode(prefix + ids),
+            finish_reason=finish,
+            num_prefix=len(prefix),
+        )
+
+
+def _start(folder: str, model: ModelConfig, config: RolloutConfig, *, empty: bool, sleeps: bool) -> Any:
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError("rollout=vllm needs vLLM, which is not installed: pip install zppo-bench[vllm]")
+    on_gpu = torch.cuda.is_available()
+    options = config.vllm
+    cache_gib = options.cache_gib if options.cache_gib is not None or on_gpu else CPU_CACHE_GIB
+    with _environment(empty):
+        try:
+            from vllm import EngineArgs, LLMEngine
+        except (ImportError, OSError, RuntimeError) as error:
+            raise UserError(
+                f"vLLM is installed and does not load ({_first_line(error)}): it needs the torch that it was built "
+                "for, zppo doctor says which"
+            ) from error
+        arguments = EngineArgs(
+            model=folder,
+            revision=model.revision,
+            dtype=model.dtype,  # type: ignore[arg-type]
+            max_model_len=options.max_model_len,
+            max_num_seqs=config.max_sequences,
+            gpu_memory_utilization=options.memory_fraction,
+            kv_cache_memory_bytes=None if cache_gib is None else int(cache_gib * 2**30),
+            enforce_eager=options.enforce_eager,
+            enable_prefix_caching=options.prefix_caching and can_cache_prefixes(folder),
+            # Without a GPU vLLM cannot set back the generator of a request whose prompt it has read in parts.
+            enable_chunked_prefill=on_gpu,
+            tensor_parallel_size=1 if empty else options.tensor_parallel_size,
+            load_format="dummy" if empty else "auto",
+            enable_sleep_mode=sleeps,
+            logprobs_mode="processed_logprobs",
+            generation_config="vllm",  # no sampling defaults from the model's folder
+            disable_log_stats=True,
+            # The pixels are normalised already. Versions that always leave this to the processor have no such option.
+            **{name: False for name in ("mm_device_do_normalize",) if hasattr(EngineArgs, name)},
+        )
+        state = torch.get_rng_state()
+        try:
+            return LLMEngine.from_engine_args(arguments)
+        except Exception as error:
+            raise UserError(_explain(folder, error)) from error
+        finally:
+            torch.set_rng_state(state)  # vLLM seeds the generators of the process
+
+
+@contextmanager
+def _environment(in_process: bool) -> Iterator[None]:
+    """vLLM reads where its core lives from the environment when it starts."""
+    values = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if in_process else "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        # Bound threads would bind the trainer's too.
+        "VLLM_CPU_OMP_THREADS_BIND": os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "nobind"),
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
+    }
+    before = {name: os.environ.get(name) for name in (*values, "LD_PRELOAD")}
+    set_num_threads = torch.set_num_threads
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        torch.set_num_threads = set_num_threads  # its CPU worker replaces it by a warning
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _refresh_heads(model: torch.nn.Module) -> None:
+    """vLLM's CPU build packs weights for its kernels; a reload leaves the old pack of a head tied to the embedding."""
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if hasattr(module, "cpu_linear") and weight is not None and weight.dim() == 2 and weight.numel():
+            module.quant_method.process_weights_after_loading(module)  # type: ignore[union-attr, operator]
+
+
+def _explain(folder: str, error: Exception) -> str:
+    text = str(error)
+    if "architectures" in text or "not supported for now" in text:
+        return f"vLLM lacks the architecture of {folder} ({_first_line(error)}): use rollout=transformers"
+    if "KV cache" in text or "max_model_len" in text or "memory" in text:
+        return (
+            f"vLLM has no memory for {folder}: {_first_line(error)}: lower rollout.vllm.max_model_len or raise "
+            "rollout.vllm.memory_fraction (rollout.vllm.cache_gib without a GPU)"
+        )
+    return f"vLLM cannot start with {folder}: {_first_line(error)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

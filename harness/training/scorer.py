@@ -1,0 +1,272 @@
+"""The teacher's decoder in a process of its own, on other devices than the trainer's.
+
+It ships final hidden states: through shared memory on a CPU, through CUDA IPC from a GPU. The head, which is small
+beside the decoder, is handed over once and applied at the trainer, so no logits travel. Requests are plain arrays, so
+that only what comes back takes file descriptors.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import queue
+import signal
+import threading
+import traceback
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import torch
+from torch import multiprocessing
+
+from harness.config import ModelConfig
+from harness.errors import RunInterrupted, UserError
+from harness.models.forward import LanguageModel
+from harness.models.vision import MediaInputs
+from harness.training.batching import pad_for_teacher
+from harness.training.teacher import HiddenScores, MicroBatch
+
+IN_FLIGHT = 2
+"""Micro-batches that the process has at a time: one that it works on, one whose hidden states wait."""
+START_SECONDS = 1800.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """A padded micro-batch; the pixels of a prompt once, under their digest."""
+
+    number: int
+    ids_BT: np.ndarray
+    mask_BT: np.ndarray
+    rows_N: np.ndarray
+    columns_N: np.ndarray
+    digests: list[str | None]
+    pixels: dict[str, tuple[np.ndarray | None, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Setup:
+    config: ModelConfig
+    num_tokens: int
+    banned_ids: list[int]
+    device: str
+    num_threads: int
+
+
+class _Head(torch.nn.Module):
+    """As much of a model as `LanguageModel.logits` reads."""
+
+    def __init__(self, config: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self.config = config
+        self.base_model = None
+        self.head = torch.nn.Module()
+        self.head.register_buffer("weight", weight)
+        self.head.register_buffer("bias", bias)
+        self.device = weight.device
+
+    def get_output_embeddings(self) -> torch.nn.Module:
+        return self.head
+
+
+class ProcessScorer:
+    """A teacher whose decoder another process runs, on `device`; its head is applied here, on `head_device`.
+
+    On the same kind of device the distributions are those of `LocalScorer` bit for bit. Up to `IN_FLIGHT` micro-batches
+    are with the process while the trainer works on an earlier one. `timeout` is in seconds, for a micro-batch.
+
+    The constructor waits for the model. Raises UserError where it cannot be loaded; `score` raises RunInterrupted where
+    the process has died or takes too long. It ends with `close` and with this process, however that ends.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        num_tokens: int,
+        banned_ids: Collection[int],
+        device: str,
+        head_device: str,
+        temperature: float,
+        timeout: float,
+    ) -> None:
+        self._temperature = temperature
+        self._timeout = timeout
+        self._numbers = itertools.count()
+        setup = _Setup(
+            config=config,
+            num_tokens=num_tokens,
+            banned_ids=sorted(banned_ids),
+            device=device,
+            num_threads=torch.get_num_threads(),
+        )
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, setup), name="teacher", daemon=True)
+        self._process.start()
+        theirs.close()  # the process's death is then the end of the stream
+        # A pipe takes some 64 KiB: pixels are sent beside the trainer, which must never wait for a process that hangs.
+        self._outbox: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        threading.Thread(target=self._send, name="teacher-requests", daemon=True).start()
+        try:
+            model_config, weight, bias, self.num_parameters = self._receive(START_SECONDS, "to load the model")
+        except BaseException:
+            self.close()
+            raise
+        head = _Head(model_config, weight.to(head_device), None if bias is None else bias.to(head_device))
+        self._head = LanguageModel(head, banned_ids, num_tokens=num_tokens)  # type: ignore[arg-type]
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid
+
+    def score(self, micro_batches: Sequence[MicroBatch]) -> Iterator[HiddenScores]:
+        numbers = list(itertools.islice(self._numbers, len(micro_batches)))
+        waiting = iter(list(zip(numbers, micro_batches, strict=True)))
+
+        def submit(count: int) -> None:
+            for number, samples in itertools.islice(waiting, count):
+                self._outbox.put(_request(number, samples))
+
+        submit(IN_FLIGHT)
+
+        def collect() -> Iterator[HiddenScores]:
+            for number in numbers:
+                scores = self._result(number)
+                submit(1)
+                yield scores
+
+        return collect()
+
+    def close(self) -> None:
+        """End the process and wait for it."""
+        self._process.kill()
+        self._process.join()
+        self._connection.close()
+        self._outbox.put(None)
+
+    def _result(self, number: int) -> HiddenScores:
+        while True:
+            answered, hidden_NH, ids_N, digests = self._receive(self._timeout, "to score a micro-batch")
+            if answered == number:
+                break  # others were asked for by an iterator that was dropped
+        return HiddenScores(
+            head=self._head,
+            compute=lambda: hidden_NH,
+            temperature=self._temperature,
+            ids_N=ids_N.tolist(),
+            digests=digests,
+        )
+
+    def _receive(self, seconds: float, purpose: str) -> Any:
+        """The next reply. Raises what the process reports, and RunInterrupted where there is none."""
+        try:
+            if not self._connection.poll(seconds):
+                self._process.kill()  # whatever it is at, its later replies would come at the wrong time
+                raise RunInterrupted(
+                    f"the teacher's process took more than {seconds:g} s {purpose}: raise server.timeout, or lower "
+                    "update.micro_batch_size; launch again to go on"
+                )
+            kind, content = self._connection.recv()
+        except (EOFError, OSError):
+            self._process.join(10.0)
+            raise RunInterrupted(
+                f"the teacher's process has died (exit code {self._process.exitcode}; -9 is often for want of "
+                "memory): launch again to go on"
+            ) from None
+        if kind == "user_error":
+            raise UserError(content)
+        if kind == "error":
+            raise RuntimeError(f"the teacher's process failed:\n{content}")
+        return content
+
+    def _send(self) -> None:
+        while (request := self._outbox.get()) is not None:
+            try:
+                self._connection.send(request)
+            except OSError:  # it has died: whoever waits for the reply finds out
+                return
+
+
+def _request(number: int, samples: MicroBatch) -> _Request:
+    batch = pad_for_teacher(samples, torch.device("cpu"))
+    shown = {media.digest: media for media in batch.media if media is not None}
+    return _Request(
+        number=number,
+        ids_BT=batch.ids_BT.numpy(),
+        mask_BT=batch.mask_BT.numpy(),
+        rows_N=batch.rows_N.numpy(),
+        columns_N=batch.columns_N.numpy(),
+        digests=[None if media is None else media.digest for media in batch.media],
+        pixels={digest: _arrays(media) for digest, media in shown.items()},
+    )
+
+
+def _arrays(media: MediaInputs) -> tuple[np.ndarray | None, ...]:
+    values = (media.image_PD, media.image_grid, media.video_PD, media.video_grid)
+    return tuple(None if value is None else value.numpy() for value in values)
+
+
+# in the process
+
+
+def _serve(connection: Connection, setup: _Setup) -> None:
+    """Load the model, hand over the head, then score until the trainer closes its end or is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(setup.num_threads)
+    try:
+        model = _load(setup)
+        head = model.module.get_output_embeddings()
+        bias = None if head.bias is None else head.bias.detach()
+        num_parameters = sum(p.numel() for p in model.module.parameters())
+        connection.send(("result", (model.module.config, head.weight.detach(), bias, num_parameters)))
+        while True:
+            connection.send(("result", _answer(model, connection.recv())))
+    except UserError as error:
+        connection.send(("user_error", str(error)))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+    except Exception:
+        connection.send(("error", traceback.format_exc()))
+
+
+def _end_with_parent() -> None:
+    """A trainer that is killed closes its end of the pipe, too, but a forward pass does not look there."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _load(setup: _Setup) -> LanguageModel:
+    from transformers.utils.logging import disable_progress_bar
+
+    from harness.models.loading import load_model
+
+    disable_progress_bar()
+    return LanguageModel(load_model(setup.config, setup.device), setup.banned_ids, num_tokens=setup.num_tokens)
+
+
+@torch.no_grad()
+def _answer(model: LanguageModel, request: _Request) -> tuple[int, torch.Tensor, torch.Tensor, list[str | None]]:
+    """(number, hidden states [N, H], the ids [N] that they predict, digests of the media that were seen).
+
+    Ids and digests are read off what the model is given here, not off what the trainer wrote beside it.
+    """
+    ids_BT, mask_BT, rows_N, columns_N = (
+        torch.from_numpy(array).to(model.device)
+        for array in (request.ids_BT, request.mask_BT, request.rows_N, request.columns_N)
+    )
+    packed = {digest: MediaInputs(*map(_tensor, arrays)) for digest, arrays in request.pixels.items()}
+    media = [None if digest is None else packed[digest] for digest in request.digests]
+    hidden_NH = model.hidden(ids_BT, mask_BT, media=media)[rows_N, columns_N]
+    seen = [None if item is None else item.digest for item in media]
+    return request.number, hidden_NH, ids_BT[rows_N, columns_N + 1].cpu(), seen
+
+
+def _tensor(array: np.ndarray | None) -> torch.Tensor | None:
+    return None if array is None else torch.from_numpy(array)

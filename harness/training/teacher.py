@@ -1,0 +1,296 @@
+"""Teacher scoring for distillation: where the teacher's distribution of every trained token comes from.
+
+| | gives | teacher |
+|--|--|--|
+| `LocalScorer` | the whole distribution, exact | beside the student |
+| `ProcessScorer` (`training.scorer`) | the same, bit for bit on one device | decoder in a process of its own |
+| `ServerScorer` | top-k log-probabilities and a tail | behind endpoints |
+
+Shape suffixes: B sequences, T tokens, N trained tokens, H hidden, V vocabulary, K listed tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+
+from harness.config import ModelConfig
+from harness.errors import UserError
+from harness.models.chat import Chat
+from harness.models.forward import LanguageModel
+from harness.training.batching import PaddedBatch, pad_for_teacher
+from harness.types import TeacherDistribution, TrainingSample
+
+MicroBatch = Sequence[TrainingSample]
+LEAST_LOGPROB = -9999.0
+"""What servers write for log 0."""
+
+
+class TeacherScores(Protocol):
+    """The teacher at the N trained tokens of a micro-batch, in the order of `PaddedBatch`."""
+
+    @property
+    def ids_N(self) -> list[int]:
+        """The completion ids that were scored, as whoever scored them says."""
+        ...
+
+    @property
+    def digests(self) -> list[str | None]:
+        """Likewise, of the media of every sequence."""
+        ...
+
+    def between(self, start: int, stop: int) -> TeacherDistribution:
+        """The distribution of the trained tokens [start, stop)."""
+        ...
+
+
+class TeacherScorer(Protocol):
+    """What the trainer asks of a teacher."""
+
+    def score(self, micro_batches: Sequence[MicroBatch]) -> Iterator[TeacherScores]:
+        """The scores of each micro-batch, in order, each behind the prompt that the teacher sees.
+
+        All are asked for at once, so that later ones may be on their way while one is trained on; the iterator may be
+        dropped early. Raises UserError where the teacher is lost or cannot score.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+def check_same(scores: TeacherScores, student: PaddedBatch) -> None:
+    """Raises RuntimeError unless both sides were given the same completion ids and the same media."""
+    if scores.ids_N != student.tokens.ids_N.tolist() or scores.digests != digests_of(student):
+        raise RuntimeError("teacher and student were given different completions or different media")
+
+
+def digests_of(batch: PaddedBatch) -> list[str | None]:
+    return [None if media is None else media.digest for media in batch.media]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiddenScores:
+    """Final hidden states, to which the teacher's head is applied chunk by chunk: logits exist of one chunk only."""
+
+    head: LanguageModel
+    compute: Callable[[], torch.Tensor]
+    """The hidden states [N, H]; called once, when ids and media have been compared."""
+    temperature: float
+    ids_N: list[int]
+    digests: list[str | None]
+
+    @cached_property
+    def hidden_NH(self) -> torch.Tensor:
+        return self.compute()
+
+    @torch.no_grad()
+    def between(self, start: int, stop: int) -> TeacherDistribution:
+        hidden_NH = self.hidden_NH[start:stop].to(self.head.device)
+        return TeacherDistribution(logits_NV=self.head.logits(hidden_NH) / self.temperature)
+
+
+class LocalScorer:
+    """A teacher in this process. A micro-batch is scored when it is asked for."""
+
+    def __init__(self, model: LanguageModel, temperature: float) -> None:
+        self._model = model
+        self._temperature = temperature
+
+    def score(self, micro_batches: Sequence[MicroBatch]) -> Iterator[HiddenScores]:
+        return map(self._score, micro_batches)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def _score(self, samples: MicroBatch) -> HiddenScores:
+        batch = pad_for_teacher(samples, self._model.device)
+        return HiddenScores(
+            head=self._model,
+            compute=lambda: hidden_of(self._model, batch),
+            temperature=self._temperature,
+            ids_N=batch.tokens.ids_N.tolist(),
+            digests=digests_of(batch),
+        )
+
+
+@torch.no_grad()
+def hidden_of(model: LanguageModel, batch: PaddedBatch) -> torch.Tensor:
+    """Final hidden states [N, H] that predict the trained tokens."""
+    return model.hidden(batch.ids_BT, batch.mask_BT, media=batch.media)[batch.rows_N, batch.columns_N]
+
+
+class Server(Protocol):
+    """`harness.rollout.endpoints.Endpoints`, as far as it is used here."""
+
+    def map(self, path: str, bodies: Iterable[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedScores:
+    """The likeliest tokens at every position, the trained one among them; -1 fills up shorter lists."""
+
+    topk_ids_NK: torch.Tensor
+    topk_logprobs_NK: torch.Tensor
+    ids_N: list[int]
+    digests: list[str | None]
+
+    def between(self, start: int, stop: int) -> TeacherDistribution:
+        return TeacherDistribution(
+            topk_ids_NK=self.topk_ids_NK[start:stop], topk_logprobs_NK=self.topk_logprobs_NK[start:stop]
+        )
+
+
+class ServerScorer:
+    """A teacher behind a vLLM server: prompt and completion are its prompt, of which it gives log-probabilities.
+
+    Of every trained token it lists the `top_k` likeliest tokens and the token itself, at temperature 1 and over the
+    server's own vocabulary: what it gives to `banned_ids` and to rows from `num_tokens` on, which no reply can have,
+    is dropped from the list and counts as tail. (A local teacher is renormalised without them.)
+
+    Raises UserError for another temperature, since the tail of a tempered distribution is not known.
+    """
+
+    def __init__(
+        self,
+        endpoints: Server,
+        *,
+        top_k: int,
+        temperature: float,
+        num_tokens: int,
+        banned_ids: Collection[int] = (),
+    ) -> None:
+        if temperature != 1.0:
+            raise UserError(
+                f"rollout.temperature={temperature:g}: a served teacher gives its distribution at temperature 1 only; "
+                "set rollout.temperature=1, or load the teacher beside the student (teacher.serve=false)"
+            )
+        self._endpoints = endpoints
+        self._top_k = top_k
+        self._num_tokens = num_tokens
+        self._banned = frozenset(banned_ids)
+
+    def score(self, micro_batches: Sequence[MicroBatch]) -> Iterator[ListedScores]:
+        """Every sequence is a request; all of them are under way at once. Raises UserError for samples with media."""
+        if any(sample.media is not None for samples in micro_batches for sample in samples):
+            raise UserError(
+                "a served teacher scores text only: load the teacher of questions with images or video beside the "
+                "student (teacher.serve=false, teacher.urls=[])"
+            )
+        return self._score([pad_for_teacher(samples, torch.device("cpu")) for samples in micro_batches])
+
+    def close(self) -> None:
+        """The endpoints belong to whoever made them."""
+
+    def _score(self, batches: Sequence[PaddedBatch]) -> Iterator[ListedScores]:
+        sequences = [_sequences(batch) for batch in batches]
+        answers: dict[int, dict[str, Any]] = {}
+        arriving = self._endpoints.map("completions", [self._body(ids) for rows in sequences for ids in rows])
+        start = 0
+        for batch, rows in zip(batches, sequences, strict=True):
+            wanted = range(start, start + len(rows))
+            while not all(position in answers for position in wanted):
+                position, answer = next(arriving)
+                answers[position] = answer
+            yield self._read(batch, rows, [answers.pop(position) for position in wanted])
+            start += len(rows)
+
+    def _body(self, ids: list[int]) -> dict[str, Any]:
+        return {
+            "prompt": ids,
+            "max_tokens": 1,
+            "temperature": 0.0,
+            "prompt_logprobs": self._top_k,
+            "return_token_ids": True,
+        }
+
+    def _read(self, batch: PaddedBatch, rows: list[list[int]], answers: list[dict[str, Any]]) -> ListedScores:
+        choices = [answer["choices"][0] for answer in answers]
+        for ids, choice in zip(rows, choices, strict=True):
+            if not choice.get("prompt_logprobs") or choice.get("prompt_token_ids") is None:
+                raise UserError(
+                    "the teacher's endpoint returns no prompt_logprobs with token ids: serve it with vLLM, or load "
+                    "the teacher beside the student (teacher.serve=false, teacher.urls=[])"
+                )
+            if choice["prompt_token_ids"] != ids or len(choice["prompt_logprobs"]) != len(ids):
+                raise RuntimeError("the teacher's endpoint scored other token ids than it was sent")
+        width = self._top_k + 1
+        listed_ids, listed_logprobs, scored = [], [], []
+        for row, column in zip(batch.rows_N.tolist(), batch.columns_N.tolist(), strict=True):
+            entry = choices[row]["prompt_logprobs"][column + 1]  # of the token that this column predicts
+            token_id = choices[row]["prompt_token_ids"][column + 1]
+            if str(token_id) not in entry:
+                raise RuntimeError(f"the teacher's endpoint gives no log-probability of the scored token {token_id}")
+            kept = {i: value["logprob"] for key, value in entry.items() if self._is_possible(i := int(key))}
+            padding = width - len(kept)
+            listed_ids.append([*kept, *[-1] * padding])
+            listed_logprobs.append([*(max(v, LEAST_LOGPROB) for v in kept.values()), *[0.0] * padding])
+            scored.append(token_id)
+        return ListedScores(
+            topk_ids_NK=torch.tensor(listed_ids, dtype=torch.int64).reshape(-1, width),
+            topk_logprobs_NK=torch.tensor(listed_logprobs, dtype=torch.float32).reshape(-1, width),
+            ids_N=scored,
+            digests=digests_of(batch),
+        )
+
+    def _is_possible(self, token_id: int) -> bool:
+        return token_id < self._num_tokens and token_id not in self._banned
+
+
+def _sequences(batch: PaddedBatch) -> list[list[int]]:
+    lengths = batch.mask_BT.sum(-1).tolist()
+    return [ids[:length] for ids, length in zip(batch.ids_BT.tolist(), lengths, strict=True)]
+
+
+def open_scorer(
+    config: ModelConfig,
+    chat: Chat,
+    *,
+    temperature: float,
+    model: LanguageModel | None = None,
+    endpoints: Server | None = None,
+    top_k: int = 64,
+    process: bool = False,
+    device: str = "cpu",
+    head_device: str = "cpu",
+    timeout: float = 1800.0,
+) -> TeacherScorer:
+    """The scorer of a run's teacher; close it. `chat` says what a reply may consist of.
+
+    - `process`: load `config` in a process of its own on `device`; its head comes to `head_device`. `timeout` seconds
+      for each micro-batch.
+    - `endpoints`: ask a server for `top_k` log-probabilities a token.
+    - `model`: the teacher that this process holds.
+
+    Raises UserError for a served teacher that should be scored in a process, or at another temperature than 1.
+    """
+    if endpoints is not None:
+        if process:
+            raise UserError(
+                "teacher_process=true needs a teacher that this run loads: set teacher_process=false, or "
+                "teacher.serve=false teacher.urls=[]"
+            )
+        return ServerScorer(
+            endpoints,
+            top_k=top_k,
+            temperature=temperature,
+            num_tokens=chat.num_tokens,
+            banned_ids=chat.banned_ids,
+        )
+    if process:
+        from harness.training.scorer import ProcessScorer
+
+        return ProcessScorer(
+            config,
+            num_tokens=chat.num_tokens,
+            banned_ids=chat.banned_ids,
+            device=device,
+            head_device=head_device,
+            temperature=temperature,
+            timeout=timeout,
+        )
+    assert model is not None, "a teacher that is neither served nor in a process is given as a model"
+    return LocalScorer(model, temperature)

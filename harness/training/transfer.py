@@ -1,0 +1,106 @@
+"""The student's weights on their way to the engine: a deadline, and a probe that they have arrived."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from harness.errors import UserError
+from harness.models.forward import LanguageModel
+from harness.rollout.base import RolloutEngine, Sampling
+from harness.types import Question, RolloutGroup, TrainingSample
+from methods.base import plain_prompt, rollout_sample
+
+logger = logging.getLogger(__name__)
+
+PROBE = "Sort the words lantern, Ödipus, 42, brook and the sum of 17 and 25, then explain the order step by step."
+PROBE_TOKENS, PROBE_ROLLOUTS = 16, 2
+BOUNDS = {"float32": 1e-3, "float16": 0.03, "bfloat16": 0.1}
+"""Largest mean |trainer - engine| log-probability of the probe's tokens: rounding, by the dtype that is computed in."""
+
+
+class Transfer:
+    """Hands the student's weights to its engine.
+
+    An engine that samples with the trainer's own tensors has nothing to receive; what it samples is probed at the
+    start all the same, where it costs one short generation.
+    """
+
+    def __init__(
+        self,
+        engine: RolloutEngine,
+        student: LanguageModel,
+        *,
+        logprobs: Callable[[Sequence[TrainingSample]], list[list[float]]],
+        dtype: str,
+        temperature: float,
+        timeout: float,
+    ) -> None:
+        """`logprobs` gives the trainer's log-probability of every trained token, at `temperature`."""
+        self._engine = engine
+        self._student = student
+        self._logprobs = logprobs
+        self._bound = BOUNDS[dtype]
+        self._temperature = temperature
+        self._timeout = timeout
+
+    def __call__(self, step: int) -> dict[str, float]:
+        """Wake the engine, fill it and probe it after the updates of `step`; 0 before the first.
+
+        Returns `time/transfer` and, where the engine has weights of its own, `transfer/probe_gap` (mean) and
+        `transfer/probe_gap_max`. Raises UserError where the deadline passes or the probe is out of its bound.
+        """
+        started = time.perf_counter()
+        self._within_deadline(step)
+        row = self._probe(step) if self._engine.has_own_weights or step == 0 else {}
+        return {"time/transfer": time.perf_counter() - started} | row
+
+    def _within_deadline(self, step: int) -> None:
+        """Collectives and copies that hang cannot be stopped from here, but the run can: the thread is a daemon."""
+        raised: list[BaseException] = []
+
+        def fill() -> None:
+            try:
+                self._engine.wake()
+                self._engine.load_weights(self._student.module.named_parameters())
+            except BaseException as error:
+                raised.append(error)
+
+        thread = threading.Thread(target=fill, name="transfer", daemon=True)
+        thread.start()
+        thread.join(self._timeout)
+        if thread.is_alive():
+            raise UserError(
+                f"the engine has not taken the weights of step {step} in rollout.transfer_timeout={self._timeout:g} s: "
+                "launch again to go on from the last checkpoint, or raise the limit"
+            )
+        if raised:
+            raise raised[0]
+
+    def _probe(self, step: int) -> dict[str, float]:
+        prompt = plain_prompt(Question(id="probe", text=PROBE, answer=""))
+        sampling = Sampling(
+            num_rollouts=PROBE_ROLLOUTS, temperature=self._temperature, max_new_tokens=PROBE_TOKENS, seed=0, step=step
+        )
+        groups = list(self._engine.generate([prompt], sampling))
+        gaps = self._gaps(groups)
+        mean, largest = sum(gaps) / len(gaps), max(gaps)
+        if not mean <= self._bound:
+            raise UserError(
+                f"the engine's log-probabilities are not those of the student after step {step}: they differ by "
+                f"{mean:.3g} on average on the probe, and {self._bound:g} is rounding. It samples from other weights, "
+                "at another temperature, or its kernels are wrong for this model: use rollout=transformers"
+            )
+        return {"transfer/probe_gap": mean, "transfer/probe_gap_max": largest}
+
+    def _gaps(self, groups: Sequence[RolloutGroup]) -> list[float]:
+        """|trainer - engine| of every sampled token."""
+        samples = [rollout_sample(group.uid, r, advantage=1.0) for group in groups for r in group.rollouts]
+        gaps = []
+        for sample, trainers in zip(samples, self._logprobs(samples), strict=True):
+            assert sample.rollout_logprobs is not None
+            rows = zip(trainers, sample.rollout_logprobs, sample.loss_mask, strict=True)
+            gaps += [abs(ours - theirs) for ours, theirs, trained in rows if trained]
+        return gaps

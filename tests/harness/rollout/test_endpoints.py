@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import concurrent.futures
+import socket
+import threading
+import time
+from contextlib import ExitStack
+
+import pytest
+
+from harness.config import ModelConfig
+from harness.config_engines import ServerConfig
+from harness.errors import RunInterrupted, UserError
+from harness.rollout.endpoints import Endpoints
+from harness.rollout.loopback import Fault, ModelServer, ServedModel, serve
+
+MODEL = ModelConfig(name="teacher", path="tiny:teacher", dtype="float32")
+BODIES = [{"prompt": [first, 120, 130], "max_tokens": 1, "return_token_ids": True} for first in range(105, 125)]
+
+
+@pytest.fixture(scope="module")
+def model() -> ServedModel:
+    return ServedModel(MODEL)
+
+
+@pytest.fixture
+def stack():
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def connect(stack):
+    """`connect(urls)`: endpoints that try again soon, closed after the test."""
+
+    def make(urls, *, name=MODEL.path, restart=None, **config) -> Endpoints:
+        config = {"max_wait": 20.0, "timeout": 20.0, "concurrency": 4} | config
+        return stack.enter_context(
+            closing(Endpoints(urls, name, ServerConfig(**config), restart=restart, backoff=0.02))
+        )
+
+    return make
+
+
+class closing:
+    def __init__(self, endpoints: Endpoints) -> None:
+        self.endpoints = endpoints
+
+    def __enter__(self) -> Endpoints:
+        return self.endpoints
+
+    def __exit__(self, *error: object) -> None:
+        self.endpoints.close()
+
+
+def nowhere() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}/v1"
+
+
+def prompts_of(answers) -> dict[int, int]:
+    """The first prompt id that each position was answered for. Fails where a position came twice."""
+    answers = list(answers)
+    found = {position: answer["choices"][0]["prompt_token_ids"][0] for position, answer in answers}
+    assert len(found) == len(answers)
+    return found
+
+
+def test_two_endpoints_share_the_load_and_everything_arrives_once(model, stack, connect):
+    servers = [stack.enter_context(serve(model, plan=lambda number, body: Fault(delay=0.02))) for _ in range(2)]
+    endpoints = connect([server.url for server in servers])
+    assert prompts_of(endpoints.map("completions", BODIES)) == {i: i + 105 for i in range(20)}
+    numbers = [len(server.requests) for server in servers]
+    assert sum(numbers) == 20 and min(numbers) >= 5
+    assert all(1 < server.busiest <= 4 for server in servers)
+    assert all(body["model"] == MODEL.path for server in servers for body in server.requests)
+
+
+def test_an_endpoint_that_dies_midway_loses_nothing(model, stack, connect):
+    alive = stack.enter_context(serve(model))
+    dying = stack.enter_context(serve(model, plan=lambda number, body: Fault(drop=True) if number >= 3 else None))
+    endpoints = connect([dying.url, alive.url])
+    assert prompts_of(endpoints.map("completions", BODIES)) == {i: i + 105 for i in range(20)}
+    assert len(dying.requests) > 3 and len(alive.requests) == 17
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(status=503),
+        Fault(status=429, retry_after="0.01"),
+        Fault(drop=True),
+        Fault(body="<html>"),
+        Fault(body="[1]"),
+        Fault(delay=2.0),
+    ],
+    ids=["503", "429", "drop", "no JSON", "no object", "timeout"],
+)
+def test_what_may_pass_is_tried_again(model, stack, connect, fault):
+    server = stack.enter_context(serve(model, plan=lambda number, body: fault if number < 2 else None))
+    answer = connect([server.url], timeout=0.5).post("completions", BODIES[0])
+    assert answer["choices"][0]["prompt_token_ids"] == [105, 120, 130] and len(server.requests) == 3
+
+
+def test_the_pause_that_an_endpoint_asks_for_is_kept(model, stack, connect):
+    fault = Fault(status=429, retry_after="0.6")
+    server = stack.enter_context(serve(model, plan=lambda number, body: fault if number == 0 else None))
+    start = time.monotonic()
+    connect([server.url]).post("completions", BODIES[0])
+    assert time.monotonic() - start >= 0.6
+
+
+def test_the_run_is_interrupted_when_all_have_been_silent_for_too_long(connect):
+    urls = [nowhere(), nowhere()]
+    endpoints = connect(urls, max_wait=0.4)
+    start = time.monotonic()
+    with pytest.raises(RunInterrupted, match=r"has not answered for 0\.4 s \(.*\): launch the same command again"):
+        list(endpoints.map("completions", BODIES))
+    assert 0.4 <= time.monotonic() - start < 10
+
+
+def test_a_slow_answer_is_not_silence(model, stack, connect):
+    """The endpoint needs longer than max_wait and has not failed: there is nothing to give up on."""
+    server = stack.enter_context(serve(model, plan=lambda number, body: Fault(delay=0.6)))
+    connect([nowhere(), server.url], max_wait=0.1).post("completions", BODIES[0])
+    assert len(server.requests) == 1
+
+
+def test_a_dead_server_is_started_again_once_at_a_time(model, stack, connect):
+    url = nowhere()
+    active, calls = threading.Lock(), []
+
+    def restart() -> None:
+        assert active.acquire(blocking=False)
+        time.sleep(0.3)
+        calls.append(stack.enter_context(serve(model, int(url.split(":")[2].split("/")[0]))))
+        active.release()
+
+    endpoints = connect([url], restart=restart, max_wait=0.1)
+    assert prompts_of(endpoints.map("completions", BODIES)) == {i: i + 105 for i in range(20)}
+    assert len(calls) == 1
+
+
+def test_a_server_that_always_dies_is_not_started_for_ever(connect):
+    calls: list[int] = []
+    endpoints = connect([nowhere()], restart=lambda: calls.append(1))
+    with pytest.raises(RunInterrupted, match="was started 3 times and died each time"):
+        endpoints.post("completions", BODIES[0])
+    assert len(calls) == 3
+
+
+def test_a_restart_that_fails_ends_what_is_asked(connect):
+    def restart() -> None:
+        raise UserError("no memory")
+
+    with pytest.raises(UserError, match="no memory"):
+        list(connect([nowhere()], restart=restart).map("completions", BODIES))
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (401, r"refuses: status 401, told to fail: set OPENAI_API_KEY"),
+        (403, r"status 403.*server\.api_key_env"),
+        (404, r"status 404, told to fail: is http://127\.0\.0\.1:\d+/v1 the right address"),
+        (400, r"status 400, told to fail: does it speak vLLM's API\? teacher\.api=text"),
+    ],
+)
+def test_a_refusal_ends_everything_at_once(model, stack, connect, status, message):
+    server = stack.enter_context(serve(model, plan=lambda number, body: Fault(status=status)))
+    with pytest.raises(UserError, match=message) as error:
+        list(connect([server.url]).map("completions", BODIES))
+    assert "\n" not in str(error.value) and not isinstance(error.value, RunInterrupted)
+    assert len(server.requests) <= 4
+
+
+def test_another_model_is_named(model, stack, connect):
+    server = stack.enter_context(serve(model))
+    message = r"does not serve big, it serves tiny:teacher: set teacher\.served_name"
+    with pytest.raises(UserError, match=message):
+        connect([server.url], name="big").check()
+    with pytest.raises(UserError, match=message):
+        connect([server.url], name="big").post("completions", BODIES[0])
+
+
+def test_check_returns_the_window_and_finds_who_is_missing(model, stack, connect):
+    server = stack.enter_context(serve(model))
+    assert connect([server.url + "/"]).check() == model.plain.context_window
+    with pytest.raises(UserError, match=r"cannot be reached \(.+\): is it running\?"):
+        connect([server.url, nowhere()]).check()
+
+
+def test_no_address(connect):
+    with pytest.raises(UserError, match=r"teacher\.urls=\[http"):
+        connect([])
+
+
+def test_the_key_comes_from_the_environment(monkeypatch, connect):
+    monkeypatch.setenv("MY_KEY", "secret")
+    endpoints = connect([nowhere()], api_key_env="MY_KEY")
+    assert endpoints._endpoints[0].http.headers["Authorization"] == "Bearer secret"
+
+
+def test_dropping_the_iterator_cancels_what_is_left(model, stack, connect):
+    server: ModelServer = stack.enter_context(serve(model, plan=lambda number, body: Fault(delay=0.1)))
+    endpoints = connect([server.url], concurrency=1)
+    answers = endpoints.map("completions", BODIES)
+    next(answers)
+    answers.close()
+    time.sleep(0.5)
+    assert len(server.requests) <= 3
+    assert endpoints.post("completions", BODIES[0])["choices"]
+
+
+def test_close_ends_those_who_wait(model, stack, connect):
+    server = stack.enter_context(serve(model, plan=lambda number, body: Fault(delay=1.0)))
+    endpoints = connect([server.url])
+    threading.Timer(0.2, endpoints.close).start()
+    start = time.monotonic()
+    with pytest.raises(concurrent.futures.CancelledError):
+        list(endpoints.map("completions", BODIES))
+    assert time.monotonic() - start < 1.0

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import math
+from contextlib import ExitStack
+
+import pytest
+
+from harness.config import ModelConfig
+from harness.config_engines import ServerConfig
+from harness.errors import UserError
+from harness.models.forward import LanguageModel
+from harness.rollout.base import Sampling, rollout_seed
+from harness.rollout.endpoints import Endpoints
+from harness.rollout.loopback import Fault, ServedModel, serve
+from harness.rollout.server_engine import ServerEngine
+from harness.rollout.transformers_engine import TransformersEngine
+from harness.types import Prompt, Question
+
+MODEL = ModelConfig(name="teacher", path="tiny:teacher", dtype="float32")
+TEXTS = ("Compute 37+8+5.", "What is 2*3?", "Compute 1-9.")
+HARD = "Why is 817*293 what it is?"
+"""The model is not sure of anything here, so draws differ."""
+
+
+@pytest.fixture(scope="module")
+def model() -> ServedModel:
+    return ServedModel(MODEL)
+
+
+@pytest.fixture
+def stack():
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def engine(model, stack):
+    """`engine(plan)`: the engine, and the server that it asks."""
+
+    def make(plan=None, **options):
+        server = stack.enter_context(serve(model, plan=plan))
+        endpoints = Endpoints([server.url], MODEL.path, ServerConfig(max_wait=10.0), backoff=0.02)
+        stack.callback(endpoints.close)
+        options = {"context_window": model.plain.context_window} | options
+        return ServerEngine(endpoints, model.chat, "teacher", **options), server
+
+    return make
+
+
+@pytest.fixture
+def local(model) -> TransformersEngine:
+    return TransformersEngine(LanguageModel.for_chat(model.module, model.chat), model.chat, "teacher", 16)
+
+
+def asked(text: str, prefix_ids: tuple[int, ...] = (), uid: str | None = None) -> Prompt:
+    question = Question(id=text, text=text, answer="1")
+    messages = ({"role": "user", "content": text},)
+    return Prompt(uid=uid or text, question=question, messages=messages, prefix_ids=prefix_ids)
+
+
+def by_uid(groups):
+    return {group.uid: group.rollouts for group in groups}
+
+
+def spoiled(name: str, change) -> Fault:
+    """Every choice's `name` is replaced by `change` of it."""
+
+    def spoil(answer) -> None:
+        for choice in answer["choices"]:
+            choice[name] = change(choice.get(name))
+
+    return Fault(spoil=spoil)
+
+
+@pytest.mark.parametrize("with_prefix", [False, True])
+def test_greedy_is_that_of_the_transformers_engine(model, engine, local, with_prefix):
+    prefix = tuple(model.chat.encode_text("Let us see")) if with_prefix else ()
+    prompts = [asked(text, prefix) for text in TEXTS]
+    sampling = Sampling(num_rollouts=2, temperature=0.0, max_new_tokens=24)
+    served, expected = by_uid(engine()[0].generate(prompts, sampling)), by_uid(local.generate(prompts, sampling))
+    assert served.keys() == expected.keys() == set(TEXTS)
+    for uid, rollouts in expected.items():
+        assert [r.index for r in served[uid]] == [0, 1]
+        for ours, theirs in zip(served[uid], rollouts, strict=True):
+            assert ours.completion_ids == theirs.completion_ids and ours.prompt_ids == theirs.prompt_ids
+            assert (ours.text, ours.finish_reason) == (theirs.text, theirs.finish_reason)
+            assert ours.num_prefix == len(prefix) and ours.rollout_logprobs[: len(prefix)] == [0.0] * len(prefix)
+            assert ours.rollout_logprobs == pytest.approx(theirs.rollout_logprobs, abs=1e-4)
+    assert {r.finish_reason for rollouts in expected.values() for r in rollouts} >= {"stop"}
+
+
+def test_sampled_tokens_and_logprobs_are_those_of_the_seed(model, engine, local):
+    """The server draws with the request's seed; with that seed the engine at hand draws the same."""
+    sampling = Sampling(num_rollouts=3, seed=5, step=7, temperature=0.7, max_new_tokens=32)
+    prompt = asked(HARD)
+    served = by_uid(engine()[0].generate([prompt], sampling))[prompt.uid]
+    seed = rollout_seed(sampling, "teacher", prompt.uid)
+    # The loopback knows no uid and no step: its streams are those of uid "request" at step 0.
+    same = Sampling(num_rollouts=3, seed=seed, temperature=0.7, max_new_tokens=32)
+    expected = next(local.generate([asked(HARD, uid="request")], same)).rollouts
+    assert [r.completion_ids for r in served] == [r.completion_ids for r in expected]
+    assert len({tuple(r.completion_ids) for r in served}) > 1
+    for ours, theirs in zip(served, expected, strict=True):
+        assert ours.rollout_logprobs == pytest.approx(theirs.rollout_logprobs, abs=1e-4)
+
+
+def test_what_a_request_says(model, engine):
+    server_engine, server = engine(vocab_size=model.chat.num_tokens + 2)
+    prompt = asked(TEXTS[0], tuple(model.chat.encode_text("So")))
+    sampling = Sampling(num_rollouts=2, temperature=0.7, top_p=0.9, top_k=5, min_p=0.01, max_new_tokens=8)
+    list(server_engine.generate([prompt], sampling))
+    (body,) = server.requests
+    ids = model.chat.pack(prompt).ids
+    assert body["prompt"] == [*ids, *prompt.prefix_ids] and body["n"] == 2
+    assert body["max_tokens"] == 8 - len(prompt.prefix_ids)
+    assert (body["temperature"], body["top_p"], body["top_k"], body["min_p"]) == (0.7, 0.9, 5, 0.01)
+    size = model.chat.num_tokens
+    assert body["logit_bias"] == {str(i): -100.0 for i in [*model.chat.banned_ids, size, size + 1]}
+    assert body["stop_token_ids"] == sorted(model.chat.stop_ids) and body["ignore_eos"] is True
+    assert 0 <= body["seed"] < 2**48
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (spoiled("prompt_token_ids", lambda ids: [*ids[:3], ids[3] + 1, *ids[4:]]), r"token 3 is \d+ where \d+ was"),
+        (spoiled("prompt_token_ids", lambda ids: ids[:-1]), r"is nothing where \d+ was sent"),
+        (spoiled("prompt_token_ids", lambda ids: None), r"gives no token ids: .*teacher\.api=text"),
+        (spoiled("token_ids", lambda ids: None), r"gives no token ids: .*teacher\.api=text"),
+        (spoiled("token_ids", lambda ids: [10**6] * len(ids)), r"sampled id 1000000, the tokenizer of teacher\.path"),
+        (spoiled("logprobs", lambda entry: None), r"gives no log-probabilities of its tokens: .*teacher\.api=text"),
+        (spoiled("logprobs", lambda e: {"token_logprobs": e["token_logprobs"][1:]}), "gives no log-probabilities"),
+        (spoiled("logprobs", lambda e: {"token_logprobs": [None] * len(e["tokens"])}), "are no numbers"),
+        (spoiled("logprobs", lambda e: {"token_logprobs": [math.nan] * len(e["tokens"])}), "are no numbers"),
+        (Fault(spoil=lambda answer: answer["choices"].pop()), "gave 1 replies where 2 were asked for"),
+    ],
+)
+def test_answers_that_cannot_be_right_are_refused(engine, fault, message):
+    server_engine, _ = engine(plan=lambda number, body: fault)
+    sampling = Sampling(num_rollouts=2, temperature=1.0, max_new_tokens=6)
+    with pytest.raises(UserError, match=message) as error:
+        list(server_engine.generate([asked(TEXTS[0])], sampling))
+    assert "\n" not in str(error.value)
+
+
+def test_a_reply_that_ends_without_an_end_is_refused(engine):
+    """A server with defaults of its own may stop at tokens that do not end a turn here."""
+
+    def cut(answer) -> None:
+        choice = answer["choices"][0]
+        choice["token_ids"] = choice["token_ids"][:2]
+        choice["logprobs"]["token_logprobs"] = choice["logprobs"]["token_logprobs"][:2]
+
+    server_engine, _ = engine(plan=lambda number, body: Fault(spoil=cut))
+    with pytest.raises(UserError, match="after 2 tokens without a token that ends a turn"):
+        list(server_engine.generate([asked(TEXTS[0])], Sampling(temperature=0.0, max_new_tokens=24)))
+
+
+def test_text_alone(model, engine, local):
+    """The template is the same on both sides here, so a greedy reply is that of ids; it is not fit for training."""
+    server_engine, server = engine(api="text")
+    prompts = [asked(text) for text in TEXTS]
+    sampling = Sampling(num_rollouts=2, temperature=0.0, max_new_tokens=24)
+    served, expected = by_uid(server_engine.generate(prompts, sampling)), by_uid(local.generate(prompts, sampling))
+    assert len(server.requests) == 3 and all("logit_bias" not in body for body in server.requests)
+    for uid, rollouts in expected.items():
+        assert [r.text for r in served[uid]] == [r.text for r in rollouts]
+        for ours, theirs in zip(served[uid], rollouts, strict=True):
+            assert ours.finish_reason == theirs.finish_reason
+            assert (ours.completion_ids[-1] == model.chat.end_id) == (ours.finish_reason == "stop")
+            assert model.chat.decode(ours.completion_ids) == ours.text
+            assert len(ours.rollout_logprobs) == len(ours.completion_ids)
+            assert all(math.isnan(logprob) for logprob in ours.rollout_logprobs)
+
+
+def test_text_rollouts_are_drawn_one_by_one_with_seeds_in_a_row(engine):
+    server_engine, server = engine(api="text")
+    sampling = Sampling(num_rollouts=3, temperature=1.0, max_new_tokens=32)
+    (group,) = server_engine.generate([asked(HARD)], sampling)
+    seed = rollout_seed(sampling, "teacher", HARD)
+    assert sorted(body["seed"] for body in server.requests) == [seed, seed + 1, seed + 2]
+    assert [r.index for r in group.rollouts] == [0, 1, 2] and len({r.text for r in group.rollouts}) > 1
+
+
+def test_what_cannot_be_asked_is_refused_before_anything_is_sent(model, engine):
+    prefix = tuple(model.chat.encode_text("So"))
+    text_engine, server = engine(api="text")
+    with pytest.raises(UserError, match=r"starts the reply with given tokens.*teacher\.api=tokens"):
+        text_engine.generate([asked(TEXTS[0], prefix)], Sampling())
+    narrow, _ = engine(context_window=4)
+    with pytest.raises(UserError, match="the context window 4: no room is left"):
+        narrow.generate([asked(TEXTS[0])], Sampling())
+    picture = Question(id="seen", text="What is this?", answer="1", images=(object(),))  # type: ignore[arg-type]
+    message = {"role": "user", "content": picture.text}
+    with pytest.raises(UserError, match="question seen has media and a served model is asked text prompts only"):
+        text_engine.generate([Prompt(uid="seen", question=picture, messages=(message,))], Sampling())
+    with pytest.raises(UserError, match="an endpoint cannot take new weights"):
+        text_engine.load_weights([])
+    assert server.requests == []
