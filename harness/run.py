@@ -43,12 +43,34 @@ def build_method(config: RunConfig) -> Method | None:
             f"method={config.method['name']} needs a teacher: set teacher=tiny_teacher, "
             "or teacher=hf teacher.path=FOLDER"
         )
+    _check_served_teacher(config, method)
     if getattr(method.config, "importance_cap", None) is not None and config.update.old_logprobs == "engine":
         raise UserError(
             "method.importance_cap has no effect with update.old_logprobs=engine: old and rollout log-probabilities "
             "are then the same and every weight is 1; set update.old_logprobs=recompute"
         )
     return method
+
+
+def _check_served_teacher(config: RunConfig, method: Method) -> None:
+    """What an endpoint cannot give is known before it is asked."""
+    teacher, name = config.teacher, config.method["name"]
+    if teacher is None or not teacher.is_served or method.needs_teacher == "none":
+        return
+    reads, trains = method.needs_teacher == "distribution", "teacher" in method.trained_samplers
+    if teacher.api == "text" and (reads or trains):
+        what = "reads the teacher's distribution" if reads else "trains the teacher's tokens"
+        raise UserError(
+            f"method={name} {what}, and teacher.api=text gives text alone: use an endpoint that gives ids and "
+            "log-probabilities (vLLM, teacher.api=tokens), teacher.serve=true, or a teacher beside the student"
+        )
+    if reads and config.rollout.temperature != 1.0:
+        raise UserError(
+            f"method={name} compares distributions at rollout.temperature={config.rollout.temperature:g}, and an "
+            "endpoint scores at 1: set rollout.temperature=1, or load the teacher beside the student"
+        )
+    if config.teacher_process:
+        raise UserError("teacher_process=true is for a teacher that this run loads: set teacher_process=false")
 
 
 def run_label(config: RunConfig) -> str:
