@@ -263,13 +263,14 @@ def _environment(in_process: bool) -> Iterator[None]:
         "VLLM_CPU_OMP_THREADS_BIND": os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "nobind"),
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
     }
-    before = {name: os.environ.get(name) for name in (*values, "LD_PRELOAD")}
-    set_num_threads = torch.set_num_threads
+    before = {name: os.environ.get(name) for name in (*values, "LD_PRELOAD", "OMP_NUM_THREADS", "LOCAL_WORLD_SIZE")}
+    set_num_threads, num_threads = torch.set_num_threads, torch.get_num_threads()
     os.environ.update(values)
     try:
         yield
     finally:
         torch.set_num_threads = set_num_threads  # its CPU worker replaces it by a warning
+        torch.set_num_threads(num_threads)  # an engine in another process takes this one's threads for its own
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

@@ -48,7 +48,9 @@ def test_rewards_of_ten_steps_do_not_depend_on_the_engine(tmp_path):
 
 
 def test_zppo_with_a_teacher_on_vllm_beside_the_student(tmp_path):
-    rows, info = train(tmp_path, "method=zppo", "student=tiny_xs", "teacher=tiny_teacher", "steps=2", *VLLM)
+    rows, info = train(
+        tmp_path, "method=zppo", "student=tiny_xs", "teacher=tiny_teacher", "num_threads=2", "steps=2", *VLLM
+    )
     assert info["status"] == "done" and [row["step"] for row in rows] == [1, 2]
     assert all(row["bcq/prompts"] > 0 and row["tokens/teacher_generated"] > 0 for row in rows)
 
