@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import re
 import socket
@@ -20,6 +21,8 @@ from harness.config import ModelConfig
 from harness.config_engines import ServerConfig
 from harness.errors import UserError
 from harness.rollout.endpoints import Endpoints
+
+logger = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 _POLL = 0.2
@@ -128,6 +131,7 @@ class Server:
 
     def restart(self) -> None:
         """Again on the same port, after what was left of it is gone. Raises like `start`."""
+        logger.warning("the %s's server does not answer any more and is started again: see %s", self._role, self._log)
         self.stop()
         self.start()
 
