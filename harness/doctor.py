@@ -121,8 +121,6 @@ def config_checks(config: RunConfig, method: Method | None) -> list[Check]:
         checks += check_model(actor, windows)
     readable = all(check.state == "ok" for check in checks)
     checks += check_architectures(actors)
-    if len(actors) == 2 and method is not None:
-        checks += check_text_teacher(config, method)
     found, probe_ids = check_tokenizers(actors) if readable else ([], None)
     checks += found
     for actor in actors:
@@ -237,22 +235,6 @@ def vllm_architectures(seconds: float = VLLM_SECONDS) -> tuple[set[str], str]:
         errors = [line for line in done.stderr.splitlines() if line.strip()]
         return set(), errors[-1] if errors else f"exit code {done.returncode}"
     return set(json.loads(lines[-1])), ""
-
-
-def check_text_teacher(config: RunConfig, method: Method) -> list[Check]:
-    """A teacher that gives text alone: no ids to train with, no distribution to read."""
-    teacher = config.teacher
-    assert teacher is not None
-    if not gives_text(teacher):
-        return []
-    if method.needs_teacher == "distribution":
-        needs = "the teacher's distribution"
-    elif "teacher" in method.trained_samplers:
-        needs = "the teacher's token ids"
-    else:
-        return []
-    text = f"method={config.method['name']} needs {needs}, and teacher.api=text gives text alone"
-    return [Check("fail", "teacher", text, "use an endpoint of vLLM with teacher.api=tokens, or a local teacher")]
 
 
 def check_tokenizers(actors: Sequence[Actor]) -> tuple[list[Check], list[int] | None]:

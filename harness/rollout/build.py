@@ -122,7 +122,7 @@ def _open(model: ModelConfig, config: RunConfig, role: str, log: Path, stack: Ex
 
 def serve_arguments(config: RunConfig, folder: str) -> Sequence[str]:
     """What `vllm serve` is told of `rollout.vllm`."""
-    from harness.rollout.vllm_options import CPU_CACHE_GIB, can_cache_prefixes
+    from harness.rollout.vllm_options import CPU_BLOCK_SIZE, CPU_CACHE_GIB, can_cache_prefixes
 
     options = config.rollout.vllm
     arguments = [
@@ -136,7 +136,7 @@ def serve_arguments(config: RunConfig, folder: str) -> Sequence[str]:
     if options.enforce_eager:
         arguments.append("--enforce-eager")
     if not torch.cuda.is_available():  # as in the engine of this process
-        arguments.append("--no-enable-chunked-prefill")
+        arguments += ["--no-enable-chunked-prefill", f"--block-size={CPU_BLOCK_SIZE}"]
         if options.cache_gib is None:
             arguments.append(f"--kv-cache-memory-bytes={int(CPU_CACHE_GIB * 2**30)}")
     if not (options.prefix_caching and can_cache_prefixes(folder)):

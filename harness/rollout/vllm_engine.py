@@ -24,7 +24,7 @@ from harness.errors import UserError
 from harness.models.chat import Chat, PackedPrompt
 from harness.rollout.base import Sampling, rollout_seed, room
 from harness.rollout.vllm_media import multimodal_input
-from harness.rollout.vllm_options import CPU_CACHE_GIB, can_cache_prefixes
+from harness.rollout.vllm_options import CPU_BLOCK_SIZE, CPU_CACHE_GIB, can_cache_prefixes
 from harness.types import FinishReason, Prompt, Rollout, RolloutGroup, Sampler
 
 BAN = -100.0
@@ -235,6 +235,7 @@ def _start(folder: str, model: ModelConfig, config: RolloutConfig, *, empty: boo
             enable_prefix_caching=options.prefix_caching and can_cache_prefixes(folder),
             # Without a GPU vLLM cannot set back the generator of a request whose prompt it has read in parts.
             enable_chunked_prefill=on_gpu,
+            block_size=None if on_gpu else CPU_BLOCK_SIZE,
             tensor_parallel_size=1 if empty else options.tensor_parallel_size,
             load_format="dummy" if empty else "auto",
             enable_sleep_mode=sleeps,

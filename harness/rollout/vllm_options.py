@@ -4,6 +4,8 @@ from __future__ import annotations
 
 CPU_CACHE_GIB = 1.0
 """Key-value cache without a GPU, where `rollout.vllm.cache_gib` is not set."""
+CPU_BLOCK_SIZE = 32
+"""Tokens of a block there; vLLM's default of 128 shares no prompt that is shorter. Its kernels want multiples of 32."""
 
 
 def can_cache_prefixes(folder: str) -> bool:

@@ -301,9 +301,9 @@ def test_a_teacher_of_text_and_methods_that_need_more(serve):
     url, _ = serve()
     options = ["teacher.api=text", f"teacher.urls=[{url}]"]
     ((name, text),) = failures("method=on_policy_kd", *options)
-    assert name == "teacher" and "needs the teacher's distribution" in text
+    assert name == "configuration" and "reads the teacher's distribution" in text
     ((name, text),) = failures("method=grpo_teacher_response", *options)
-    assert name == "teacher" and "needs the teacher's token ids" in text
+    assert name == "configuration" and "trains the teacher's tokens" in text
     assert failures("method=zppo", *options) == []
 
 
