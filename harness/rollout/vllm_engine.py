@@ -62,6 +62,7 @@ class VllmEngine:
         self._sleeps = empty and config.vllm.sleep and torch.cuda.is_available()
         self._engine = _start(folder, model, config, empty=empty, sleeps=self._sleeps)
         self._in_process = empty
+        self._num_threads = torch.get_num_threads()
         self._names: set[str] = set()
         """Of the tensors of the first transfer: every later one has to bring them all."""
         model_config = self._engine.vllm_config.model_config
@@ -131,6 +132,7 @@ class VllmEngine:
         engine = self._engine
         waiting: dict[str, tuple[Prompt, PackedPrompt]] = {}
         tag = uuid.uuid4().hex[:8]
+        torch.set_num_threads(self._num_threads)  # a thread starts with OMP_NUM_THREADS, and vLLM checks the number
         try:
             for number, (prompt, pack, limit) in enumerate(zip(prompts, packed, limits, strict=True)):
                 name = f"{tag}-{number}"
