@@ -14,6 +14,7 @@ from harness.config import RolloutConfig
 from harness.errors import UserError
 from harness.models.chat import Chat
 from harness.rewards.boxed import last_boxed
+from harness.rewards.judged import JudgedGrader
 from harness.rewards.workers import Grader
 from harness.rollout.base import RolloutEngine, Sampling
 from harness.types import GroupStream, Prompt, Rewrite, Rollout, RolloutGroup
@@ -88,7 +89,7 @@ class LiveActors:
         student: RolloutEngine,
         teacher: RolloutEngine | None,
         chat: Chat,
-        grader: Grader,
+        grader: Grader | JudgedGrader,
         config: RolloutConfig,
         seed: int,
     ) -> None:
@@ -210,6 +211,9 @@ class LiveActors:
         grades = self._grader.grade([(rollout.text, question) for rollout in group.rollouts])
         for rollout, grade in zip(group.rollouts, grades, strict=True):
             rollout.answer, rollout.verdict, rollout.reward = grade.answer, grade.verdict, grade.reward
+        if judged := [grade for grade in grades if grade.judged]:
+            self.count("reward/judged", len(judged))
+            self.count("reward/judge_failures", sum(grade.verdict == "timeout" for grade in judged))
         self.count("time/grading", time.perf_counter() - started)
 
     def _generate(self, name: str, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[RolloutGroup]:

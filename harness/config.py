@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness import config_engines, config_eval
 from harness.config_engines import RolloutConfig, ServerConfig
-from harness.config_eval import EvalConfig, MediaConfig
+from harness.config_eval import EvalConfig, JudgeConfig, MediaConfig
 from harness.errors import UserError, did_you_mean
 
 
@@ -109,6 +109,8 @@ class RewardConfig:
     num_workers: int = 1
     cpu_seconds: float = 5.0
     """CPU time a worker may spend on one answer before it is killed and the answer counts as `timeout`."""
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    """Asked in training about answers of type text that the rule does not find right; evaluation has `eval.judge`."""
 
 
 @dataclass
@@ -180,6 +182,7 @@ CHOICES = {
     "teacher.api": ("tokens", "text"),
     **config_engines.CHOICES,
     "reward.grader": ("math_verify", "mathruler"),
+    "reward.judge.when": ("unmatched",),  # what has no readable answer earns nothing
     "update.old_logprobs": ("engine", "recompute"),
     **config_eval.CHOICES,
     "tracker.wandb": ("disabled", "offline", "online"),
@@ -195,6 +198,9 @@ POSITIVE = (
     "update.max_grad_norm",
     "reward.num_workers",
     "reward.cpu_seconds",
+    "reward.judge.max_tokens",
+    "reward.judge.timeout",
+    "reward.judge.concurrency",
     "eval.num_questions",
     "eval.max_response_tokens",
     "eval.options.aime_repeats",

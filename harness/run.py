@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from harness.data.sampler import QuestionSampler
     from harness.models.chat import Chat
     from harness.models.forward import LanguageModel
+    from harness.rewards.workers import Grader
     from harness.rollout.base import RolloutEngine
 
 logger = logging.getLogger(__name__)
@@ -146,6 +147,7 @@ class _Run:
 
         from harness.actors import LiveActors
         from harness.models.loading import save_model
+        from harness.rewards.judged import JudgedGrader
         from harness.rollout.build import open_teacher
         from harness.tracking import Tracker
         from harness.training.trainer import Trainer
@@ -154,13 +156,17 @@ class _Run:
         assert self.method is not None and self.sampler is not None and self.student is not None
         num_steps = self._num_steps()
         self.folder.set_info(num_steps=num_steps)
+        grader: Grader | JudgedGrader = self.grader
+        if config.reward.judge.url is not None:  # of the training alone: evaluation has a judge of its own
+            grader = JudgedGrader(self.grader, config.reward.judge)
+            grader.check()  # before the first step is sampled
         log = self.folder.path / "teacher.server.log"
         teacher = open_teacher(self.method, config, self.chat, log=log, stack=self._stack)
         actors = LiveActors(
             student=self.engine,
             teacher=teacher.engine,
             chat=self.chat,
-            grader=self.grader,
+            grader=grader,
             config=config.rollout,
             seed=config.seed,
         )

@@ -65,7 +65,15 @@ def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     for section, name in (key.split(".") for key in NOT_PART_OF_RESULTS if "." in key):
         if isinstance(kept.get(section), Mapping):
             kept[section] = {key: value for key, value in kept[section].items() if key != name}
+    if isinstance(reward := kept.get("reward"), Mapping):
+        kept["reward"] = {**reward, "judge": _comparable_judge(reward.get("judge") or {})}
     return kept
+
+
+def _comparable_judge(judge: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the verdicts, nothing where nobody is asked: the endpoint may move and be tried otherwise."""
+    where = ("url", "api_key_env", "timeout", "retries", "concurrency")
+    return {key: value for key, value in judge.items() if key not in where} if judge.get("url") else {}
 
 
 def other_configuration(path: Path, config: RunConfig) -> str | None:

@@ -39,10 +39,12 @@ class Grade:
     answer: str | None
     verdict: Verdict
     reward: float
+    judged: bool = False
+    """Left to a judge; the verdict is then `timeout` where the judge gave none."""
 
     @classmethod
-    def of(cls, answer: str | None, verdict: Verdict) -> Grade:
-        return cls(answer=answer, verdict=verdict, reward=float(verdict == "correct"))
+    def of(cls, answer: str | None, verdict: Verdict, *, judged: bool = False) -> Grade:
+        return cls(answer=answer, verdict=verdict, reward=float(verdict == "correct"), judged=judged)
 
 
 def grade(response: str, question: Question, grader: str) -> Grade:

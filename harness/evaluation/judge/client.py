@@ -46,13 +46,15 @@ class _Retriable(Exception):
 class JudgeClient:
     """One model and its sampling at one endpoint.
 
-    `backoff` is the first pause in seconds; each further one is twice as long.
+    `option` is where the configuration comes from, for messages. `backoff` is the first pause in seconds; each further
+    one is twice as long.
     """
 
-    def __init__(self, config: JudgeConfig, *, backoff: float = 1.0) -> None:
+    def __init__(self, config: JudgeConfig, *, option: str = "eval.judge", backoff: float = 1.0) -> None:
         if not config.url:
-            raise UserError("there is no judge: eval.judge.url=http://<host>:<port>/v1")
+            raise UserError(f"there is no judge: {option}.url=http://<host>:<port>/v1")
         self.config = config
+        self.option = option
         self.base = config.url.rstrip("/").removesuffix("/chat/completions")
         self.backoff = backoff
         self.sampling = sampling(config)
@@ -68,6 +70,15 @@ class JudgeClient:
         if not prompts:
             return []
         return asyncio.run(self._ask(prompts, on_reply or (lambda position, reply: None)))
+
+    def check(self) -> None:
+        """Look again whether somebody is there. Raises UserError if not, or if the key is refused."""
+        self._checked = False
+        asyncio.run(self._check_alone())
+
+    async def _check_alone(self) -> None:
+        async with self._client(httpx.Limits()) as http:
+            await self._check(http)
 
     async def _ask(self, prompts: Sequence[list[Message]], on_reply: OnReply) -> list[Reply]:
         replies: list[Reply] = [JudgeFailure("not asked")] * len(prompts)
@@ -91,9 +102,11 @@ class JudgeClient:
         try:
             url = httpx.URL(self.base)
         except httpx.InvalidURL as error:
-            raise UserError(f"eval.judge.url={self.base} is no address ({error}): http://<host>:<port>/v1") from error
+            raise UserError(
+                f"{self.option}.url={self.base} is no address ({error}): http://<host>:<port>/v1"
+            ) from error
         if url.scheme not in ("http", "https") or not url.host:
-            raise UserError(f"eval.judge.url={self.base} is no address: http://<host>:<port>/v1")
+            raise UserError(f"{self.option}.url={self.base} is no address: http://<host>:<port>/v1")
         # The whole request has one deadline, of asyncio; a proxy is never asked for this machine itself.
         return httpx.AsyncClient(
             headers=self._headers, timeout=None, limits=limits, trust_env=url.host not in _LOOPBACK
@@ -109,7 +122,7 @@ class JudgeClient:
         except (httpx.HTTPError, OSError, TimeoutError) as error:
             raise UserError(
                 f"the judge at {self.base} cannot be reached ({_reason(error)}): is it running? "
-                "eval.judge.url=http://<host>:<port>/v1"
+                f"{self.option}.url=http://<host>:<port>/v1"
             ) from error
         if response.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             raise self._refused(response)
@@ -160,9 +173,10 @@ class JudgeClient:
     def _refused(self, response: httpx.Response) -> UserError:
         status = response.status_code
         if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-            remedy = f"set {self.config.api_key_env}, or name another variable in eval.judge.api_key_env"
+            remedy = f"set {self.config.api_key_env}, or name another variable in {self.option}.api_key_env"
         else:
-            remedy = f"does it serve the model {self.config.model} (eval.judge.model) at this eval.judge.url?"
+            model = f"{self.config.model} ({self.option}.model)"
+            remedy = f"does it serve the model {model} at this {self.option}.url?"
         return UserError(f"the judge at {self.base} refuses: status {status}, {_detail(response)}: {remedy}")
 
 
