@@ -1,9 +1,14 @@
-"""Whole runs with a teacher behind an endpoint: the loopback server gives a real model's answers over real HTTP."""
+"""Whole runs whose teacher, or student, is behind an endpoint: the same records and weights, whatever it does."""
 
 from __future__ import annotations
 
 import json
+import threading
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -11,123 +16,225 @@ import pytest
 from harness.compose import compose
 from harness.config import ModelConfig, from_hydra
 from harness.errors import RunInterrupted, UserError
-from harness.rollout.loopback import Fault, ServedModel, serve
+from harness.eval_command import eval_command
+from harness.rollout.loopback import Fault, ModelServer, Plan, ServedModel, serve
 from harness.run import build_method, run
 from harness.run_folder import RunFolder
 from harness.testing import assert_same_run
+from harness.testing import run_metrics as metrics
 
 SMALL = [
-    "student=tiny_xs", "teacher=tiny_teacher", "eval=none", "data.batch_size=4", "data.pool_size=16", "steps=2",
-    "data.num_questions=40", "data.levels=[2]", "method.group_size=4", "rollout.max_response_tokens=24",
-    "num_threads=1", "checkpoint_every=1", "server.max_wait=2",
+    "student=tiny_xs", "eval=none", "steps=2", "data.batch_size=8", "data.pool_size=24", "data.levels=[2,4]",
+    "method.group_size=4", "rollout.max_response_tokens=32", "num_threads=1", "server.concurrency=4", "server.top_k=64",
 ]  # fmt: skip
+ZPPO = [
+    "method=zppo", "method.augment_ratio=0.5", "method.teacher_group_size=2", "method.compress_max_tokens=48",
+    "rollout.temperature=1.5",  # at 1 the tiny teacher draws the same reply whatever the seed
+]  # fmt: skip
+OFF_POLICY = ["method=off_policy_kd", "method.teacher_group_size=2"]
+ON_POLICY = ["method=on_policy_kd"]
+METHODS = {"zppo": ZPPO, "off_policy_kd": OFF_POLICY, "on_policy_kd": ON_POLICY}
+
+
+def start(outputs: Path, *overrides: str) -> Path:
+    lines = [*SMALL, f"outputs={outputs}", *overrides]
+    return run(from_hydra(compose(lines)), overrides=lines)
+
+
+def asked_at(server: ModelServer) -> str:
+    return f"teacher.urls=[{server.url}]"
 
 
 @pytest.fixture(scope="module")
-def teacher() -> ServedModel:
-    return ServedModel(ModelConfig(name="teacher", path="tiny:teacher", dtype="float32"))
+def model() -> ServedModel:
+    return ServedModel(ModelConfig(name="loopback", path="tiny:teacher", dtype="float32"))
 
 
-def config_of(outputs: Path, *overrides: str):
-    return from_hydra(compose([*SMALL, f"outputs={outputs}", *overrides]))
+@pytest.fixture(scope="module")
+def server(model):
+    with serve(model) as server:
+        yield server
 
 
-def start(outputs: Path, url: str, method: str, *overrides: str) -> Path:
-    return run(config_of(outputs, f"teacher.urls=[{url}]", f"method={method}", *overrides))
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, server) -> Callable[[str], Path]:
+    """The run of a method with an endpoint that behaves; each is made once, when it is asked for."""
+    return cache(lambda name: start(tmp_path_factory.mktemp(name), *METHODS[name], asked_at(server)))
 
 
-def rows_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+@pytest.fixture(scope="module")
+def local(tmp_path_factory) -> Path:
+    """The distribution of a teacher beside the student."""
+    return start(tmp_path_factory.mktemp("local"), *ON_POLICY)
 
 
-@pytest.mark.parametrize("method", ["off_policy_kd", "on_policy_kd"])
-def test_distillation_from_a_served_teacher_is_close_to_the_exact_one(tmp_path, teacher, method):
-    """64 of the 300 tokens and a tail bucket: the divergence can only lose, and at this size loses little."""
-    with serve(teacher) as server:
-        served = start(tmp_path / "served", server.url, method, "update.learning_rate=1e-6")
-    exact = run(config_of(tmp_path / "exact", f"method={method}", "update.learning_rate=1e-6"))
-    first, other = rows_of(served)[0], rows_of(exact)[0]
-    assert RunFolder.read_info(served)["status"] == "done"
-    if method == "on_policy_kd":  # the same student draws; a served teacher draws by its own generator
-        assert 0 < first["train/loss"] <= other["train/loss"] + 1e-6
-        assert first["train/loss"] == pytest.approx(other["train/loss"], rel=0.02)
-    else:
-        assert first["tokens/teacher_generated"] > 0 and first["train/loss"] > 0
+@pytest.mark.parametrize("name", list(METHODS))
+def test_a_served_teacher_trains_the_student(unbroken, name):
+    folder = unbroken(name)
+    rows = metrics(folder)
+    assert RunFolder.read_info(folder)["status"] == "done"
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all(row["train/num_updates"] > 0 for row in rows)
+    frame = rollouts(folder)
+    theirs = frame[frame["sampler"] == "teacher"]
+    for row in rows:
+        counted = theirs[theirs["step"] == row["step"]]["num_response_tokens"].sum()
+        assert row.get("tokens/teacher_generated", 0) == counted
+        assert (counted > 0) == (name != "on_policy_kd")
 
 
-def test_a_teacher_that_fails_in_a_step_and_comes_back_changes_nothing(tmp_path, teacher):
-    with serve(teacher) as server:
-        whole = start(tmp_path / "a", server.url, "zppo")
-        count = len(server.requests)
+def test_a_served_distribution_is_the_local_one_but_for_its_tail(unbroken, local):
+    """Both runs train on the same rollouts in step 1; merging tokens into a tail can only lower a divergence.
 
-    def plan(number, body):
-        faults = {1: Fault(drop=True), 2: Fault(status=503), 4: Fault(body="no json"), count // 2: Fault(drop=True)}
-        return faults.get(number)
-
-    with serve(teacher, plan=plan) as server:
-        troubled = start(tmp_path / "b", server.url, "zppo")
-        assert len(server.requests) > count  # what failed was asked again
-    assert_same_run(whole, troubled)
+    The tiny teacher puts nearly all of its mass on 64 of its tokens.
+    """
+    served, exact = metrics(unbroken("on_policy_kd"))[0], metrics(local)[0]
+    assert served["rollout/accuracy"] == exact["rollout/accuracy"]
+    assert served["train/num_tokens"] == exact["train/num_tokens"]
+    assert served["train/loss"] <= exact["train/loss"] + 1e-6
+    assert served["train/loss"] == pytest.approx(exact["train/loss"], rel=0.01)
+    assert served["train/grad_norm"] == pytest.approx(exact["train/grad_norm"], rel=0.02)
 
 
-def test_a_teacher_that_is_gone_interrupts_the_run_and_another_endpoint_goes_on(tmp_path, teacher):
-    with serve(teacher) as server:
-        whole = start(tmp_path / "a", server.url, "zppo")
-        count = len(server.requests)
-    gone = lambda number, body: Fault(drop=True) if number >= count - 2 else None  # noqa: E731
-    with serve(teacher, plan=gone) as server, pytest.raises(RunInterrupted, match="launch"):
-        start(tmp_path / "b", server.url, "zppo")
-    (folder,) = (path.parent for path in (tmp_path / "b").rglob("run.json"))
+def test_a_teacher_in_a_process_of_its_own_changes_nothing(tmp_path, local):
+    assert_same_run(local, start(tmp_path, *ON_POLICY, "teacher_process=true"))
+
+
+def test_an_endpoint_that_fails_for_a_while_loses_and_repeats_nothing(tmp_path, model, unbroken):
+    asked: Counter[str] = Counter()
+
+    def plan(number: int, body: dict[str, Any]) -> Fault | None:
+        """Of either kind of request a few are dropped, refused for now, or answered with rubbish."""
+        kind = kind_of(body)
+        asked[kind] += 1
+        faults = {
+            3: Fault(drop=True),
+            4: Fault(status=500, retry_after="0.1"),
+            6: Fault(status=429, retry_after="0"),
+            7: Fault(body="<html>", retry_after="0"),
+        }
+        return faults.get(asked[kind])
+
+    with serve(model, plan=plan) as server:
+        broken = start(tmp_path, *OFF_POLICY, asked_at(server))
+    assert set(asked) == {"sample", "score"}
+    assert min(asked.values()) > 7, "not every fault was reached"
+    assert_same_run(unbroken("off_policy_kd"), broken)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("zppo", "sample"), ("off_policy_kd", "score")])
+def test_a_run_whose_endpoint_dies_goes_on_at_another(tmp_path, model, unbroken, name, kind):
+    lines = [*METHODS[name], "checkpoint_every=1", "server.max_wait=2"]
+    whole = unbroken(name)
+    folder = tmp_path / whole.relative_to(whole.parents[3])
+    with serve(model) as server:
+        server.plan = dies(server, lambda body: kind_of(body) == kind and (folder / "metrics.jsonl").exists())
+        with pytest.raises(RunInterrupted, match=r"has not answered for 2 s .* launch the same command again to go on"):
+            start(tmp_path, *lines, asked_at(server))
+        first = server.url
     info = RunFolder.read_info(folder)
-    assert info["status"] == "interrupted" and server.url in info["error"]
-    assert [row["step"] for row in rows_of(folder)] == [1]
-    with serve(teacher) as server:  # on another port
-        assert start(tmp_path / "b", server.url, "zppo") == folder
-    assert [row["step"] for row in rows_of(folder)] == [1, 2]
-    assert sorted(p.name for p in (folder / "rollouts").iterdir()) == ["step-000001.parquet", "step-000002.parquet"]
+    assert info["status"] == "interrupted"
+    assert f"the teacher's endpoint {first} has not answered" in info["error"]
+    assert [row["step"] for row in metrics(folder)] == [1]
+    with serve(model) as server:
+        assert server.url != first
+        assert start(tmp_path, *lines, asked_at(server)) == folder
+    info = RunFolder.read_info(folder)
+    assert (info["status"], info["error"]) == ("done", None)
+    assert [row["step"] for row in metrics(folder)] == [1, 2]
+    assert Counter(rollouts(folder)["step"]).keys() == {1, 2}
     assert_same_run(whole, folder)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for key in ("tokens/student_generated", "tokens/teacher_generated"):
+        assert info["cost"][key] == sum(row[key] for row in rows)
 
 
-def test_an_endpoint_that_gives_text_alone_serves_methods_that_read_text(tmp_path, teacher):
-    with serve(teacher) as server:
-        folder = start(tmp_path, server.url, "zppo", "teacher.api=text", "steps=1")
-    frame = pd.read_parquet(folder / "rollouts" / "step-000001.parquet")
-    assert (frame["sampler"] == "teacher").any() and not frame[frame["sampler"] == "teacher"]["trained"].any()
+def test_methods_that_read_replies_take_a_teacher_of_text_alone(tmp_path, model):
+    with serve(model) as server:
+        folder = start(tmp_path, *ZPPO, asked_at(server), "teacher.api=text")
+        assert all("messages" in body and "prompt" not in body for body in server.requests)
+    rows = metrics(folder)
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all(row["tokens/teacher_generated"] > 0 and row["bcq/prompts"] > 0 for row in rows)
+    assert all(value == value for row in rows for value in row.values()), "its missing log-probabilities are in metrics"
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("options", "message"),
     [
-        (["method=on_policy_kd", "teacher.api=text"], "reads the teacher's distribution.*teacher.api=text"),
-        (["method=off_policy_kd", "teacher.api=text"], "teacher.api=text"),
-        (["method=prefix", "teacher.api=text"], None),
-        (["method=on_policy_kd", "rollout.temperature=0.7"], "rollout.temperature=1"),
-        (["method=on_policy_kd", "teacher_process=true"], "teacher_process=false"),
-        (["method=zppo", "teacher.api=text"], None),
+        ([*OFF_POLICY, "teacher.api=text"], r"off_policy_kd reads the teacher's distribution.*teacher.api=tokens"),
+        (["method=on_policy_kd", "teacher.api=text"], r"on_policy_kd reads the teacher's distribution.*api=tokens"),
+        (["method=grpo_teacher_response", "teacher.api=text"], r"trains the teacher's tokens.*teacher.api=tokens"),
+        (["method=on_policy_kd", "rollout.temperature=0.7"], r"temperature=0.7.*set rollout.temperature=1"),
+        (["method=on_policy_kd", "teacher_process=true"], r"teacher_process=true.*set teacher_process=false"),
     ],
 )
-def test_what_an_endpoint_cannot_give_is_refused_before_anything_loads(tmp_path, overrides, message):
-    config = config_of(tmp_path, "teacher.urls=[http://127.0.0.1:9/v1]", *overrides)
-    if message is None:
-        assert build_method(config) is not None
-        return
-    with pytest.raises(UserError, match=message):
-        build_method(config)
+def test_what_a_served_teacher_cannot_give_is_refused_before_anything_is_loaded(tmp_path, options, message):
+    lines = [*SMALL, *options, f"outputs={tmp_path}", "teacher.urls=[http://127.0.0.1:9/v1]"]
+    with pytest.raises(UserError, match=message) as caught:
+        run(from_hydra(compose(lines)))
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())  # no folder of a run either
 
 
-def test_a_student_behind_an_endpoint_is_evaluated(tmp_path, teacher):
-    with serve(teacher) as server:
-        overrides = ["method=base", "rollout=server", f"student.urls=[{server.url}]", "student.path=tiny:teacher"]
-        suite = ["eval=mini", "eval.tasks=[arithmetic]", "eval.levels=[1]", "eval.num_questions=8"]
-        config = from_hydra(compose(["student=tiny_xs", f"outputs={tmp_path}", *overrides, *suite]))
-        folder = run(config)
+CAN = (
+    ZPPO, [*ZPPO, "teacher.api=text"], ["method=prefix", "teacher.api=text"],
+    ["method=sft", "teacher.api=text"],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("options", CAN)
+def test_what_it_can_give_is_not_refused(options):
+    lines = [*SMALL, *options, "teacher.urls=[http://127.0.0.1:9/v1]"]
+    assert build_method(from_hydra(compose(lines))) is not None
+
+
+MINI = ["eval.tasks=[arithmetic]", "eval.levels=[1]", "eval.num_questions=8", "rollout=server", "num_threads=1"]
+
+
+@pytest.mark.parametrize("api", ["tokens", "text"])
+def test_a_served_student_is_evaluated(tmp_path, server, api):
+    """The tiny teacher as the student of a row `base`; its weights are not loaded."""
+    lines = [
+        "method=base", "student=hf", "student.name=api", "student.path=tiny:teacher", "student.dtype=float32",
+        f"student.urls=[{server.url}]", f"student.api={api}", "eval=mini", *MINI, f"outputs={tmp_path}",
+    ]  # fmt: skip
+    folder = run(from_hydra(compose(lines)), overrides=lines)
     scores = pd.read_csv(folder / "eval" / "mini" / "scores.csv")
-    assert scores["n"].tolist() == [8] and scores["score"].tolist() == [100.0]
+    assert list(scores["n"]) == [8]
+    assert scores["score"][0] > 50.0  # it was trained on these
 
 
-def test_a_teacher_in_a_process_of_its_own_is_the_same_teacher(tmp_path):
-    runs = [
-        run(config_of(tmp_path / value, "method=on_policy_kd", "steps=1", f"teacher_process={value}"))
-        for value in ("false", "true")
-    ]
-    assert_same_run(*runs)
+def test_eval_command_asks_an_endpoint(tmp_path, server, model):
+    asked_before = len(server.requests)
+    words = ["model=tiny:teacher", *MINI, f"student.urls=[{server.url}]", "student.dtype=float32"]
+    text = eval_command([*words, f"outputs={tmp_path}"])
+    assert len(server.requests) == asked_before + 8
+    local = eval_command([*words[:1], *MINI[:3], "num_threads=1", "student.dtype=float32", f"outputs={tmp_path / 'b'}"])
+    assert text.splitlines()[:-1] == local.splitlines()[:-1]  # greedy: the scores of the model itself
+
+
+def rollouts(folder: Path) -> pd.DataFrame:
+    return pd.concat(pd.read_parquet(file) for file in sorted((folder / "rollouts").glob("*.parquet")))
+
+
+def kind_of(body: dict[str, Any]) -> str:
+    return "score" if "prompt_logprobs" in body else "sample"
+
+
+def dies(server: ModelServer, counts: Callable[[dict[str, Any]], bool]) -> Plan:
+    """A plan: the third request that counts ends the server, and with it the connections that it has."""
+    counted: list[int] = []
+
+    def end() -> None:
+        server.shutdown()
+        server.server_close()
+
+    def plan(number: int, body: dict[str, Any]) -> Fault | None:
+        if counts(body):
+            counted.append(number)
+            if len(counted) == 3:
+                threading.Thread(target=end).start()
+        return Fault(drop=True) if len(counted) >= 3 else None
+
+    return plan
