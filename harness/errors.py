@@ -24,6 +24,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" Known: {', '.join(known)}." if known else ""
 
 
+def first_line(error: BaseException) -> str:
+    """An error in half a line: the first that says something, else the name of its class."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether writing failed for want of space; libraries that write files raise errors of their own for it."""
     full = (errno.ENOSPC, errno.EDQUOT)

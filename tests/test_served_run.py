@@ -17,7 +17,8 @@ from harness.compose import compose
 from harness.config import ModelConfig, from_hydra
 from harness.errors import RunInterrupted, UserError
 from harness.eval_command import eval_command
-from harness.rollout.loopback import Fault, ModelServer, Plan, ServedModel, serve
+from harness.http_server import Fault, LoopbackServer, Plan
+from harness.rollout.loopback import ServedModel, serve
 from harness.run import build_method, run
 from harness.run_folder import RunFolder
 from harness.testing import assert_same_run
@@ -41,7 +42,7 @@ def start(outputs: Path, *overrides: str) -> Path:
     return run(from_hydra(compose(lines)), overrides=lines)
 
 
-def asked_at(server: ModelServer) -> str:
+def asked_at(server: LoopbackServer) -> str:
     return f"teacher.urls=[{server.url}]"
 
 
@@ -222,7 +223,7 @@ def kind_of(body: dict[str, Any]) -> str:
     return "score" if "prompt_logprobs" in body else "sample"
 
 
-def dies(server: ModelServer, counts: Callable[[dict[str, Any]], bool]) -> Plan:
+def dies(server: LoopbackServer, counts: Callable[[dict[str, Any]], bool]) -> Plan:
     """A plan: the third request that counts ends the server, and with it the connections that it has."""
     counted: list[int] = []
 

@@ -25,7 +25,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 from harness.config import ModelConfig
-from harness.errors import UserError
+from harness.errors import UserError, first_line
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
@@ -207,12 +207,8 @@ def _readable(config: ModelConfig, path: str, what: str) -> Iterator[None]:
         if Path(path).is_dir():
             if config.gguf_file is None and not (Path(path) / "config.json").is_file():
                 raise UserError(f"{path} has no config.json: it is not the folder of a model") from error
-            raise UserError(f"cannot load the {what} of {path}: {_first_line(error)}") from error
+            raise UserError(f"cannot load the {what} of {path}: {first_line(error)}") from error
         raise UserError(
             f"cannot load the {what} of {path}: there is no such folder, and the hub does not give it "
-            f"(offline, misspelt or private?): {_first_line(error)}"
+            f"(offline, misspelt or private?): {first_line(error)}"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -16,12 +16,12 @@ import httpx
 
 from harness.config_engines import ServerConfig
 from harness.errors import RunInterrupted, UserError
+from harness.http_client import LOOPBACK, detail, json_of, reason, retry_after
 
 LONGEST_PAUSE = 60.0
 CHECK_TIMEOUT = 10.0
 MAX_RESTARTS = 3
 """Restarts in a row that led to no answer; then the server dies of what it is asked."""
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _PASSING = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS)
 
 T = TypeVar("T")
@@ -233,14 +233,14 @@ class Endpoints:
         except TimeoutError as error:
             raise _Retriable(f"no answer in {self._config.timeout:g} s") from error
         except (httpx.HTTPError, OSError) as error:
-            raise _Retriable(_reason(error), refused=isinstance(error, httpx.ConnectError)) from error
+            raise _Retriable(reason(error), refused=isinstance(error, httpx.ConnectError)) from error
         status = response.status_code
         if status in _PASSING or status >= 500:
-            pause = _seconds(response.headers.get("Retry-After"))
-            raise _Retriable(f"status {status}, {_detail(response)}", pause=pause)
+            pause = retry_after(response)
+            raise _Retriable(f"status {status}, {detail(response)}", pause=pause)
         if status != HTTPStatus.OK:
             raise await self._refusal(endpoint, response)
-        answer = _json(response)
+        answer = json_of(response)
         if not isinstance(answer, dict):
             raise _Retriable("the answer is no JSON object")
         return answer
@@ -257,7 +257,7 @@ class Endpoints:
             remedy = f"is {endpoint.url} the right address ({self._role}.urls)?"
         else:
             remedy = f"does it speak vLLM's API? {self._role}.api=text asks for text alone"
-        return UserError(f"the endpoint {endpoint.url} refuses: status {status}, {_detail(response)}: {remedy}")
+        return UserError(f"the endpoint {endpoint.url} refuses: status {status}, {detail(response)}: {remedy}")
 
     def _not_served(self, endpoint: _Endpoint, served: Sequence[str]) -> UserError:
         return UserError(
@@ -282,7 +282,7 @@ class Endpoints:
             async with asyncio.timeout(min(CHECK_TIMEOUT, self._config.timeout)):
                 response = await endpoint.http.get(f"{endpoint.url}/models")
         except (httpx.HTTPError, OSError, TimeoutError) as error:
-            message = f"the {self._role}'s endpoint {endpoint.url} cannot be reached ({_reason(error)}): {unreachable}"
+            message = f"the {self._role}'s endpoint {endpoint.url} cannot be reached ({reason(error)}): {unreachable}"
             raise UserError(message) from error
         if response.status_code == HTTPStatus.NOT_FOUND:
             raise UserError(f"{endpoint.url} is no OpenAI-compatible endpoint, it has no /models: {unreachable}")
@@ -305,7 +305,7 @@ class _Endpoint:
             raise UserError(f"{role}.urls: {url} is no address ({error}): http://<host>:<port>/v1") from error
         # A request has one deadline, of asyncio; a proxy is never asked for this machine itself.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=concurrency)
-        self.http = httpx.AsyncClient(headers=headers, timeout=None, limits=limits, trust_env=host not in _LOOPBACK)
+        self.http = httpx.AsyncClient(headers=headers, timeout=None, limits=limits, trust_env=host not in LOOPBACK)
         self.in_hand = 0
         self.failures = 0
         """In a row."""
@@ -318,29 +318,3 @@ class _Endpoint:
     @property
     def capacity(self) -> int:
         return self._concurrency if self.failures == 0 else 1
-
-
-def _reason(error: BaseException) -> str:
-    return str(error).split("\n")[0] or type(error).__name__
-
-
-def _seconds(header: str | None) -> float | None:
-    try:
-        return max(0.0, float(header)) if header else None
-    except ValueError:
-        return None  # the header may be a date
-
-
-def _json(response: httpx.Response) -> Any:
-    try:
-        return response.json()
-    except ValueError:
-        return None
-
-
-def _detail(response: httpx.Response) -> str:
-    """What the endpoint says about an error, in a line."""
-    body = _json(response)
-    error = body.get("error", body) if isinstance(body, dict) else response.text
-    text = error.get("message", error) if isinstance(error, dict) else error
-    return " ".join(str(text).split())[:300] or "no reason given"

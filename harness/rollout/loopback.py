@@ -9,45 +9,22 @@ no temperature.
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import torch
 
 from harness.config import ModelConfig
+from harness.http_server import Body, LoopbackServer, NotServed, Plan, running, until_interrupted
 from harness.models.chat import Chat, PackedPrompt
 from harness.models.forward import LanguageModel
 from harness.models.loading import load_model, load_tokenizer
 from harness.rollout.base import Sampling
 from harness.rollout.transformers_engine import TransformersEngine
 from harness.types import Prompt, Question, Rollout
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fault:
-    """How to misbehave in one request."""
-
-    status: int = 200
-    delay: float = 0.0
-    """Seconds before the request is looked at."""
-    drop: bool = False
-    """Close the connection without an answer."""
-    body: str | None = None
-    """The whole body instead of an answer."""
-    retry_after: str | None = None
-    spoil: Callable[[dict[str, Any]], None] | None = None
-    """Changes the answer in place."""
-
-
-Plan = Callable[[int, dict[str, Any]], Fault | None]
-"""From the number of a request (from 0) and its body to how to misbehave; None: not at all."""
 
 
 class ServedModel:
@@ -143,101 +120,25 @@ class _Ids:
         return self.chat.decode(ids)
 
 
-class ModelServer(ThreadingHTTPServer):
-    """The endpoint; `requests` are the bodies it got, `busiest` is how many it had in hand at a time."""
+def make_server(model: ServedModel, port: int = 0, plan: Plan | None = None) -> LoopbackServer:
+    """Port 0 takes a free one. `plan` makes it misbehave."""
 
-    daemon_threads = True
-    request_queue_size = 128
+    def of_the_model(answer: Callable[[Body], Body]) -> Callable[[Body], Body]:
+        def checked(body: Body) -> Body:
+            if body.get("model") != model.name:
+                raise NotServed(f"there is no model {body.get('model')}")
+            return answer(body)
 
-    def __init__(self, model: ServedModel, port: int, plan: Plan | None) -> None:
-        super().__init__(("127.0.0.1", port), _Handler)
-        self.model = model
-        self.plan = plan
-        self.requests: list[dict[str, Any]] = []
-        self.busiest = 0
-        self.busy = 0
-        self.lock = threading.Lock()
+        return checked
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no error of the server."""
-        if not isinstance(sys.exception(), OSError):
-            super().handle_error(request, client_address)
+    answers = {"completions": of_the_model(model.complete), "chat/completions": of_the_model(model.talk)}
+    card: Body = {"id": model.name, "object": "model", "max_model_len": model.plain.context_window}
+    return LoopbackServer(answers, [card], port=port, plan=plan)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    server: ModelServer
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        if self.path == "/health":
-            return self._send(200, {})
-        model = self.server.model
-        card = {"id": model.name, "object": "model", "max_model_len": model.plain.context_window}
-        self._send(200, {"object": "list", "data": [card]})
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        server = self.server
-        with server.lock:
-            number = len(server.requests)
-            server.requests.append(body)
-            server.busy += 1
-            server.busiest = max(server.busiest, server.busy)
-        try:
-            self._answer(body, (server.plan and server.plan(number, body)) or Fault())
-        finally:
-            with server.lock:
-                server.busy -= 1
-
-    def _answer(self, body: dict[str, Any], fault: Fault) -> None:
-        model = self.server.model
-        answers = {"/v1/completions": model.complete, "/v1/chat/completions": model.talk}
-        time.sleep(fault.delay)
-        if fault.drop:
-            self.close_connection = True
-            return
-        if fault.status != 200:
-            return self._send(fault.status, {"error": {"message": "told to fail"}}, fault)
-        if self.path not in answers or body.get("model") != model.name:
-            return self._send(404, {"error": {"message": f"there is no {self.path} of {body.get('model')}"}})
-        try:
-            answer = answers[self.path](body)
-        except (ValueError, LookupError, TypeError) as error:
-            return self._send(400, {"error": {"message": f"not understood: {error}"}})
-        if fault.spoil is not None:
-            fault.spoil(answer)
-        self._send(200, answer, fault)
-
-    def _send(self, status: int, answer: dict[str, Any], fault: Fault | None = None) -> None:
-        fault = fault or Fault()
-        raw = json.dumps(answer).encode() if fault.body is None else fault.body.encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(raw)))
-        if fault.retry_after is not None:
-            self.send_header("Retry-After", fault.retry_after)
-        self.end_headers()
-        self.wfile.write(raw)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Says nothing."""
-
-
-@contextmanager
-def serve(model: ServedModel, port: int = 0, plan: Plan | None = None) -> Iterator[ModelServer]:
-    """The endpoint in a thread; port 0 takes a free one. `plan` makes it misbehave."""
-    with ModelServer(model, port, plan) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+def serve(model: ServedModel, port: int = 0, plan: Plan | None = None) -> AbstractContextManager[LoopbackServer]:
+    """The endpoint in a thread."""
+    return running(make_server(model, port, plan))
 
 
 def main() -> None:
@@ -248,13 +149,8 @@ def main() -> None:
     options = parser.parse_args()
     name = options.served_model_name
     config = ModelConfig(name="loopback", path=options.model, served_name=name, dtype="float32")
-    with serve(ServedModel(config), options.port) as server:
-        sys.stdout.write(f"teacher.urls=[{server.url}]\n")
-        sys.stdout.flush()
-        try:
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            return
+    server = make_server(ServedModel(config), options.port)
+    until_interrupted(server, f"teacher.urls=[{server.url}]")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import torch
 
 from harness.config import ModelConfig
 from harness.config_engines import RolloutConfig
-from harness.errors import UserError
+from harness.errors import UserError, first_line
 from harness.models.chat import Chat, PackedPrompt
 from harness.rollout.base import Sampling, rollout_seed, room
 from harness.rollout.vllm_media import multimodal_input
@@ -222,7 +222,7 @@ def _start(folder: str, model: ModelConfig, config: RolloutConfig, *, empty: boo
             from vllm import EngineArgs, LLMEngine
         except (ImportError, OSError, RuntimeError) as error:
             raise UserError(
-                f"vLLM is installed and does not load ({_first_line(error)}): it needs the torch that it was built "
+                f"vLLM is installed and does not load ({first_line(error)}): it needs the torch that it was built "
                 "for, zppo doctor says which"
             ) from error
         arguments = EngineArgs(
@@ -292,14 +292,10 @@ def _refresh_heads(model: torch.nn.Module) -> None:
 def _explain(folder: str, error: Exception) -> str:
     text = str(error)
     if "architectures" in text or "not supported for now" in text:
-        return f"vLLM lacks the architecture of {folder} ({_first_line(error)}): use rollout=transformers"
+        return f"vLLM lacks the architecture of {folder} ({first_line(error)}): use rollout=transformers"
     if "KV cache" in text or "max_model_len" in text or "memory" in text:
         return (
-            f"vLLM has no memory for {folder}: {_first_line(error)}: lower rollout.vllm.max_model_len or raise "
+            f"vLLM has no memory for {folder}: {first_line(error)}: lower rollout.vllm.max_model_len or raise "
             "rollout.vllm.memory_fraction (rollout.vllm.cache_gib without a GPU)"
         )
-    return f"vLLM cannot start with {folder}: {_first_line(error)}"
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return f"vLLM cannot start with {folder}: {first_line(error)}"

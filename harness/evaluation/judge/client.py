@@ -14,13 +14,14 @@ import httpx
 
 from harness.config_eval import JudgeConfig
 from harness.errors import UserError
+from harness.http_client import LOOPBACK, detail, retry_after
+from harness.http_client import reason as reason_of
 from harness.types import Message
 
 GIVE_UP_AFTER = 32
 """Requests in a row that got no answer in all their tries; then the endpoint is gone, and the rest is not tried."""
 _LONGEST_PAUSE = 60.0
 _CHECK_TIMEOUT = 10.0
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,7 @@ class JudgeClient:
         if url.scheme not in ("http", "https") or not url.host:
             raise UserError(f"{self.option}.url={self.base} is no address: http://<host>:<port>/v1")
         # The whole request has one deadline, of asyncio; a proxy is never asked for this machine itself.
-        return httpx.AsyncClient(
-            headers=self._headers, timeout=None, limits=limits, trust_env=url.host not in _LOOPBACK
-        )
+        return httpx.AsyncClient(headers=self._headers, timeout=None, limits=limits, trust_env=url.host not in LOOPBACK)
 
     async def _check(self, http: httpx.AsyncClient) -> None:
         """Whether somebody is there, before hours of requests. Only asked once; what it serves is not looked at."""
@@ -121,7 +120,7 @@ class JudgeClient:
                 response = await http.get(f"{self.base}/models")
         except (httpx.HTTPError, OSError, TimeoutError) as error:
             raise UserError(
-                f"the judge at {self.base} cannot be reached ({_reason(error)}): is it running? "
+                f"the judge at {self.base} cannot be reached ({reason_of(error)}): is it running? "
                 f"{self.option}.url=http://<host>:<port>/v1"
             ) from error
         if response.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
@@ -141,7 +140,7 @@ class JudgeClient:
             except TimeoutError:
                 reason, pause = f"no answer in {self.config.timeout:g} s", None
             except (httpx.HTTPError, OSError) as error:
-                reason, pause = _reason(error), None
+                reason, pause = reason_of(error), None
             except _Retriable as error:
                 reason, pause = str(error), error.pause
             if attempt < self.config.retries:
@@ -153,11 +152,11 @@ class JudgeClient:
         response = await http.post(f"{self.base}/chat/completions", json={**self.sampling, "messages": messages})
         status = response.status_code
         if status == HTTPStatus.TOO_MANY_REQUESTS or status >= 500:
-            raise _Retriable(f"status {status}", _seconds(response.headers.get("Retry-After")))
+            raise _Retriable(f"status {status}", retry_after(response))
         if 300 <= status < 400 or status in (401, 403, 404, 405):
             raise self._refused(response)
         if status >= 400:
-            return JudgeFailure(f"status {status}: {_detail(response)}")
+            return JudgeFailure(f"status {status}: {detail(response)}")
         try:
             content = response.json()["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError) as error:
@@ -177,7 +176,7 @@ class JudgeClient:
         else:
             model = f"{self.config.model} ({self.option}.model)"
             remedy = f"does it serve the model {model} at this {self.option}.url?"
-        return UserError(f"the judge at {self.base} refuses: status {status}, {_detail(response)}: {remedy}")
+        return UserError(f"the judge at {self.base} refuses: status {status}, {detail(response)}: {remedy}")
 
 
 @dataclass
@@ -197,25 +196,3 @@ def sampling(config: JudgeConfig) -> dict[str, Any]:
         "top_p": config.top_p,
         "max_tokens": config.max_tokens,
     }
-
-
-def _reason(error: BaseException) -> str:
-    return str(error).split("\n")[0] or type(error).__name__
-
-
-def _seconds(header: str | None) -> float | None:
-    try:
-        return max(0.0, float(header)) if header else None
-    except ValueError:
-        return None  # the header may be a date
-
-
-def _detail(response: httpx.Response) -> str:
-    """What the endpoint says about an error, in a line."""
-    try:
-        body = response.json()
-        error = body.get("error", body)
-        text = error.get("message", error) if isinstance(error, dict) else error
-    except (ValueError, AttributeError):
-        text = response.text
-    return " ".join(str(text).split())[:200] or "no reason given"

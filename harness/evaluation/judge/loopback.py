@@ -10,17 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from harness.evaluation.judge import official, shared
 from harness.evaluation.judge.sections import read_sections
+from harness.http_server import Body, Fault, LoopbackServer, Plan, running, until_interrupted
 from harness.rewards.boxed import last_boxed
 from harness.rewards.choice import choice_letter, normal_text
 
@@ -30,125 +25,27 @@ _QUOTED = re.compile("[\"'`\u2018\u201c]([^\"'`\u2018\u2019\u201c\u201d]+)[\"'`\
 _ASIDE = {"answer", "does", "have", "model", "reply", "response", "that", "the", "there", "this", "with", "word"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fault:
-    """How to misbehave in one request."""
-
-    status: int = 200
-    delay: float = 0.0
-    """Seconds before anything is sent."""
-    trickle: float = 0.0
-    """Seconds before every single byte of the body."""
-    drop: bool = False
-    """Close the connection without an answer."""
-    content: str | None = None
-    """What the judge says instead of its verdict."""
-    body: str | None = None
-    """The whole body instead of a chat completion."""
-    retry_after: str | None = None
+def answer(body: Body) -> Body:
+    """A chat completion with the verdict."""
+    message = {"role": "assistant", "content": verdict(body["messages"])}
+    choice = {"index": 0, "finish_reason": "stop", "message": message}
+    return {"object": "chat.completion", "model": body["model"], "choices": [choice]}
 
 
-Plan = Callable[[int, dict[str, Any]], Fault | None]
-"""From the number of a request (from 0) and its body to how to misbehave; None: not at all."""
+def saying(text: str) -> Fault:
+    """The judge says this instead of its verdict."""
+    return Fault(spoil=lambda completion: completion["choices"][0]["message"].update(content=text))
 
 
-class JudgeServer(ThreadingHTTPServer):
-    """The endpoint; `requests` are the bodies it got, `busiest` is how many it had in hand at a time."""
-
-    daemon_threads = True
-    request_queue_size = 128
-
-    def __init__(self, port: int, plan: Plan | None) -> None:
-        super().__init__(("127.0.0.1", port), _Handler)
-        self.plan = plan
-        self.requests: list[dict[str, Any]] = []
-        self.keys: list[str | None] = []
-        """The Authorization header of each request."""
-        self.busiest = 0
-        self.busy = 0
-        self.lock = threading.Lock()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no error of the server."""
-        if not isinstance(sys.exception(), OSError):
-            super().handle_error(request, client_address)
+def make_server(port: int = 0, plan: Plan | None = None) -> LoopbackServer:
+    """Port 0 takes a free one. `plan` makes it misbehave."""
+    models: list[Body] = [{"id": MODEL, "object": "model"}]
+    return LoopbackServer({"chat/completions": answer}, models, port=port, plan=plan)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    server: JudgeServer
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        self._send(200, {"object": "list", "data": [{"id": MODEL, "object": "model"}]})
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        server = self.server
-        with server.lock:
-            number = len(server.requests)
-            server.requests.append(body)
-            server.keys.append(self.headers["Authorization"])
-            server.busy += 1
-            server.busiest = max(server.busiest, server.busy)
-        try:
-            self._answer(body, (server.plan and server.plan(number, body)) or Fault())
-        finally:
-            with server.lock:
-                server.busy -= 1
-
-    def _answer(self, body: dict[str, Any], fault: Fault) -> None:
-        time.sleep(fault.delay)
-        if fault.drop:
-            self.close_connection = True
-            return
-        if self.path != "/v1/chat/completions":
-            self._send(404, {"error": {"message": f"there is no {self.path}"}})
-        elif fault.status != 200:
-            self._send(fault.status, {"error": {"message": "told to fail"}}, fault)
-        else:
-            try:
-                content = verdict(body["messages"]) if fault.content is None else fault.content
-            except (ValueError, LookupError) as error:
-                self._send(400, {"error": {"message": f"not a prompt of this harness: {error}"}})
-                return
-            choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}
-            self._send(200, {"object": "chat.completion", "model": body["model"], "choices": [choice]}, fault)
-
-    def _send(self, status: int, answer: dict[str, Any], fault: Fault | None = None) -> None:
-        fault = fault or Fault()
-        raw = json.dumps(answer).encode() if fault.body is None else fault.body.encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(raw)))
-        if fault.retry_after is not None:
-            self.send_header("Retry-After", fault.retry_after)
-        self.end_headers()
-        if not fault.trickle:
-            self.wfile.write(raw)
-            return
-        for byte in raw:
-            time.sleep(fault.trickle)
-            self.wfile.write(bytes([byte]))
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Says nothing."""
-
-
-@contextmanager
-def serve(port: int = 0, plan: Plan | None = None) -> Iterator[JudgeServer]:
-    """The endpoint in a thread; port 0 takes a free one. `plan` makes it misbehave."""
-    with JudgeServer(port, plan) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+def serve(port: int = 0, plan: Plan | None = None) -> AbstractContextManager[LoopbackServer]:
+    """The endpoint in a thread."""
+    return running(make_server(port, plan))
 
 
 def verdict(messages: list[dict[str, str]]) -> str:
@@ -257,13 +154,8 @@ def _says(text: str, phrase: str) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m harness.evaluation.judge.loopback", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="default: a free one")
-    with serve(parser.parse_args().port) as server:
-        sys.stdout.write(f"eval.judge.url={server.url}\n")
-        sys.stdout.flush()
-        try:
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            return
+    server = make_server(parser.parse_args().port)
+    until_interrupted(server, f"eval.judge.url={server.url}")
 
 
 if __name__ == "__main__":

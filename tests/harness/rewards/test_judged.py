@@ -19,7 +19,8 @@ from harness.config import RewardConfig, from_hydra
 from harness.config_eval import JudgeConfig
 from harness.errors import RunInterrupted, UserError
 from harness.evaluation import evaluate
-from harness.evaluation.judge.loopback import Fault, JudgeServer, Plan, serve
+from harness.evaluation.judge.loopback import saying, serve
+from harness.http_server import Fault, LoopbackServer, Plan
 from harness.rewards import judged
 from harness.rewards.choice import normal_text
 from harness.rewards.judged import JudgedGrader
@@ -31,7 +32,7 @@ from harness.testing import assert_same_run, run_metrics
 from harness.training.trainer import Trainer
 from harness.types import Question
 
-Start = Callable[..., tuple[JudgeServer, JudgedGrader]]
+Start = Callable[..., tuple[LoopbackServer, JudgedGrader]]
 
 TREE = Question(id="tree", text="Which tree?", answer="oak", answer_type="text")
 FISH = Question(id="fish", text="Which fish?", answer="carp", answer_type="text")
@@ -50,7 +51,7 @@ def start() -> Iterator[Start]:
     """`start(plan, retries=..., ...)`: a judge that follows the plan, and a grader that asks it."""
     with ExitStack() as stack:
 
-        def start(plan: Plan | None = None, **config: Any) -> tuple[JudgeServer, JudgedGrader]:
+        def start(plan: Plan | None = None, **config: Any) -> tuple[LoopbackServer, JudgedGrader]:
             server = stack.enter_context(serve(plan=plan))
             settings = JudgeConfig(**{"url": server.url, "timeout": 10.0, "retries": 0, **config})
             return server, stack.enter_context(JudgedGrader(Grader(RewardConfig()), settings))
@@ -118,7 +119,7 @@ def test_the_oldest_verdicts_are_forgotten(start: Start, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     "fault",
-    [Fault(status=500), Fault(status=400), Fault(drop=True), Fault(content="I think so."), Fault(delay=0.6)],
+    [Fault(status=500), Fault(status=400), Fault(drop=True), saying("I think so."), Fault(delay=0.6)],
     ids=["500", "400", "dropped", "no_verdict", "late"],
 )
 def test_without_a_verdict_the_grade_is_timeout_and_is_asked_for_again(

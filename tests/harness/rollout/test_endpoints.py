@@ -11,8 +11,9 @@ import pytest
 from harness.config import ModelConfig
 from harness.config_engines import ServerConfig
 from harness.errors import RunInterrupted, UserError
+from harness.http_server import Fault, LoopbackServer
 from harness.rollout.endpoints import Endpoints
-from harness.rollout.loopback import Fault, ModelServer, ServedModel, serve
+from harness.rollout.loopback import ServedModel, serve
 
 MODEL = ModelConfig(name="teacher", path="tiny:teacher", dtype="float32")
 BODIES = [{"prompt": [first, 120, 130], "max_tokens": 1, "return_token_ids": True} for first in range(105, 125)]
@@ -203,7 +204,7 @@ def test_the_key_comes_from_the_environment(monkeypatch, connect):
 
 
 def test_dropping_the_iterator_cancels_what_is_left(model, stack, connect):
-    server: ModelServer = stack.enter_context(serve(model, plan=lambda number, body: Fault(delay=0.1)))
+    server: LoopbackServer = stack.enter_context(serve(model, plan=lambda number, body: Fault(delay=0.1)))
     endpoints = connect([server.url], concurrency=1)
     answers = endpoints.map("completions", BODIES)
     next(answers)

@@ -8,10 +8,11 @@ import pytest
 from harness.config import ModelConfig
 from harness.config_engines import ServerConfig
 from harness.errors import UserError
+from harness.http_server import Fault
 from harness.models.forward import LanguageModel
 from harness.rollout.base import Sampling, rollout_seed
 from harness.rollout.endpoints import Endpoints
-from harness.rollout.loopback import Fault, ServedModel, serve
+from harness.rollout.loopback import ServedModel, serve
 from harness.rollout.server_engine import ServerEngine
 from harness.rollout.transformers_engine import TransformersEngine
 from harness.types import Prompt, Question

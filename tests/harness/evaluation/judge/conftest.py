@@ -10,9 +10,10 @@ import pytest
 
 from harness.config_eval import JudgeConfig
 from harness.evaluation.judge.client import JudgeClient
-from harness.evaluation.judge.loopback import JudgeServer, Plan, serve
+from harness.evaluation.judge.loopback import serve
+from harness.http_server import LoopbackServer, Plan
 
-Start = Callable[..., tuple[JudgeServer, JudgeClient]]
+Start = Callable[..., tuple[LoopbackServer, JudgeClient]]
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def start() -> Iterator[Start]:
     """`start(plan, retries=..., ...)`: a server that follows the plan, and a client of it with this configuration."""
     with ExitStack() as stack:
 
-        def start(plan: Plan | None = None, **config: Any) -> tuple[JudgeServer, JudgeClient]:
+        def start(plan: Plan | None = None, **config: Any) -> tuple[LoopbackServer, JudgeClient]:
             server = stack.enter_context(serve(plan=plan))
             settings = JudgeConfig(**{"url": server.url, "timeout": 10.0, "retries": 2, "concurrency": 4, **config})
             return server, JudgeClient(settings, backoff=0.01)

@@ -13,11 +13,11 @@ from harness.config_eval import JudgeConfig
 from harness.errors import UserError
 from harness.evaluation.judge import client as client_module
 from harness.evaluation.judge.client import JudgeClient, JudgeFailure
-from harness.evaluation.judge.loopback import Fault, JudgeServer
 from harness.evaluation.judge.shared import SHARED
+from harness.http_server import Fault, LoopbackServer
 from harness.types import Message, Question
 
-Start = Callable[..., tuple[JudgeServer, JudgeClient]]
+Start = Callable[..., tuple[LoopbackServer, JudgeClient]]
 CORRECT, WRONG = '{"verdict": "correct"}', '{"verdict": "wrong"}'
 
 

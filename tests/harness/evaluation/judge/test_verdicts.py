@@ -16,11 +16,12 @@ import pytest
 from harness.config_eval import JudgeConfig
 from harness.errors import UserError
 from harness.evaluation.judge.client import JudgeClient
-from harness.evaluation.judge.loopback import Fault, JudgeServer
+from harness.evaluation.judge.loopback import saying
 from harness.evaluation.judge.verdicts import JudgeItem, Verdict, judge, judge_settings, read_cache
+from harness.http_server import Fault, LoopbackServer
 from harness.types import Question
 
-Start = Callable[..., tuple[JudgeServer, JudgeClient]]
+Start = Callable[..., tuple[LoopbackServer, JudgeClient]]
 CORRECT, WRONG = '{"verdict": "correct"}', '{"verdict": "wrong"}'
 
 
@@ -81,7 +82,7 @@ def test_another_model_or_sampling_is_asked_anew(start: Start, tmp_path: Path) -
 
 
 def test_malformed_replies_score_nothing_and_are_kept(start: Start, tmp_path: Path) -> None:
-    server, client = start(lambda number, body: Fault(content="I think so.") if number == 0 else None)
+    server, client = start(lambda number, body: saying("I think so.") if number == 0 else None)
     cache = tmp_path / "verdicts.jsonl"
     expected = Verdict(key="a", score=0.0, malformed=True, reply="I think so.", cached=False)
     assert judge(ITEMS[:1], client, cache) == [expected]
