@@ -137,6 +137,7 @@ def config_checks(config: RunConfig, method: Method | None) -> list[Check]:
         checks.append(check_port(config.server.port))
     if method is not None:
         checks += check_data(config)
+        checks += check_judge(config.reward.judge, "reward.judge")
     if config.eval.suite is not None and config.eval.stage != "generate":
         checks += check_judge(config.eval.judge)
     return [*checks, *check_wandb(config.tracker.wandb)]
@@ -155,9 +156,10 @@ def check_model(actor: Actor, windows: dict[str, int]) -> list[Check]:
     except UserError as error:
         return [Check("fail", actor.role, str(error))]
     except OSError as error:
-        text = f"there is no folder {path}, and the hub does not give it (offline, misspelt or private?): {first_line(error)}"
+        why = first_line(error)
+        text = f"there is no folder {path}, and the hub does not give it (offline, misspelt or private?): {why}"
         if Path(path).is_dir():
-            text = f"{path} is not the folder of a model: {first_line(error)}"
+            text = f"{path} is not the folder of a model: {why}"
         return [Check("fail", actor.role, text, f"set {actor.role}.path to a folder, or to a hub id that can be read")]
     except (ValueError, ImportError) as error:
         remedy = f"a newer transformers may know it, or set {actor.role}.path to another model"

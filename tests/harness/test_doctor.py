@@ -335,6 +335,8 @@ def test_a_judge_that_is_there_and_one_that_refuses(serve):
     url, _ = serve(models=(403, "no"))
     assert [c.state for c in check_judge(JudgeConfig(url=url))] == ["fail"]
     assert check_judge(JudgeConfig()) == []
+    (check,) = check_judge(JudgeConfig(url=url), "reward.judge")
+    assert "reward.judge.url=http" in check.remedy
 
 
 def test_the_report_is_aligned_and_wrapped():

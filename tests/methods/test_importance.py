@@ -107,9 +107,9 @@ def test_the_configured_cap_reaches_the_loss():
     assert "importance_weight" not in plain.sums
 
 
-@pytest.mark.parametrize("cap", [0.0, -1.0, math.nan])
-def test_a_cap_of_nothing_is_refused(cap):
-    with pytest.raises(ValueError, match=r"method.importance_cap must be above 0, got .*: it bounds the weight"):
+@pytest.mark.parametrize("cap", [0.0, -1.0, 0.99, math.nan])
+def test_a_cap_below_the_weight_of_agreement_is_refused(cap):
+    with pytest.raises(ValueError, match=r"method.importance_cap must be at least 1, got .*: it bounds the weight"):
         PolicyGradientConfig(importance_cap=cap)
 
 

@@ -53,16 +53,3 @@ def test_zppo_with_a_teacher_on_vllm_beside_the_student(tmp_path):
     )
     assert info["status"] == "done" and [row["step"] for row in rows] == [1, 2]
     assert all(row["bcq/prompts"] > 0 and row["tokens/teacher_generated"] > 0 for row in rows)
-
-
-def test_a_teacher_that_the_run_serves_samples_and_scores_and_leaves_nothing_behind(tmp_path):
-    options = [option for option in VLLM if option != "rollout=vllm"]
-    rows, info = train(
-        tmp_path, "method=off_policy_kd", "student=tiny_xs", "teacher=tiny_teacher", "teacher.serve=true", "steps=2",
-        "data.batch_size=8", *options,
-    )  # fmt: skip
-    assert info["status"] == "done" and all(row["tokens/teacher_generated"] > 0 for row in rows)
-    assert all(0 < row["train/loss"] < math.log(2) for row in rows)  # the divergence's range
-    assert (tmp_path / "default" / "off_policy_kd" / "tiny_xs" / "seed0" / "teacher.server.log").stat().st_size > 0
-    left = subprocess.run(["pgrep", "-f", "served-model-name tiny:teacher"], capture_output=True, text=True)
-    assert left.stdout == ""

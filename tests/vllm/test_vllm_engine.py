@@ -164,6 +164,21 @@ def test_a_transfer_that_withholds_a_tensor_is_refused(engine, shipped):
         engine.load_weights((name, tensor) for name, tensor in tensors.items() if name != lost)
 
 
+@pytest.mark.parametrize("picture", [False, True])
+def test_one_other_id_is_noticed(engine, prompts, monkeypatch, picture):
+    prompt = next(p for p in prompts if bool(p.question.images) == picture)
+    build = engine._input
+
+    def changed(prompt, packed):
+        given = build(prompt, packed)
+        given["prompt_token_ids"] = [*given["prompt_token_ids"][:-1], given["prompt_token_ids"][-1] - 1]
+        return given
+
+    monkeypatch.setattr(engine, "_input", changed)
+    with pytest.raises(RuntimeError, match="other ids"):
+        list(engine.generate([prompt], Sampling(max_new_tokens=4)))
+
+
 def test_abandoned_requests_leave_nothing_behind(engine, prompts):
     stream = engine.generate(prompts, Sampling(num_rollouts=2, max_new_tokens=24))
     next(stream)

@@ -20,7 +20,15 @@ from transformers import (
 
 from harness.config import ModelConfig
 from harness.errors import UserError
-from harness.models.loading import load_model, load_tokenizer, resolve_path, same_tokenizer, save_model, source_file
+from harness.models.loading import (
+    load_model,
+    load_tokenizer,
+    num_parameters,
+    resolve_path,
+    same_tokenizer,
+    save_model,
+    source_file,
+)
 
 TEMPLATE = "{% for m in messages %}{{ m.content }}</s>{% endfor %}"
 TEXT = {
@@ -194,3 +202,15 @@ def test_gguf_weights_are_ordinary_ones(tmp_path):
     again = load_model(config(tmp_path), "cpu")
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
     assert same_tokenizer(load_tokenizer(source), load_tokenizer(config(tmp_path))) is None
+
+
+@pytest.mark.parametrize("size", ["xs", "hybrid"])
+def test_parameters_are_counted_without_weights(size):
+    """A tied head counts once, as it does in the loaded model."""
+    tiny = ModelConfig(name=size, path=f"tiny:{size}", dtype="float32")
+    assert num_parameters(tiny) == sum(p.numel() for p in load_model(tiny, "cpu").parameters())
+
+
+def test_the_parameters_of_a_model_that_is_nowhere_here_are_not_known(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert num_parameters(ModelConfig(name="api", path="somebody/elses")) == 0

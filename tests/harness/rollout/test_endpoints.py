@@ -4,37 +4,23 @@ import concurrent.futures
 import socket
 import threading
 import time
-from contextlib import ExitStack
 
 import pytest
 
-from harness.config import ModelConfig
 from harness.config_engines import ServerConfig
 from harness.errors import RunInterrupted, UserError
 from harness.http_server import Fault, LoopbackServer
 from harness.rollout.endpoints import Endpoints
-from harness.rollout.loopback import ServedModel, serve
+from harness.rollout.loopback import serve
 
-MODEL = ModelConfig(name="teacher", path="tiny:teacher", dtype="float32")
 BODIES = [{"prompt": [first, 120, 130], "max_tokens": 1, "return_token_ids": True} for first in range(105, 125)]
-
-
-@pytest.fixture(scope="module")
-def model() -> ServedModel:
-    return ServedModel(MODEL)
-
-
-@pytest.fixture
-def stack():
-    with ExitStack() as stack:
-        yield stack
 
 
 @pytest.fixture
 def connect(stack):
     """`connect(urls)`: endpoints that try again soon, closed after the test."""
 
-    def make(urls, *, name=MODEL.path, restart=None, **config) -> Endpoints:
+    def make(urls, *, name="tiny:teacher", restart=None, **config) -> Endpoints:
         config = {"max_wait": 20.0, "timeout": 20.0, "concurrency": 4} | config
         return stack.enter_context(
             closing(Endpoints(urls, name, ServerConfig(**config), restart=restart, backoff=0.02))
@@ -68,19 +54,21 @@ def prompts_of(answers) -> dict[int, int]:
     return found
 
 
-def test_two_endpoints_share_the_load_and_everything_arrives_once(model, stack, connect):
-    servers = [stack.enter_context(serve(model, plan=lambda number, body: Fault(delay=0.02))) for _ in range(2)]
+def test_two_endpoints_share_the_load_and_everything_arrives_once(served_model, stack, connect):
+    servers = [stack.enter_context(serve(served_model, plan=lambda number, body: Fault(delay=0.02))) for _ in range(2)]
     endpoints = connect([server.url for server in servers])
     assert prompts_of(endpoints.map("completions", BODIES)) == {i: i + 105 for i in range(20)}
     numbers = [len(server.requests) for server in servers]
     assert sum(numbers) == 20 and min(numbers) >= 5
     assert all(1 < server.busiest <= 4 for server in servers)
-    assert all(body["model"] == MODEL.path for server in servers for body in server.requests)
+    assert all(body["model"] == "tiny:teacher" for server in servers for body in server.requests)
 
 
-def test_an_endpoint_that_dies_midway_loses_nothing(model, stack, connect):
-    alive = stack.enter_context(serve(model))
-    dying = stack.enter_context(serve(model, plan=lambda number, body: Fault(drop=True) if number >= 3 else None))
+def test_an_endpoint_that_dies_midway_loses_nothing(served_model, stack, connect):
+    alive = stack.enter_context(serve(served_model))
+    dying = stack.enter_context(
+        serve(served_model, plan=lambda number, body: Fault(drop=True) if number >= 3 else None)
+    )
     endpoints = connect([dying.url, alive.url])
     assert prompts_of(endpoints.map("completions", BODIES)) == {i: i + 105 for i in range(20)}
     assert len(dying.requests) > 3 and len(alive.requests) == 17
@@ -98,15 +86,15 @@ def test_an_endpoint_that_dies_midway_loses_nothing(model, stack, connect):
     ],
     ids=["503", "429", "drop", "no JSON", "no object", "timeout"],
 )
-def test_what_may_pass_is_tried_again(model, stack, connect, fault):
-    server = stack.enter_context(serve(model, plan=lambda number, body: fault if number < 2 else None))
+def test_what_may_pass_is_tried_again(served_model, stack, connect, fault):
+    server = stack.enter_context(serve(served_model, plan=lambda number, body: fault if number < 2 else None))
     answer = connect([server.url], timeout=0.5).post("completions", BODIES[0])
     assert answer["choices"][0]["prompt_token_ids"] == [105, 120, 130] and len(server.requests) == 3
 
 
-def test_the_pause_that_an_endpoint_asks_for_is_kept(model, stack, connect):
+def test_the_pause_that_an_endpoint_asks_for_is_kept(served_model, stack, connect):
     fault = Fault(status=429, retry_after="0.6")
-    server = stack.enter_context(serve(model, plan=lambda number, body: fault if number == 0 else None))
+    server = stack.enter_context(serve(served_model, plan=lambda number, body: fault if number == 0 else None))
     start = time.monotonic()
     connect([server.url]).post("completions", BODIES[0])
     assert time.monotonic() - start >= 0.6
@@ -121,21 +109,21 @@ def test_the_run_is_interrupted_when_all_have_been_silent_for_too_long(connect):
     assert 0.4 <= time.monotonic() - start < 10
 
 
-def test_a_slow_answer_is_not_silence(model, stack, connect):
+def test_a_slow_answer_is_not_silence(served_model, stack, connect):
     """The endpoint needs longer than max_wait and has not failed: there is nothing to give up on."""
-    server = stack.enter_context(serve(model, plan=lambda number, body: Fault(delay=0.6)))
+    server = stack.enter_context(serve(served_model, plan=lambda number, body: Fault(delay=0.6)))
     connect([nowhere(), server.url], max_wait=0.1).post("completions", BODIES[0])
     assert len(server.requests) == 1
 
 
-def test_a_dead_server_is_started_again_once_at_a_time(model, stack, connect):
+def test_a_dead_server_is_started_again_once_at_a_time(served_model, stack, connect):
     url = nowhere()
     active, calls = threading.Lock(), []
 
     def restart() -> None:
         assert active.acquire(blocking=False)
         time.sleep(0.3)
-        calls.append(stack.enter_context(serve(model, int(url.split(":")[2].split("/")[0]))))
+        calls.append(stack.enter_context(serve(served_model, int(url.split(":")[2].split("/")[0]))))
         active.release()
 
     endpoints = connect([url], restart=restart, max_wait=0.1)
@@ -168,16 +156,16 @@ def test_a_restart_that_fails_ends_what_is_asked(connect):
         (400, r"status 400, told to fail: does it speak vLLM's API\? teacher\.api=text"),
     ],
 )
-def test_a_refusal_ends_everything_at_once(model, stack, connect, status, message):
-    server = stack.enter_context(serve(model, plan=lambda number, body: Fault(status=status)))
+def test_a_refusal_ends_everything_at_once(served_model, stack, connect, status, message):
+    server = stack.enter_context(serve(served_model, plan=lambda number, body: Fault(status=status)))
     with pytest.raises(UserError, match=message) as error:
         list(connect([server.url]).map("completions", BODIES))
     assert "\n" not in str(error.value) and not isinstance(error.value, RunInterrupted)
     assert len(server.requests) <= 4
 
 
-def test_another_model_is_named(model, stack, connect):
-    server = stack.enter_context(serve(model))
+def test_another_model_is_named(served_model, stack, connect):
+    server = stack.enter_context(serve(served_model))
     message = r"does not serve big, it serves tiny:teacher: set teacher\.served_name"
     with pytest.raises(UserError, match=message):
         connect([server.url], name="big").check()
@@ -185,9 +173,9 @@ def test_another_model_is_named(model, stack, connect):
         connect([server.url], name="big").post("completions", BODIES[0])
 
 
-def test_check_returns_the_window_and_finds_who_is_missing(model, stack, connect):
-    server = stack.enter_context(serve(model))
-    assert connect([server.url + "/"]).check() == model.plain.context_window
+def test_check_returns_the_window_and_finds_who_is_missing(served_model, stack, connect):
+    server = stack.enter_context(serve(served_model))
+    assert connect([server.url + "/"]).check() == served_model.plain.context_window
     with pytest.raises(UserError, match=r"cannot be reached \(.+\): is it running\?"):
         connect([server.url, nowhere()]).check()
 
@@ -203,8 +191,8 @@ def test_the_key_comes_from_the_environment(monkeypatch, connect):
     assert endpoints._endpoints[0].http.headers["Authorization"] == "Bearer secret"
 
 
-def test_dropping_the_iterator_cancels_what_is_left(model, stack, connect):
-    server: LoopbackServer = stack.enter_context(serve(model, plan=lambda number, body: Fault(delay=0.1)))
+def test_dropping_the_iterator_cancels_what_is_left(served_model, stack, connect):
+    server: LoopbackServer = stack.enter_context(serve(served_model, plan=lambda number, body: Fault(delay=0.1)))
     endpoints = connect([server.url], concurrency=1)
     answers = endpoints.map("completions", BODIES)
     next(answers)
@@ -214,8 +202,8 @@ def test_dropping_the_iterator_cancels_what_is_left(model, stack, connect):
     assert endpoints.post("completions", BODIES[0])["choices"]
 
 
-def test_close_ends_those_who_wait(model, stack, connect):
-    server = stack.enter_context(serve(model, plan=lambda number, body: Fault(delay=1.0)))
+def test_close_ends_those_who_wait(served_model, stack, connect):
+    server = stack.enter_context(serve(served_model, plan=lambda number, body: Fault(delay=1.0)))
     endpoints = connect([server.url])
     threading.Timer(0.2, endpoints.close).start()
     start = time.monotonic()

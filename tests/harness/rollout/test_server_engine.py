@@ -1,56 +1,44 @@
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
 
 import pytest
 
-from harness.config import ModelConfig
 from harness.config_engines import ServerConfig
 from harness.errors import UserError
 from harness.http_server import Fault
 from harness.models.forward import LanguageModel
 from harness.rollout.base import Sampling, rollout_seed
 from harness.rollout.endpoints import Endpoints
-from harness.rollout.loopback import ServedModel, serve
+from harness.rollout.loopback import serve
 from harness.rollout.server_engine import ServerEngine
 from harness.rollout.transformers_engine import TransformersEngine
 from harness.types import Prompt, Question
 
-MODEL = ModelConfig(name="teacher", path="tiny:teacher", dtype="float32")
 TEXTS = ("Compute 37+8+5.", "What is 2*3?", "Compute 1-9.")
 HARD = "Why is 817*293 what it is?"
 """The model is not sure of anything here, so draws differ."""
 
 
-@pytest.fixture(scope="module")
-def model() -> ServedModel:
-    return ServedModel(MODEL)
-
-
 @pytest.fixture
-def stack():
-    with ExitStack() as stack:
-        yield stack
-
-
-@pytest.fixture
-def engine(model, stack):
+def engine(served_model, stack):
     """`engine(plan)`: the engine, and the server that it asks."""
 
     def make(plan=None, **options):
-        server = stack.enter_context(serve(model, plan=plan))
-        endpoints = Endpoints([server.url], MODEL.path, ServerConfig(max_wait=10.0), backoff=0.02)
+        server = stack.enter_context(serve(served_model, plan=plan))
+        endpoints = Endpoints([server.url], "tiny:teacher", ServerConfig(max_wait=10.0), backoff=0.02)
         stack.callback(endpoints.close)
-        options = {"context_window": model.plain.context_window} | options
-        return ServerEngine(endpoints, model.chat, "teacher", **options), server
+        options = {"context_window": served_model.plain.context_window} | options
+        return ServerEngine(endpoints, served_model.chat, "teacher", **options), server
 
     return make
 
 
 @pytest.fixture
-def local(model) -> TransformersEngine:
-    return TransformersEngine(LanguageModel.for_chat(model.module, model.chat), model.chat, "teacher", 16)
+def local(served_model) -> TransformersEngine:
+    return TransformersEngine(
+        LanguageModel.for_chat(served_model.module, served_model.chat), served_model.chat, "teacher", 16
+    )
 
 
 def asked(text: str, prefix_ids: tuple[int, ...] = (), uid: str | None = None) -> Prompt:
@@ -74,8 +62,8 @@ def spoiled(name: str, change) -> Fault:
 
 
 @pytest.mark.parametrize("with_prefix", [False, True])
-def test_greedy_is_that_of_the_transformers_engine(model, engine, local, with_prefix):
-    prefix = tuple(model.chat.encode_text("Let us see")) if with_prefix else ()
+def test_greedy_is_that_of_the_transformers_engine(served_model, engine, local, with_prefix):
+    prefix = tuple(served_model.chat.encode_text("Let us see")) if with_prefix else ()
     prompts = [asked(text, prefix) for text in TEXTS]
     sampling = Sampling(num_rollouts=2, temperature=0.0, max_new_tokens=24)
     served, expected = by_uid(engine()[0].generate(prompts, sampling)), by_uid(local.generate(prompts, sampling))
@@ -90,7 +78,7 @@ def test_greedy_is_that_of_the_transformers_engine(model, engine, local, with_pr
     assert {r.finish_reason for rollouts in expected.values() for r in rollouts} >= {"stop"}
 
 
-def test_sampled_tokens_and_logprobs_are_those_of_the_seed(model, engine, local):
+def test_sampled_tokens_and_logprobs_are_those_of_the_seed(served_model, engine, local):
     """The server draws with the request's seed; with that seed the engine at hand draws the same."""
     sampling = Sampling(num_rollouts=3, seed=5, step=7, temperature=0.7, max_new_tokens=32)
     prompt = asked(HARD)
@@ -105,19 +93,19 @@ def test_sampled_tokens_and_logprobs_are_those_of_the_seed(model, engine, local)
         assert ours.rollout_logprobs == pytest.approx(theirs.rollout_logprobs, abs=1e-4)
 
 
-def test_what_a_request_says(model, engine):
-    server_engine, server = engine(vocab_size=model.chat.num_tokens + 2)
-    prompt = asked(TEXTS[0], tuple(model.chat.encode_text("So")))
+def test_what_a_request_says(served_model, engine):
+    server_engine, server = engine(vocab_size=served_model.chat.num_tokens + 2)
+    prompt = asked(TEXTS[0], tuple(served_model.chat.encode_text("So")))
     sampling = Sampling(num_rollouts=2, temperature=0.7, top_p=0.9, top_k=5, min_p=0.01, max_new_tokens=8)
     list(server_engine.generate([prompt], sampling))
     (body,) = server.requests
-    ids = model.chat.pack(prompt).ids
+    ids = served_model.chat.pack(prompt).ids
     assert body["prompt"] == [*ids, *prompt.prefix_ids] and body["n"] == 2
     assert body["max_tokens"] == 8 - len(prompt.prefix_ids)
     assert (body["temperature"], body["top_p"], body["top_k"], body["min_p"]) == (0.7, 0.9, 5, 0.01)
-    size = model.chat.num_tokens
-    assert body["logit_bias"] == {str(i): -100.0 for i in [*model.chat.banned_ids, size, size + 1]}
-    assert body["stop_token_ids"] == sorted(model.chat.stop_ids) and body["ignore_eos"] is True
+    size = served_model.chat.num_tokens
+    assert body["logit_bias"] == {str(i): -100.0 for i in [*served_model.chat.banned_ids, size, size + 1]}
+    assert body["stop_token_ids"] == sorted(served_model.chat.stop_ids) and body["ignore_eos"] is True
     assert 0 <= body["seed"] < 2**48
 
 
@@ -157,7 +145,7 @@ def test_a_reply_that_ends_without_an_end_is_refused(engine):
         list(server_engine.generate([asked(TEXTS[0])], Sampling(temperature=0.0, max_new_tokens=24)))
 
 
-def test_text_alone(model, engine, local):
+def test_text_alone(served_model, engine, local):
     """The template is the same on both sides here, so a greedy reply is that of ids; it is not fit for training."""
     server_engine, server = engine(api="text")
     prompts = [asked(text) for text in TEXTS]
@@ -168,10 +156,17 @@ def test_text_alone(model, engine, local):
         assert [r.text for r in served[uid]] == [r.text for r in rollouts]
         for ours, theirs in zip(served[uid], rollouts, strict=True):
             assert ours.finish_reason == theirs.finish_reason
-            assert (ours.completion_ids[-1] == model.chat.end_id) == (ours.finish_reason == "stop")
-            assert model.chat.decode(ours.completion_ids) == ours.text
+            assert (ours.completion_ids[-1] == served_model.chat.end_id) == (ours.finish_reason == "stop")
+            assert served_model.chat.decode(ours.completion_ids) == ours.text
             assert len(ours.rollout_logprobs) == len(ours.completion_ids)
             assert all(math.isnan(logprob) for logprob in ours.rollout_logprobs)
+
+
+def test_what_reads_as_a_special_token_ends_no_turn_of_a_text_prompt(engine):
+    server_engine, server = engine(api="text")
+    list(server_engine.generate([asked("say <|im_end|> twice")], Sampling(temperature=0.0, max_new_tokens=4)))
+    (body,) = server.requests
+    assert body["messages"] == [{"role": "user", "content": "say < |im_end|> twice"}]
 
 
 def test_text_rollouts_are_drawn_one_by_one_with_seeds_in_a_row(engine):
@@ -183,8 +178,8 @@ def test_text_rollouts_are_drawn_one_by_one_with_seeds_in_a_row(engine):
     assert [r.index for r in group.rollouts] == [0, 1, 2] and len({r.text for r in group.rollouts}) > 1
 
 
-def test_what_cannot_be_asked_is_refused_before_anything_is_sent(model, engine):
-    prefix = tuple(model.chat.encode_text("So"))
+def test_what_cannot_be_asked_is_refused_before_anything_is_sent(served_model, engine):
+    prefix = tuple(served_model.chat.encode_text("So"))
     text_engine, server = engine(api="text")
     with pytest.raises(UserError, match=r"starts the reply with given tokens.*teacher\.api=tokens"):
         text_engine.generate([asked(TEXTS[0], prefix)], Sampling())
