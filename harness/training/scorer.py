@@ -8,7 +8,6 @@ that only what comes back takes file descriptors.
 from __future__ import annotations
 
 import itertools
-import os
 import queue
 import signal
 import threading
@@ -79,7 +78,8 @@ class ProcessScorer:
     are with the process while the trainer works on an earlier one. `timeout` is in seconds, for a micro-batch.
 
     The constructor waits for the model. Raises UserError where it cannot be loaded; `score` raises RunInterrupted where
-    the process has died or takes too long. It ends with `close` and with this process, however that ends.
+    the process has died or takes too long. It ends with `close`, and, however this process ends, when it has finished
+    what it is at: then its pipe is closed.
     """
 
     def __init__(
@@ -216,7 +216,6 @@ def _arrays(media: MediaInputs) -> tuple[np.ndarray | None, ...]:
 def _serve(connection: Connection, setup: _Setup) -> None:
     """Load the model, hand over the head, then score until the trainer closes its end or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer to handle
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(setup.num_threads)
     try:
         model = _load(setup)
@@ -232,14 +231,6 @@ def _serve(connection: Connection, setup: _Setup) -> None:
         return
     except Exception:
         connection.send(("error", traceback.format_exc()))
-
-
-def _end_with_parent() -> None:
-    """A trainer that is killed closes its end of the pipe, too, but a forward pass does not look there."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _load(setup: _Setup) -> LanguageModel:

@@ -287,6 +287,9 @@ def test_banned_ids_and_padding_rows_count_as_tail(teacher: Any, chat: Any, make
     assert 0 < len(ids) < rows
     mass = float(listed.topk_logprobs_NK[0][listed.topk_ids_NK[0] >= 0].double().exp().sum())
     assert mass < 1 + 1e-6
+    few = ServerScorer(TinyServer(teacher), top_k=rows, temperature=1.0, num_tokens=100)
+    (scores,) = few.score([make_samples(2)])
+    assert max(scores.between(0, 1).topk_ids_NK[0].tolist()) == 99  # rows from num_tokens on are no tokens
 
 
 def test_the_coarse_loss_of_a_server_grows_to_the_exact_one(
