@@ -49,6 +49,11 @@ def micro_batches(make_samples: Any) -> list[list[TrainingSample]]:
     return [samples[:3], samples[3:6], samples[6:]]
 
 
+def pid_of(scorer: ProcessScorer) -> int:
+    assert scorer.pid is not None  # signals to 0 would reach this process's own group
+    return scorer.pid
+
+
 def open_process(chat: Any, **changes: Any) -> ProcessScorer:
     options = {"temperature": TEMPERATURE, "process": True, "timeout": 60.0} | changes
     scorer = open_scorer(TEACHER, chat, **options)
@@ -150,18 +155,19 @@ def test_an_iterator_may_be_dropped(process: Any, micro_batches: Any) -> None:
 
 def test_a_process_that_hangs_meets_its_deadline(chat: Any, micro_batches: Any) -> None:
     scorer = open_process(chat, timeout=0.5)
-    os.kill(scorer.pid or 0, signal.SIGSTOP)
+    os.kill(pid_of(scorer), signal.SIGSTOP)
     with pytest.raises(RunInterrupted, match=r"took more than 0\.5 s to score a micro-batch: raise server\.timeout"):
         next(scorer.score(micro_batches))
+    pid = pid_of(scorer)
     scorer.close()
-    assert not psutil.pid_exists(scorer.pid or 0)
+    assert not psutil.pid_exists(pid)
 
 
 def test_a_process_that_dies_is_one_line(chat: Any, micro_batches: Any) -> None:
     process = open_process(chat)
     scores = process.score(micro_batches)
     next(scores)
-    os.kill(process.pid or 0, signal.SIGKILL)
+    os.kill(pid_of(process), signal.SIGKILL)
     with pytest.raises(RunInterrupted, match=r"^the teacher's process has died \(exit code -9; [^\n]*\Z"):
         list(scores)
     with pytest.raises(RunInterrupted, match="has died"):
