@@ -75,7 +75,7 @@ def open_teacher(method: Method, config: RunConfig, chat: Chat, *, log: Path, st
     endpoints = _open(model, config, "teacher", log, stack) if model.is_served else None
     loaded: LanguageModel | None = None
     on_vllm = config.rollout.engine == "vllm"
-    if endpoints is None and ((scores and not config.teacher_process) or not (on_vllm and samples)):
+    if endpoints is None and ((scores and not config.teacher_process) or (samples and not on_vllm)):
         loaded = LanguageModel.for_chat(load_model(model, device), chat)
     engine: RolloutEngine | None = None
     if endpoints is not None:
