@@ -47,7 +47,7 @@ $(VENV)/.base: $(VENV)/bin/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.base
-	$(PIP) --editable '.[dev]'
+	$(PIP) --editable '.[dev,optim]'
 	touch $@
 
 # vLLM's CPU build needs other versions of torch and transformers than the rest, and no audio.

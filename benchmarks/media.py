@@ -94,7 +94,7 @@ def speed(chat: Chat, model: LanguageModel, repeats: int) -> None:
     """Print medians of update and generation for both batches, interleaved."""
     method = registry.build({"name": "grpo", "class": "grpo"})
     assert method is not None
-    config = UpdateConfig(learning_rate=0.0, micro_batch_size=32)
+    config = UpdateConfig(learning_rate=0.0)
     updater = Updater(student=model, teacher=None, method=method, config=config, temperature=1.0)
     engine = TransformersEngine(model, chat, sampler="student", max_sequences=256)
     # No stop token: both batches generate the same number of tokens.

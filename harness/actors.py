@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import queue
 import re
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +15,7 @@ from harness.rewards.boxed import last_boxed
 from harness.rewards.judged import JudgedGrader
 from harness.rewards.workers import Grader
 from harness.rollout.base import RolloutEngine, Sampling
+from harness.step_clock import Activity, StepClock
 from harness.types import GroupStream, Prompt, Rewrite, Rollout, RolloutGroup
 
 TAG_TOKENS = 16
@@ -24,7 +23,10 @@ TAG_TOKENS = 16
 
 
 class Stream:
-    """A `GroupStream` that its actor's two threads fill: one samples, the other grades what is there already."""
+    """A `GroupStream` that its actor's two threads fill: one samples, the other grades what is there already.
+
+    `source` notes in `uids` which prompts it was given.
+    """
 
     def __init__(
         self,
@@ -36,10 +38,11 @@ class Stream:
     ) -> None:
         self._uids = uids
         self._done: list[RolloutGroup] = []
-        self._arrivals: queue.SimpleQueue[RolloutGroup | None] = queue.SimpleQueue()
+        self._changed = threading.Condition()
         self._grading = grading
         self._grade = grade
         self._future: Future[None] = pool.submit(self._fill, source)
+        self._future.add_done_callback(lambda _: self._note())
 
     def _fill(self, source: Callable[[], Iterable[RolloutGroup]]) -> None:
         graded: list[Future[None]] = []
@@ -51,26 +54,29 @@ class Stream:
         finally:
             for future in graded:
                 future.cancel()
-            self._arrivals.put(None)
 
     def _arrive(self, group: RolloutGroup) -> None:
         self._grade(group)
-        self._arrivals.put(group)
+        self._note(group)
+
+    def _note(self, *arrived: RolloutGroup) -> None:
+        with self._changed:
+            self._done += arrived
+            self._changed.notify_all()
 
     def __iter__(self) -> Iterator[RolloutGroup]:
         position = 0
         while True:
-            while position < len(self._done):
-                yield self._done[position]
-                position += 1
-            if len(self._done) == len(self._uids) and self._future.done():
-                return
-            arrival = self._arrivals.get()
-            if arrival is None:
+            with self._changed:
+                while position == len(self._done) and not self._future.done():
+                    self._changed.wait()
+                arrived = self._done[position:]
+            if not arrived:
                 self._future.result()  # raises what sampling or grading raised
                 assert len(self._done) == len(self._uids), "an engine returned fewer groups than prompts"
                 return
-            self._done.append(arrival)
+            yield from arrived
+            position += len(arrived)
 
     def list(self) -> list[RolloutGroup]:
         by_uid = {group.uid: group for group in self}
@@ -78,9 +84,10 @@ class Stream:
 
 
 class LiveActors:
-    """The `Actors` of a run. `begin(step)` starts a step's counters; random streams follow (seed, step).
+    """The `Actors` of a run.
 
-    Raises UserError when a method asks for a teacher and there is none.
+    `begin(step)` starts a step's counters and its clock; random streams follow (seed, step). Raises UserError when a
+    method asks for a teacher and there is none.
     """
 
     def __init__(
@@ -101,6 +108,7 @@ class LiveActors:
         self._config = config
         self._seed = seed
         self._step = 0
+        self.clock = StepClock()
         self.rewritten: list[RolloutGroup] = []
         """What the teacher rewrote in this step, for the records; the reward says whether the answer was kept."""
         self._counts: defaultdict[str, float] = defaultdict(float)
@@ -108,12 +116,13 @@ class LiveActors:
 
     def begin(self, step: int) -> None:
         self._step = step
+        self.clock.start()
         self.rewritten = []
         self._counts = defaultdict(float)
 
     @property
     def counts(self) -> dict[str, float]:
-        """What this step's sampling added up: `tokens/*`, `time/*` and whatever the method counted."""
+        """What this step's sampling added up: `tokens/*` and whatever the method counted."""
         with self._lock:
             return dict(self._counts)
 
@@ -121,10 +130,10 @@ class LiveActors:
         with self._lock:
             self._counts[name] += value
 
-    def student(self, prompts: Sequence[Prompt], num_rollouts: int) -> GroupStream:
+    def student(self, prompts: Iterable[Prompt], num_rollouts: int) -> GroupStream:
         return self._sample("student", prompts, num_rollouts)
 
-    def teacher(self, prompts: Sequence[Prompt], num_rollouts: int) -> GroupStream:
+    def teacher(self, prompts: Iterable[Prompt], num_rollouts: int) -> GroupStream:
         return self._sample("teacher", prompts, num_rollouts)
 
     def rewrite(self, prompts: Sequence[Prompt], *, tag: str, max_tokens: int, sample: bool = False) -> list[Rewrite]:
@@ -143,7 +152,8 @@ class LiveActors:
         texts = [_between_tags(group.rollouts[0].text, tag) for group in groups]
         answers = [last_boxed(text) for text in texts]
         references = [last_boxed(group.prompt.reference or "") for group in groups]
-        same = self._grader.same(list(zip(references, answers, strict=True)))
+        with self.clock.running("grade"):
+            same = self._grader.same(list(zip(references, answers, strict=True)))
         rewrites = {}
         for group, text, answer, equal in zip(groups, texts, answers, same, strict=True):
             rollout = group.rollouts[0]
@@ -187,10 +197,15 @@ class LiveActors:
         window = self._engine(name).context_window
         return [self._chat.num_tokens_of(prompt) < window for prompt in prompts]
 
-    def _sample(self, name: str, prompts: Sequence[Prompt], num_rollouts: int) -> Stream:
+    def _sample(self, name: str, prompts: Iterable[Prompt], num_rollouts: int) -> Stream:
         sampling = self._sampling(num_rollouts)
-        source = lambda: self._generate(name, prompts, sampling)  # noqa: E731
-        return Stream(self._pools[name], self._grading[name], source, self._grade, [p.uid for p in prompts])
+        uids: list[str] = []
+
+        def source() -> Iterator[RolloutGroup]:
+            late = self._engine(name).takes_late_prompts
+            return self._generate(name, prompts if late else list(prompts), sampling, uids)
+
+        return Stream(self._pools[name], self._grading[name], source, self._grade, uids)
 
     def _sampling(self, num_rollouts: int, **changes: float) -> Sampling:
         config = self._config
@@ -206,28 +221,40 @@ class LiveActors:
         return Sampling(num_rollouts=num_rollouts, seed=self._seed, step=self._step, **(options | changes))
 
     def _grade(self, group: RolloutGroup) -> None:
-        started = time.perf_counter()
         question = group.prompt.question
-        grades = self._grader.grade([(rollout.text, question) for rollout in group.rollouts])
+        with self.clock.running("grade"):
+            grades = self._grader.grade([(rollout.text, question) for rollout in group.rollouts])
         for rollout, grade in zip(group.rollouts, grades, strict=True):
             rollout.answer, rollout.verdict, rollout.reward = grade.answer, grade.verdict, grade.reward
         if judged := [grade for grade in grades if grade.judged]:
             self.count("reward/judged", len(judged))
             self.count("reward/judge_failures", sum(grade.verdict == "timeout" for grade in judged))
-        self.count("time/grading", time.perf_counter() - started)
 
-    def _generate(self, name: str, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[RolloutGroup]:
-        groups = iter(self._engine(name).generate(prompts, sampling))
-        while True:
-            started = time.perf_counter()
-            group = next(groups, None)
-            self.count(f"time/{name}_generation", time.perf_counter() - started)
-            if group is None:
-                return
-            num_tokens = sum(len(r.completion_ids) - r.num_prefix for r in group.rollouts)
-            self.count(f"tokens/{name}_generated", num_tokens)
-            self.count(f"tokens/{name}_prompt", len(group.rollouts[0].prompt_ids) + group.rollouts[0].num_prefix)
-            yield group
+    def _generate(
+        self, name: str, prompts: Iterable[Prompt], sampling: Sampling, uids: list[str] | None = None
+    ) -> Iterator[RolloutGroup]:
+        """The engine's groups, with the time from the prompt to its group on the clock."""
+        activity: Activity = "rollout" if name == "student" else "teacher"
+        taken: list[str] = [] if uids is None else uids
+        num_done = 0
+
+        def taking() -> Iterator[Prompt]:
+            for prompt in prompts:
+                taken.append(prompt.uid)
+                self.clock.enter(activity)
+                yield prompt
+
+        try:
+            given = list(taking()) if isinstance(prompts, Sequence) else taking()
+            for group in self._engine(name).generate(given, sampling):
+                num_done += 1
+                self.clock.leave(activity)
+                num_tokens = sum(len(r.completion_ids) - r.num_prefix for r in group.rollouts)
+                self.count(f"tokens/{name}_generated", num_tokens)
+                self.count(f"tokens/{name}_prompt", len(group.rollouts[0].prompt_ids) + group.rollouts[0].num_prefix)
+                yield group
+        finally:
+            self.clock.leave(activity, len(taken) - num_done)
 
     def _engine(self, name: str) -> RolloutEngine:
         engine = self._engines[name]

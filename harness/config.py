@@ -14,9 +14,10 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness import config_engines, config_eval
+from harness import config_engines, config_eval, config_update
 from harness.config_engines import RolloutConfig, ServerConfig
 from harness.config_eval import EvalConfig, JudgeConfig, MediaConfig
+from harness.config_update import UpdateConfig
 from harness.errors import UserError, did_you_mean
 
 
@@ -114,22 +115,6 @@ class RewardConfig:
 
 
 @dataclass
-class UpdateConfig:
-    learning_rate: float = 1e-6
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    max_grad_norm: float = 1.0
-    micro_batch_size: int = 4
-    """Sequences a forward and backward pass; changes speed and memory, never the gradient."""
-    chunk_tokens: int = 1024
-    """Trained tokens whose logits exist at once."""
-    old_logprobs: str = "engine"
-    """engine: those returned with the rollouts; recompute: one forward pass before the step's first update."""
-    gradient_checkpointing: bool = False
-
-
-@dataclass
 class TrackerConfig:
     """metrics.jsonl is always written; this adds wandb."""
 
@@ -183,7 +168,7 @@ CHOICES = {
     **config_engines.CHOICES,
     "reward.grader": ("math_verify", "mathruler"),
     "reward.judge.when": ("unmatched",),  # what has no readable answer earns nothing
-    "update.old_logprobs": ("engine", "recompute"),
+    **config_update.CHOICES,
     **config_eval.CHOICES,
     "tracker.wandb": ("disabled", "offline", "online"),
 }
@@ -193,9 +178,6 @@ POSITIVE = (
     "data.batch_size",
     "data.epochs",
     "data.num_questions",
-    "update.micro_batch_size",
-    "update.chunk_tokens",
-    "update.max_grad_norm",
     "reward.num_workers",
     "reward.cpu_seconds",
     "reward.judge.max_tokens",
@@ -210,6 +192,7 @@ POSITIVE = (
     "checkpoint_every",
     "keep_checkpoints",
     *config_engines.POSITIVE,
+    *config_update.POSITIVE,
 )
 
 

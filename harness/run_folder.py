@@ -32,7 +32,7 @@ SCHEMA_VERSION = 2
 NOT_PART_OF_RESULTS = (
     "steps", "resume", "outputs", "num_threads", "device", "teacher_device", "checkpoint_every",
     "keep_checkpoints", "tracker", "label", "server", "teacher_process", "rollout.transfer_timeout", "teacher.urls",
-    "student.urls", "student.served_name", "teacher.served_name",
+    "student.urls", "student.served_name", "teacher.served_name", "update.on_nonfinite",
 )  # fmt: skip
 """Keys that may differ between two launches of one run: more steps prolong it, the label is the folder's name."""
 
@@ -202,6 +202,18 @@ class RunFolder:
 
     def write_buffer_events(self, step: int, events: Iterable[BufferEvent]) -> None:
         _append(self.path / "buffer.jsonl", [{"step": step} | dataclasses.asdict(event) for event in events])
+
+    def write_nonfinite(self, step: int, reason: str, sample: TrainingSample | None) -> Path:
+        """Keep what made an update's numbers not finite; the file of a step has the last one. Returns its path."""
+        file = self.path / "nonfinite" / f"step_{step:06d}.json"
+        content: dict[str, Any] = {"step": step, "reason": reason}
+        if sample is not None:
+            names = ("uid", "token_ids", "loss_mask", "advantages", "weights", "old_logprobs", "rollout_logprobs")
+            content |= {name: getattr(sample, name) for name in names}
+            content["text"] = None if sample.rollout is None else sample.rollout.text
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        return file
 
     def write_rollouts(
         self,

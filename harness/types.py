@@ -8,7 +8,7 @@ sequence, G rollouts of a group.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -211,7 +211,7 @@ class GroupStream(Protocol):
     """Groups that are being sampled and graded. Sampling has started when the stream exists."""
 
     def __iter__(self) -> Iterator[RolloutGroup]:
-        """Yield groups as they finish."""
+        """Yield groups as they finish; from any thread, and again from the first."""
         ...
 
     def list(self) -> list[RolloutGroup]:
@@ -222,9 +222,12 @@ class GroupStream(Protocol):
 class Actors(Protocol):
     """What a method may ask of the two models."""
 
-    def student(self, prompts: Sequence[Prompt], num_rollouts: int) -> GroupStream: ...
+    def student(self, prompts: Iterable[Prompt], num_rollouts: int) -> GroupStream:
+        """Start rollouts of each prompt. Prompts may depend on another stream that is still filling: engines that can
+        do so start on those that are there."""
+        ...
 
-    def teacher(self, prompts: Sequence[Prompt], num_rollouts: int) -> GroupStream: ...
+    def teacher(self, prompts: Iterable[Prompt], num_rollouts: int) -> GroupStream: ...
 
     def rewrite(self, prompts: Sequence[Prompt], *, tag: str, max_tokens: int, sample: bool = False) -> list[Rewrite]:
         """Teacher text between `<tag>` and `</tag>`, greedy unless `sample`; in the order of the prompts."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from harness.types import Actors, Prompt, PromptKind, QuestionBatch, Rollout, RolloutGroup
+from harness.types import Actors, GroupStream, Prompt, PromptKind, QuestionBatch, Rollout, RolloutGroup
 from methods.contract import MethodConfig, TeacherUse
 from methods.policy import PolicyGradientConfig, PolicyGradientMethod
 from methods.rewrites import Trace
@@ -99,6 +99,13 @@ def teacher_groups(hard: Sequence[RolloutGroup], actors: Actors, num_rollouts: i
     """Fresh teacher rollouts on the plain prompts of hard questions, in their order."""
     prompts = [teacher_prompt(group.prompt.question) for group in hard]
     return actors.teacher(prompts, num_rollouts).list() if prompts else []
+
+
+def early_teacher_groups(plain: GroupStream, tau: float, actors: Actors, num_rollouts: int) -> list[RolloutGroup]:
+    """`teacher_groups` of the plain groups below `tau`, each asked for as soon as it is known that it is one."""
+    stream = actors.teacher((teacher_prompt(g.prompt.question) for g in plain if g.accuracy < tau), num_rollouts)
+    order = {group.prompt.question.id: position for position, group in enumerate(plain.list())}
+    return sorted(stream.list(), key=lambda group: order[group.prompt.question.id])
 
 
 def right_trace(group: RolloutGroup, rng: np.random.Generator) -> Rollout | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from harness.types import Actors, QuestionBatch, RolloutGroup, Sampler, TrainingSample
 from methods.contract import MethodConfig, TeacherUse
-from methods.hard import TeacherAidedConfig, hard_groups, right_trace, teacher_groups
+from methods.hard import TeacherAidedConfig, early_teacher_groups, hard_groups, right_trace
 from methods.policy import PolicyGradientMethod, training_rewards
 from methods.registry import register
 from methods.samples import rollout_sample, sampled_by_student, teacher_metrics
@@ -29,10 +29,10 @@ class TeacherResponse(PolicyGradientMethod):
     trained_samplers: ClassVar[frozenset[Sampler]] = frozenset({"student", "teacher"})
 
     def collect(self, batch: QuestionBatch, actors: Actors, rng: np.random.Generator) -> list[RolloutGroup]:
-        plain = self.plain_groups(batch, actors).list()
-        hard = hard_groups(plain, self.config.tau)
-        teacher = teacher_groups(hard, actors, self.config.teacher_group_size)
-        for group, theirs in zip(hard, teacher, strict=True):
+        stream = self.plain_groups(batch, actors)
+        teacher = early_teacher_groups(stream, self.config.tau, actors, self.config.teacher_group_size)
+        plain = stream.list()
+        for group, theirs in zip(hard_groups(plain, self.config.tau), teacher, strict=True):
             trace = right_trace(theirs, rng)
             if trace is not None:
                 group.rollouts.append(replace(trace, index=len(group.rollouts)))

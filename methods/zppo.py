@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from harness.types import Actors, Prompt, Question, QuestionBatch, Rewrite, RolloutGroup
 from methods.contract import MethodConfig
-from methods.hard import AugmentConfig, fitting, hard_groups, num_slots, ranked, right_trace, teacher_groups
+from methods.hard import AugmentConfig, early_teacher_groups, fitting, hard_groups, num_slots, ranked, right_trace
 from methods.policy import PolicyGradientMethod
 from methods.prompts import bcq_text, compress_text, ncq_text, response_text, user_turn
 from methods.registry import register
@@ -77,10 +77,12 @@ class ZPPO(PolicyGradientMethod):
         self.needs_teacher = "rollouts" if config.bcq or config.compress else "none"
 
     def collect(self, batch: QuestionBatch, actors: Actors, rng: np.random.Generator) -> list[RolloutGroup]:
-        plain = self.plain_groups(batch, actors).list()
+        stream = self.plain_groups(batch, actors)
+        teacher: list[RolloutGroup] = []  # for NCQ alone it only compresses
+        if self.config.bcq:
+            teacher = early_teacher_groups(stream, self.config.tau, actors, self.config.teacher_group_size)
+        plain = stream.list()
         hard = hard_groups(plain, self.config.tau)
-        # For NCQ alone the teacher only compresses.
-        teacher = teacher_groups(hard, actors, self.config.teacher_group_size) if self.config.bcq else []
         cap = num_slots(self.config.augment_ratio, batch)
         walk = self.reformulations(hard, teacher, cap, rng)
         prompts = fill_slots(walk, cap, actors, self.config)

@@ -62,7 +62,7 @@ def losses(name: str, num_steps: int = 3) -> list[list[float]]:
         student=model(0),
         teacher=LocalScorer(model(1), 1.0) if method.needs_teacher == "distribution" else None,
         method=method,
-        config=UpdateConfig(learning_rate=1e-3, micro_batch_size=8, old_logprobs="recompute"),
+        config=UpdateConfig(learning_rate=1e-3, old_logprobs="recompute"),
         temperature=1.0,
     )
     rows = []

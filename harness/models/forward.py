@@ -8,7 +8,7 @@ P patches, D values of a patch, F vision features.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch.nn import functional as F
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     Media = Sequence[MediaInputs | None]
     """Of every sequence of a batch; the sequences of a group share one object."""
 
+CAST_ELEMENTS = 1 << 24
+"""Weights of a 16-bit head that are cast to fp32 at once: 64 MiB."""
 BANNED_LOGIT = -1e9
 """Logit of ids that are never sampled: probability 0 in fp32, and finite, so that differences are never NaN."""
 
@@ -63,6 +65,11 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         return self.module.device
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Of the decoder's activations."""
+        return self._compute_dtype or self.module.dtype
 
     @property
     def context_window(self) -> int:
@@ -173,20 +180,78 @@ class LanguageModel:
     def _placeholder(self, kind: str) -> int:
         return getattr(self.module.config, f"{kind}_token_id")
 
+    @property
+    def can_share_prompts(self) -> bool:
+        """Whether a prompt's cache can be repeated for several continuations with gradients: attention layers only."""
+        from transformers import DynamicCache
+        from transformers.cache_utils import DynamicLayer
+
+        layers = DynamicCache(config=self.module.config).layers
+        return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+
+    def hidden_behind(
+        self, prompt_ids_PT: torch.Tensor, prompt_mask_PT: torch.Tensor, rows_B: torch.Tensor, ids_BT: torch.Tensor,
+        mask_BT: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        """`hidden` [B, T, H] of continuations, each behind prompt `rows_B`; a prompt is read once, left padded.
+
+        `mask_BT` is that of the continuations. Differentiable through the prompts. Only where `can_share_prompts`.
+        """
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self.module.config)
+        self.hidden(prompt_ids_PT, prompt_mask_PT, cache=cache)
+        cache.reorder_cache(cast(torch.LongTensor, rows_B))
+        return self.hidden(ids_BT, torch.cat([prompt_mask_PT[rows_B], mask_BT], 1), cache=cache)
+
     def logits(self, hidden_NH: torch.Tensor) -> torch.Tensor:
         """fp32 logits [N, V] of the next token, before any temperature.
 
-        16-bit weights are cast here, so products are summed in fp32; the stored weights (which may be tied to the
-        embedding) stay as they are.
+        16-bit weights are cast a block of the vocabulary at a time, so products are summed in fp32; the stored weights
+        (which may be tied to the embedding) stay as they are.
         """
         head = self.module.get_output_embeddings()
-        bias = None if head.bias is None else head.bias[: self.num_tokens].float()
-        logits_NV = F.linear(hidden_NH.float(), head.weight[: self.num_tokens].float(), bias)
+        weight_VH, hidden_NH = head.weight[: self.num_tokens], hidden_NH.float()
+        if weight_VH.dtype == torch.float32 or torch.is_grad_enabled():
+            logits_NV = F.linear(hidden_NH, weight_VH.float())
+        else:
+            logits_NV = hidden_NH.new_empty(len(hidden_NH), self.num_tokens)
+            for start in range(0, self.num_tokens, size := max(1, CAST_ELEMENTS // weight_VH.shape[1])):
+                block = slice(start, start + size)
+                torch.mm(hidden_NH, weight_VH[block].float().T, out=logits_NV[:, block])
+        if head.bias is not None:
+            logits_NV += head.bias[: self.num_tokens].float()
         if self._scale != 1.0:
-            logits_NV = logits_NV * self._scale
+            logits_NV *= self._scale
         if self._softcap is not None:
-            logits_NV = torch.tanh(logits_NV / self._softcap) * self._softcap
+            logits_NV = logits_NV.div_(self._softcap).tanh_()
+            # The gradient of tanh is formed from its result, which autograd keeps.
+            logits_NV = logits_NV * self._softcap if logits_NV.requires_grad else logits_NV.mul_(self._softcap)
         return logits_NV.index_fill_(1, self._banned.to(logits_NV.device), BANNED_LOGIT)
+
+    @torch.no_grad()
+    def backward_logits(
+        self, hidden_NH: torch.Tensor, logits_NV: torch.Tensor, gradient_NV: torch.Tensor
+    ) -> torch.Tensor:
+        """The backward pass of `logits`: returns the gradient [N, H] in the hidden states.
+
+        That of the head is added to its `grad` in place, so nothing else of the head's size is made. `gradient_NV` and,
+        in models that cap their logits, `logits_NV` are overwritten.
+        """
+        head = self.module.get_output_embeddings()
+        gradient_NV = gradient_NV.index_fill_(1, self._banned.to(gradient_NV.device), 0.0)
+        if self._softcap is not None:  # d tanh(x) = 1 - tanh(x)^2
+            gradient_NV *= logits_NV.div_(self._softcap).square_().neg_().add_(1.0)
+        if self._scale != 1.0:
+            gradient_NV *= self._scale
+        for parameter in (head.weight, head.bias):
+            if parameter is not None and parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        if head.weight.requires_grad:
+            head.weight.grad[: self.num_tokens].addmm_(gradient_NV.T, hidden_NH.to(head.weight.dtype))
+        if head.bias is not None and head.bias.requires_grad:
+            head.bias.grad[: self.num_tokens] += gradient_NV.sum(0)
+        return gradient_NV @ head.weight[: self.num_tokens].float()
 
 
 def _present(media: Sequence[MediaInputs], name: str) -> list[torch.Tensor]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import queue
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -47,13 +49,16 @@ class RolloutEngine(Protocol):
     sampler: Sampler
     has_own_weights: bool
     """Whether `load_weights` changes anything: not where the engine samples with the trainer's own tensors."""
+    takes_late_prompts: bool
+    """Whether `generate` starts on the prompts that are there while others are still to come. Any other engine is given
+    all of them at once, as a list."""
 
     @property
     def context_window(self) -> int:
         """Tokens of prompt and completion together."""
         ...
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[RolloutGroup]: ...
+    def generate(self, prompts: Iterable[Prompt], sampling: Sampling) -> Iterator[RolloutGroup]: ...
 
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Take the student's new weights, all of them; called after the updates of every rollout step.
@@ -96,3 +101,44 @@ def rollout_seed(sampling: Sampling, sampler: Sampler, uid: str) -> int:
     """The seed of a group at engines that draw by themselves; rollout i of the group has this plus i. 48 bits."""
     key = json.dumps([sampling.seed, sampling.step, sampler, uid])
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6], "big")
+
+
+class Incoming:
+    """Prompts of which some may be still to come: those that are there can be taken without waiting for the others."""
+
+    def __init__(self, prompts: Iterable[Prompt]) -> None:
+        self.ended = False
+        """Whether all have been taken."""
+        self._arrived: queue.SimpleQueue[Prompt | Exception | None] = queue.SimpleQueue()
+        if isinstance(prompts, Sequence):
+            self._read(prompts)
+        else:
+            threading.Thread(target=self._read, args=(prompts,), name="prompts", daemon=True).start()
+
+    def take(self, *, wait: bool) -> list[Prompt]:
+        """What has arrived since the last call; with `wait`, at least one prompt unless there are no more.
+
+        Raises what the iterable raised.
+        """
+        taken: list[Prompt] = []
+        while not self.ended:
+            try:
+                item = self._arrived.get(block=wait and not taken)
+            except queue.Empty:
+                break
+            if isinstance(item, Exception):
+                self.ended = True
+                raise item
+            if item is None:
+                self.ended = True
+            else:
+                taken.append(item)
+        return taken
+
+    def _read(self, prompts: Iterable[Prompt]) -> None:
+        try:
+            for prompt in prompts:
+                self._arrived.put(prompt)
+            self._arrived.put(None)
+        except Exception as error:
+            self._arrived.put(error)

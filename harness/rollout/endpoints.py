@@ -86,8 +86,9 @@ class Endpoints:
     def map(self, path: str, bodies: Iterable[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
         """Post each body, with the model's name, to `<url>/<path>`; yields (position, answer) as they finish.
 
-        Asking starts with the first `next`; what is left is cancelled when the iterator is closed or dropped. Raises
-        UserError where an endpoint refuses a request, RunInterrupted where all are gone.
+        Bodies are taken as there is room for them, and may come late. Asking starts with the first `next`; what is left
+        is cancelled when the iterator is closed or dropped. Raises UserError where an endpoint refuses a request,
+        RunInterrupted where all are gone, and what `bodies` raises.
         """
         done: queue.SimpleQueue[tuple[int, dict[str, Any]] | None] = queue.SimpleQueue()
         future = asyncio.run_coroutine_threadsafe(self._map(path, bodies, done.put), self._loop)
@@ -135,9 +136,15 @@ class Endpoints:
         self, path: str, bodies: Iterable[dict[str, Any]], put: Callable[[tuple[int, dict[str, Any]]], None]
     ) -> None:
         waiting = iter(enumerate(bodies))
+        taking = asyncio.Lock()
 
         async def work() -> None:
-            for position, body in waiting:
+            while True:
+                async with taking:  # in a thread: the next body may be still to come
+                    item = await asyncio.to_thread(next, waiting, None)
+                if item is None:
+                    return
+                position, body = item
                 put((position, await self._answer(path, body)))
 
         try:

@@ -41,6 +41,7 @@ class ServerEngine:
     ) -> None:
         self.sampler: Sampler = sampler
         self.has_own_weights = True
+        self.takes_late_prompts = True
         self._endpoints = endpoints
         self._chat = chat
         self._window = context_window
@@ -52,15 +53,15 @@ class ServerEngine:
     def context_window(self) -> int:
         return self._window
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[RolloutGroup]:
+    def generate(self, prompts: Iterable[Prompt], sampling: Sampling) -> Iterator[RolloutGroup]:
         """Yield the group of each prompt as it finishes.
 
-        Raises UserError at once for a prompt with media, one that leaves no room for a single token, or, where the
-        endpoints give text alone, one with a prefix. Later, UserError where an endpoint lacks what is asked of it, and
-        RunInterrupted where all of them are gone.
+        Raises UserError for a prompt with media, one that leaves no room for a single token, or, where the endpoints
+        give text alone, one with a prefix: at once, unless it comes late. Later, UserError where an endpoint lacks what
+        is asked of it, and RunInterrupted where all of them are gone.
         """
-        asked = [self._ask(prompt, sampling) for prompt in prompts]
-        return self._groups(asked, sampling)
+        asked = (self._ask(prompt, sampling) for prompt in prompts)
+        return self._groups(list(asked) if isinstance(prompts, Sequence) else asked, sampling)
 
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         raise UserError("an endpoint cannot take new weights: train with rollout=vllm or rollout=transformers")
@@ -89,17 +90,23 @@ class ServerEngine:
         ids = self._chat.pack(prompt).ids
         return _Asked(prompt, ids, room(prompt, len(ids), sampling, self._window))
 
-    def _groups(self, asked: Sequence[_Asked], sampling: Sampling) -> Iterator[RolloutGroup]:
+    def _groups(self, asked: Iterable[_Asked], sampling: Sampling) -> Iterator[RolloutGroup]:
         """A request a prompt; a request a rollout where the endpoints give text, because few of them draw many."""
         # Greedy rollouts are all the same, and vLLM refuses to draw them more than once.
         draws = sampling.num_rollouts if sampling.temperature > 0.0 else 1
         parts = draws if self._api == "text" else 1
-        requests = [(one, part) for one in asked for part in range(parts)]
+        requests: list[tuple[_Asked, int]] = []
         build = self._text_body if self._api == "text" else self._tokens_body
         read = self._read_text if self._api == "text" else self._read_tokens
         path = "chat/completions" if self._api == "text" else "completions"
-        bodies = (build(one, sampling, part, draws // parts) for one, part in requests)
-        for position, answer in self._endpoints.map(path, bodies):
+
+        def bodies() -> Iterator[dict[str, Any]]:
+            for one in asked:
+                for part in range(parts):
+                    requests.append((one, part))
+                    yield build(one, sampling, part, draws // parts)
+
+        for position, answer in self._endpoints.map(path, bodies()):
             one, part = requests[position]
             choices = self._choices(answer, draws // parts)
             one.rollouts += [read(one, part + number, choice) for number, choice in enumerate(choices)]

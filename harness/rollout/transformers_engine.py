@@ -30,6 +30,7 @@ class TransformersEngine:
     def __init__(self, model: LanguageModel, chat: Chat, sampler: Sampler, max_sequences: int) -> None:
         self.sampler: Sampler = sampler
         self.has_own_weights = False
+        self.takes_late_prompts = False  # its batches would depend on when they come
         self._model = model
         self._chat = chat
         self._max_sequences = max_sequences
@@ -38,7 +39,7 @@ class TransformersEngine:
     def context_window(self) -> int:
         return self._model.context_window
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[RolloutGroup]:
+    def generate(self, prompts: Iterable[Prompt], sampling: Sampling) -> Iterator[RolloutGroup]:
         """Yield the group of each prompt, ungraded, in order, as its batch finishes.
 
         A prompt's prefix starts every completion and counts against `max_new_tokens`; a completion also ends where the

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import itertools
 import math
 import os
 import uuid
@@ -22,7 +23,7 @@ from harness.config import ModelConfig
 from harness.config_engines import RolloutConfig
 from harness.errors import UserError, first_line
 from harness.models.chat import Chat, PackedPrompt
-from harness.rollout.base import BAN, Sampling, rollout_seed, room
+from harness.rollout.base import BAN, Incoming, Sampling, rollout_seed, room
 from harness.rollout.vllm_media import multimodal_input
 from harness.rollout.vllm_options import ALWAYS, engine_options
 from harness.types import FinishReason, Prompt, Rollout, RolloutGroup, Sampler
@@ -55,6 +56,7 @@ class VllmEngine:
     ) -> None:
         self.sampler: Sampler = sampler
         self.has_own_weights = True
+        self.takes_late_prompts = True
         self._chat = chat
         self._bias = dict.fromkeys(chat.banned_ids, BAN)
         self._sleeps = empty and config.vllm.sleep and torch.cuda.is_available()
@@ -71,16 +73,14 @@ class VllmEngine:
     def context_window(self) -> int:
         return self._window
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[RolloutGroup]:
-        """Yield the group of each prompt as it finishes; all are in hand at once.
+    def generate(self, prompts: Iterable[Prompt], sampling: Sampling) -> Iterator[RolloutGroup]:
+        """Yield the group of each prompt as it finishes; all that have come are in hand at once.
 
-        Raises UserError at once if a prompt leaves no room for a single token.
+        Raises UserError if a prompt leaves no room for a single token.
         """
         if sampling.temperature > MAX_TEMPERATURE:
             raise UserError(f"vLLM samples at temperatures up to {MAX_TEMPERATURE:g}, not at {sampling.temperature:g}")
-        packed = [self._chat.pack(prompt) for prompt in prompts]
-        limits = [room(prompt, len(p.ids), sampling, self._window) for prompt, p in zip(prompts, packed, strict=True)]
-        return self._groups(prompts, packed, limits, sampling)
+        return self._groups(Incoming(prompts), sampling)
 
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Fill every tensor of the engine, layer by layer, from the trainer's: no second copy is made of them.
@@ -124,29 +124,35 @@ class VllmEngine:
             del engine
             gc.collect()
 
-    def _groups(
-        self, prompts: Sequence[Prompt], packed: Sequence[PackedPrompt], limits: Sequence[int], sampling: Sampling
-    ) -> Iterator[RolloutGroup]:
+    def _groups(self, incoming: Incoming, sampling: Sampling) -> Iterator[RolloutGroup]:
         engine = self._engine
         waiting: dict[str, tuple[Prompt, PackedPrompt]] = {}
         tag = uuid.uuid4().hex[:8]
+        names = (f"{tag}-{number}" for number in itertools.count())
         torch.set_num_threads(self._num_threads)  # a thread starts with OMP_NUM_THREADS, and vLLM checks the number
         try:
-            for number, (prompt, pack, limit) in enumerate(zip(prompts, packed, limits, strict=True)):
-                name = f"{tag}-{number}"
-                params = self._params(prompt, limit, sampling)
-                waiting[name] = (prompt, pack)
-                engine.add_request(name, self._input(prompt, pack), params)
-            while waiting:
+            while waiting or not incoming.ended:
+                for prompt, packed, params in self._requests(incoming.take(wait=not waiting), sampling):
+                    name = next(names)
+                    waiting[name] = (prompt, packed)
+                    engine.add_request(name, self._input(prompt, packed), params)
                 with torch.random.fork_rng(devices=[]):  # vLLM draws from the process's generator, if for nothing
-                    outputs = engine.step()
+                    outputs = engine.step() if waiting else ()
                 for output in outputs:
                     if output.finished:
-                        prompt, pack = waiting.pop(output.request_id)
-                        yield self._group(prompt, pack, output, sampling)
+                        prompt, packed = waiting.pop(output.request_id)
+                        yield self._group(prompt, packed, output, sampling)
         finally:
             if waiting:  # the caller has stopped reading, or the engine failed
                 engine.abort_request(list(waiting))
+
+    def _requests(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[tuple[Prompt, PackedPrompt, Any]]:
+        requests = []
+        for prompt in prompts:
+            packed = self._chat.pack(prompt)
+            limit = room(prompt, len(packed.ids), sampling, self._window)
+            requests.append((prompt, packed, self._params(prompt, limit, sampling)))
+        return requests
 
     def _input(self, prompt: Prompt, packed: PackedPrompt) -> Any:
         ids = [*packed.ids, *prompt.prefix_ids]

@@ -67,7 +67,7 @@ class Case:
     def updater(self, student: LanguageModel, **changes: Any) -> Updater:
         """An update without weight decay and clipping, on a copy of the student."""
         method = self.build()
-        config = UpdateConfig(**({"weight_decay": 0.0, "max_grad_norm": 1e9, "micro_batch_size": 4096} | changes))
+        config = UpdateConfig(**({"weight_decay": 0.0, "max_grad_norm": 1e9} | changes))
         teacher = LocalScorer(lab().teacher, 1.0) if method.needs_teacher == "distribution" else None
         return Updater(student=student, teacher=teacher, method=method, config=config, temperature=1.0)
 

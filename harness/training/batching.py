@@ -1,11 +1,11 @@
 """From training samples to mini-batches, micro-batches and padded tensors.
 
-B sequences, T tokens of the longest, N trained tokens.
+B sequences, T tokens of the longest, N trained tokens, P prompts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,8 @@ import torch
 
 from harness.models.vision import MediaInputs
 from harness.types import TokenBatch, TrainingSample
+
+WORTH_SHARING = 0.9
 
 
 def mini_batches(
@@ -30,45 +32,127 @@ def mini_batches(
     return [[s for i in part for s in groups[i]] for part in np.array_split(order, num_batches)]
 
 
-def micro_batches(samples: Sequence[TrainingSample], size: int) -> Iterator[list[TrainingSample]]:
-    """At most `size` sequences each, sorted by length so that padding is small."""
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """Sequences of one forward and backward pass. Where prompts are shared, `num_given[i]` leading tokens of sample i
+    are read once for all samples that start with them."""
+
+    samples: list[TrainingSample]
+    num_given: list[int] | None = None
+
+    @property
+    def prompts(self) -> list[tuple[int, ...]]:
+        """The shared beginnings, each once."""
+        given = self.num_given or []
+        return list(dict.fromkeys(tuple(s.token_ids[:n]) for s, n in zip(self.samples, given, strict=True)))
+
+    @property
+    def num_tokens(self) -> int:
+        """That are read, padding aside."""
+        total = sum(len(sample.token_ids) for sample in self.samples)
+        if self.num_given is None:
+            return total
+        return total - sum(self.num_given) + sum(map(len, self.prompts))
+
+    @property
+    def num_padded(self) -> int:
+        """That are read, padding included."""
+        if self.num_given is None:
+            return len(self.samples) * max(len(sample.token_ids) for sample in self.samples)
+        rest = [len(sample.token_ids) - given for sample, given in zip(self.samples, self.num_given, strict=True)]
+        return len(rest) * max(rest) + len(self.prompts) * max(map(len, self.prompts))
+
+
+def micro_batches(samples: Sequence[TrainingSample], max_tokens: int, *, share: bool = False) -> list[MicroBatch]:
+    """Cut a mini-batch into passes of at most `max_tokens`, padding included; a longer sequence has one for itself.
+
+    Sequences are sorted by length so that padding is small. With `share`, prompts may be read once for their group;
+    that is done where it leaves at most `WORTH_SHARING` of the tokens, since it keeps groups together and pads twice.
+    """
     ordered = sorted(samples, key=lambda s: len(s.token_ids), reverse=True)
-    for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]
+    plain = _cut([MicroBatch(samples=[sample]) for sample in ordered], max_tokens)
+    if not share or any(sample.media is not None or _num_given(sample) == 0 for sample in samples):
+        return plain
+    groups: dict[tuple[int, ...], list[TrainingSample]] = {}
+    for sample in ordered:
+        groups.setdefault(tuple(sample.token_ids[: _num_given(sample)]), []).append(sample)
+    units = [MicroBatch(samples=[s], num_given=[len(prompt)]) for prompt, found in groups.items() for s in found]
+    shared = _cut(units, max_tokens)
+    return shared if _num_padded(shared) <= WORTH_SHARING * _num_padded(plain) else plain
+
+
+def _cut(units: Sequence[MicroBatch], max_tokens: int) -> list[MicroBatch]:
+    """Join units in order while they fit."""
+    done: list[MicroBatch] = []
+    for unit in units:
+        joined = _join(done[-1], unit) if done else unit
+        if done and joined.num_padded <= max_tokens:
+            done[-1] = joined
+        else:
+            done.append(unit)
+    return done
+
+
+def _join(a: MicroBatch, b: MicroBatch) -> MicroBatch:
+    given = None if a.num_given is None or b.num_given is None else [*a.num_given, *b.num_given]
+    return MicroBatch(samples=[*a.samples, *b.samples], num_given=given)
+
+
+def _num_given(sample: TrainingSample) -> int:
+    """Tokens before the one whose hidden state predicts the first trained token."""
+    return max(0, sample.loss_mask.index(1) - 1) if 1 in sample.loss_mask else 0
+
+
+def _num_padded(batches: Sequence[MicroBatch]) -> int:
+    return sum(batch.num_padded for batch in batches)
+
+
+@dataclass(kw_only=True)
+class SharedPrompts:
+    """Left-padded prompts, and which of them each sequence continues."""
+
+    ids_PT: torch.Tensor
+    mask_PT: torch.Tensor
+    rows_B: torch.Tensor
 
 
 @dataclass(kw_only=True)
 class PaddedBatch:
     """Right-padded sequences and the positions whose next token is trained.
 
-    `rows_N, columns_N` index the hidden state that predicts trained token `tokens.ids_N`.
+    `rows_N, columns_N` index the hidden state that predicts trained token `tokens.ids_N`, which stands at `positions_N`
+    of its sequence. Behind `prompts` the sequences are what follows them.
     """
 
     ids_BT: torch.Tensor
     mask_BT: torch.Tensor
     rows_N: torch.Tensor
     columns_N: torch.Tensor
+    positions_N: list[int]
     weights_N: torch.Tensor
     tokens: TokenBatch
     media: list[MediaInputs | None]
     """Of every sequence; those of one prompt share an object, so that the vision tower sees it once."""
+    prompts: SharedPrompts | None = None
 
 
-def pad(samples: Sequence[TrainingSample], device: torch.device) -> PaddedBatch:
+def pad(micro: MicroBatch | Sequence[TrainingSample], device: torch.device) -> PaddedBatch:
     """Pad a micro-batch. Missing advantages and log-probabilities become 0, missing weights 1."""
+    batch = micro if isinstance(micro, MicroBatch) else MicroBatch(samples=list(micro))
+    samples = batch.samples
+    given = batch.num_given or [0] * len(samples)
     packed = {s.media.digest: s.media for s in samples if s.media is not None}
     inputs = {digest: media.inputs() for digest, media in packed.items()}
-    rows = [(b, t) for b, s in enumerate(samples) for t, trained in enumerate(s.loss_mask) if trained]
-    ids_BT, mask_BT = _right_pad([s.token_ids for s in samples])
+    trained = [(b, t) for b, s in enumerate(samples) for t, mask in enumerate(s.loss_mask) if mask]
+    ids_BT, mask_BT = _pad([s.token_ids[n:] for s, n in zip(samples, given, strict=True)])
 
     def per_token(values: Sequence[Sequence[float] | None], default: float) -> torch.Tensor:
-        flat = [default if (row := values[b]) is None else row[t] for b, t in rows]
+        flat = [default if (row := values[b]) is None else row[t] for b, t in trained]
         return torch.tensor(flat, dtype=torch.float32, device=device)
 
-    rows_N = torch.tensor([b for b, _ in rows], device=device)
-    columns_N = torch.tensor([t - 1 for _, t in rows], device=device)
+    rows_N = torch.tensor([b for b, _ in trained], dtype=torch.long, device=device)
     tokens = TokenBatch(
-        ids_N=torch.tensor([samples[b].token_ids[t] for b, t in rows], device=device),
+        ids_N=torch.tensor([samples[b].token_ids[t] for b, t in trained], dtype=torch.long, device=device),
         advantages_N=per_token([s.advantages for s in samples], 0.0),
         old_logprobs_N=per_token([s.old_logprobs for s in samples], 0.0),
         rollout_logprobs_N=per_token([s.rollout_logprobs for s in samples], 0.0),
@@ -78,11 +162,21 @@ def pad(samples: Sequence[TrainingSample], device: torch.device) -> PaddedBatch:
         ids_BT=ids_BT.to(device),
         mask_BT=mask_BT.to(device),
         rows_N=rows_N,
-        columns_N=columns_N,
+        columns_N=torch.tensor([t - 1 - given[b] for b, t in trained], dtype=torch.long, device=device),
+        positions_N=[t for _, t in trained],
         weights_N=per_token([s.weights for s in samples], 1.0),
         tokens=tokens,
         media=[None if s.media is None else inputs[s.media.digest] for s in samples],
+        prompts=None if batch.num_given is None else _shared_prompts(batch, device),
     )
+
+
+def _shared_prompts(batch: MicroBatch, device: torch.device) -> SharedPrompts:
+    prompts = batch.prompts
+    number = {prompt: i for i, prompt in enumerate(prompts)}
+    rows = [number[tuple(s.token_ids[:n])] for s, n in zip(batch.samples, batch.num_given or [], strict=True)]
+    ids_PT, mask_PT = _pad(prompts, left=True)
+    return SharedPrompts(ids_PT=ids_PT.to(device), mask_PT=mask_PT.to(device), rows_B=torch.tensor(rows, device=device))
 
 
 def pad_for_teacher(samples: Sequence[TrainingSample], device: torch.device) -> PaddedBatch:
@@ -107,11 +201,13 @@ def _with_teacher_prompt(sample: TrainingSample) -> TrainingSample:
     )
 
 
-def _right_pad(sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+def _pad(sequences: Sequence[Sequence[int]], *, left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask, int64 [B, T]."""
     longest = max(len(s) for s in sequences)
     ids_BT = torch.zeros(len(sequences), longest, dtype=torch.long)
     mask_BT = torch.zeros(len(sequences), longest, dtype=torch.long)
     for b, sequence in enumerate(sequences):
-        ids_BT[b, : len(sequence)] = torch.tensor(sequence)
-        mask_BT[b, : len(sequence)] = 1
+        columns = slice(longest - len(sequence), longest) if left else slice(len(sequence))
+        ids_BT[b, columns] = torch.tensor(sequence, dtype=torch.long)
+        mask_BT[b, columns] = 1
     return ids_BT, mask_BT

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from harness.errors import UserError
+from harness.training.optimizer import load_state_tensors, state_tensors
 
 STATE = "state.json"  # written last: its presence makes a folder complete
 
@@ -35,7 +36,7 @@ def save(
     aside.mkdir()
     try:
         _save_tensors(aside / "model.safetensors", dict(model.named_parameters()))
-        _save_tensors(aside / "optimizer.safetensors", _optimizer_tensors(model, optimizer))
+        _save_tensors(aside / "optimizer.safetensors", state_tensors(optimizer, dict(model.named_parameters())))
         _save_tensors(aside / "rng.safetensors", {"torch": torch.get_rng_state()})
         text = json.dumps({"step": step, "rng": _python_rng()} | state)
         with (aside / STATE).open("w", encoding="utf-8") as file:
@@ -75,7 +76,7 @@ def load(path: Path, *, model: torch.nn.Module, optimizer: torch.optim.Optimizer
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
-    _load_optimizer(model, optimizer, load_file(path / "optimizer.safetensors"))
+    load_state_tensors(optimizer, dict(model.named_parameters()), load_file(path / "optimizer.safetensors"))
     state = json.loads((path / STATE).read_text(encoding="utf-8"))
     torch.set_rng_state(load_file(path / "rng.safetensors")["torch"])
     version, internal, gauss = state["rng"]["python"]
@@ -92,29 +93,6 @@ def _python_rng() -> dict[str, Any]:
         "python": [version, list(internal), gauss],
         "numpy": [kind, np.asarray(keys).tolist(), position, has_gauss, cached],
     }
-
-
-def _optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """`<parameter>/<slot>` for every slot of every parameter that has been updated."""
-    return {
-        f"{name}/{slot}": value
-        for name, parameter in model.named_parameters()
-        for slot, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def _load_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    by_name: dict[str, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        name, slot = key.rsplit("/", 1)
-        by_name.setdefault(name, {})[slot] = value
-    for name, parameter in model.named_parameters():
-        if name in by_name:
-            # AdamW keeps `step` on the CPU and the moments beside the parameter.
-            optimizer.state[parameter] = {
-                slot: value.clone() if slot == "step" else value.to(parameter.device, copy=True)
-                for slot, value in by_name[name].items()
-            }
 
 
 def _save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:

@@ -71,14 +71,17 @@ def buffer_metrics(buffer: PromptReplayBuffer, events: Sequence[BufferEvent], nu
     return {f"buffer/{name}": float(number) for name, number in (sizes | totals).items()}
 
 
-def token_metrics(samples: Sequence[TrainingSample], *, num_rescored: int, teacher_scores: bool) -> dict[str, float]:
+def token_metrics(
+    samples: Sequence[TrainingSample], *, num_updated: int, num_rescored: int, teacher_scores: bool
+) -> dict[str, float]:
     """Tokens that went through the student's update and the teacher's scoring, prompts included; inert samples do not.
 
-    `num_rescored` are those that the student read once more for their old log-probabilities.
+    A prompt that was read once for its group counts once. `num_rescored` are those that the student read once more for
+    their old log-probabilities.
     """
     active = [sample for sample in samples if not sample.inert]
     return {
-        "tokens/student_update": float(sum(len(s.token_ids) for s in active)),
+        "tokens/student_update": float(num_updated),
         "tokens/student_rescored": float(num_rescored),
         "tokens/teacher_scored": float(sum(_num_teacher_tokens(s) for s in active)) if teacher_scores else 0.0,
     }

@@ -168,7 +168,7 @@ class ProcessScorer:
                 self._process.kill()  # whatever it is at, its later replies would come at the wrong time
                 raise RunInterrupted(
                     f"the teacher's process took more than {seconds:g} s {purpose}: raise server.timeout, or lower "
-                    "update.micro_batch_size; launch again to go on"
+                    "update.micro_batch_tokens; launch again to go on"
                 )
             kind, content = self._connection.recv()
         except (EOFError, OSError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -19,8 +18,9 @@ from harness.rollout.base import RolloutEngine
 from harness.rollout.build import Teacher
 from harness.run_folder import RunFolder
 from harness.tracking import Tracker
-from harness.training import checkpoint, metrics
+from harness.training import checkpoint, memory, metrics
 from harness.training.batching import mini_batches
+from harness.training.nonfinite import NonFinite
 from harness.training.transfer import Transfer
 from harness.training.update import Updater
 from harness.types import RolloutGroup, TrainingSample
@@ -70,6 +70,7 @@ class Trainer:
             method=method,
             config=config.update,
             temperature=config.rollout.temperature,
+            clock=actors.clock,
         )
         self._transfer = Transfer(
             engine,
@@ -82,6 +83,7 @@ class Trainer:
 
     def train(self) -> None:
         first = self._resume() + 1
+        logger.info("%s", memory.plan(self._student, self._config.update))
         self._transfer(0)
         for step in range(first, self._num_steps + 1):
             self._step(step)
@@ -95,7 +97,7 @@ class Trainer:
                 self._evaluate(step)
 
     def _step(self, step: int) -> None:
-        started = time.perf_counter()
+        clock = self._actors.clock
         self._actors.begin(step)
         batch = self._batch(step)
         groups = self._method.collect(batch, self._actors, self._rng(step, COLLECT))
@@ -103,35 +105,30 @@ class Trainer:
         for group in groups:
             group.replayed = group.prompt.question.id in replayed
         self._engine.sleep()
-        collected = time.perf_counter()
 
         samples = self._method.credit(groups)
         row = metrics.group_metrics(groups) | metrics.sample_metrics(samples)
         row |= self._method.metrics(groups)
-        row |= self._update(step, samples)
-        updated = time.perf_counter()
-        row |= self._transfer(step)
+        with clock.running("update"):
+            row |= self._update(step, samples)
+        with clock.running("transfer"):
+            row |= self._transfer(step)
 
         plain = metrics.plain_student_groups(groups)
         events = self._buffer.update(plain) if self._method.config.replay else []
         row |= metrics.buffer_metrics(self._buffer, events, len(batch.replayed))
-        counts = self._actors.counts
-        row |= counts
+        row |= self._actors.counts
         row |= metrics.flops(
             row,
             student=_num_parameters(self._student),
             teacher=self._teacher.num_parameters,
             gradient_checkpointing=self._config.update.gradient_checkpointing,
         )
-        row |= {
-            "time/collect": collected - started,
-            "time/update": updated - collected,
-            "memory/resident_mb": metrics.resident_mb(),
-        }
+        row["memory/resident_mb"] = metrics.resident_mb()
         written = [*groups, *self._actors.rewritten]
         self._folder.write_rollouts(step, written, samples, self._prompt_texts(written))
         self._folder.write_buffer_events(step, events)
-        row["time/step"] = time.perf_counter() - started
+        row |= clock.finish()
         self._folder.write_metrics(step, row)
         self._folder.add_cost(row)
         self._tracker.log(step, row)
@@ -151,14 +148,38 @@ class Trainer:
         num_rescored = self._updater.fill_old_logprobs(samples)
         parts = mini_batches(samples, num_batches=self._method.config.updates_per_step, rng=self._rng(step, SPLIT))
         rows: list[dict[str, float]] = []
+        num_skipped = 0
         for part in filter(None, parts):
-            rows.append(self._updater.update(part, measure_gap=not rows))
-        row = metrics.token_metrics(samples, num_rescored=num_rescored, teacher_scores=self._teacher_scores)
-        row |= {"train/num_updates": float(len(rows)), "train/empty_mini_batches": float(len(parts) - len(rows))}
+            try:
+                rows.append(self._updater.update(part, measure_gap=not rows))
+            except NonFinite as error:
+                self._note_nonfinite(step, error)
+                num_skipped += 1
+        num_read, num_padded = (int(sum(r.pop(name) for r in rows)) for name in ("num_read", "num_padded"))
+        row = metrics.token_metrics(
+            samples, num_updated=num_read, num_rescored=num_rescored, teacher_scores=self._teacher_scores
+        )
+        row |= {
+            "train/num_updates": float(len(rows)),
+            "train/empty_mini_batches": float(sum(not part for part in parts)),
+            "train/nonfinite_skipped": float(num_skipped),
+            "train/padding_frac": 1.0 - num_read / num_padded if num_padded else 0.0,
+        }
         for name in sorted({name for r in rows for name in r}):
             values = [r[name] for r in rows if name in r]
             row[f"train/{name}"] = sum(values) / len(values)
         return row | self._updater.gap.finish()
+
+    def _note_nonfinite(self, step: int, error: NonFinite) -> None:
+        """Save the sample. Raises UserError unless such updates are left out."""
+        saved = self._folder.write_nonfinite(step, str(error), error.sample)
+        if self._config.update.on_nonfinite == "stop":
+            raise UserError(
+                f"step {step}: {error}; saved in {saved}. Weights are as before this update: lower "
+                "update.learning_rate, use a wider student.dtype, or leave such updates out with "
+                "update.on_nonfinite=skip"
+            ) from error
+        logger.warning("step %d: %s; this update is left out, the sample is in %s", step, error, saved)
 
     def _rng(self, step: int, stream: int) -> np.random.Generator:
         return np.random.default_rng([self._config.seed, step, stream])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Sequence
 
 from harness.errors import UserError
@@ -49,13 +48,11 @@ class Transfer:
     def __call__(self, step: int) -> dict[str, float]:
         """Wake the engine, fill it and probe it after the updates of `step`; 0 before the first.
 
-        Returns `time/transfer` and, where the engine has weights of its own, `transfer/probe_gap` (mean) and
-        `transfer/probe_gap_max`. Raises UserError where the deadline passes or the probe is out of its bound.
+        Returns `transfer/probe_gap` (mean) and `transfer/probe_gap_max` where the engine has weights of its own. Raises
+        UserError where the deadline passes or the probe is out of its bound.
         """
-        started = time.perf_counter()
         self._within_deadline(step)
-        row = self._probe(step) if self._engine.has_own_weights or step == 0 else {}
-        return {"time/transfer": time.perf_counter() - started} | row
+        return self._probe(step) if self._engine.has_own_weights or step == 0 else {}
 
     def _within_deadline(self, step: int) -> None:
         """Collectives and copies that hang cannot be stopped from here, but the run can: the thread is a daemon."""

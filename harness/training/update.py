@@ -2,7 +2,8 @@
 
 The loss of every trained token is weighted, summed over the mini-batch and divided once by the sum of the samples'
 norms, so the gradient does not depend on how the mini-batch is cut into micro-batches. Trained tokens are projected to
-the vocabulary in chunks; a method's `loss` sees one chunk.
+the vocabulary tile by tile; a method's `loss` sees one tile. Because the denominator is known beforehand, the backward
+pass of a tile follows its forward pass at once: no logits are kept and none are projected again.
 
 Shape suffixes: B sequences, T tokens, N trained tokens, H hidden, V vocabulary.
 """
@@ -17,17 +18,25 @@ import torch
 from accelerate import Accelerator
 
 from harness.config import UpdateConfig
-from harness.errors import UserError
-from harness.models.forward import LanguageModel, gather_logprobs
-from harness.training.batching import PaddedBatch, micro_batches, pad, tokens_between
+from harness.models.forward import LanguageModel
+from harness.step_clock import StepClock
+from harness.training.batching import MicroBatch, PaddedBatch, micro_batches, pad, tokens_between
+from harness.training.memory import tile_tokens
 from harness.training.mismatch import GapMeter
+from harness.training.nonfinite import NonFinite, check_gradient, check_tile
+from harness.training.optimizer import make_optimizer
 from harness.training.teacher import TeacherScorer, TeacherScores, check_same
-from harness.types import TrainingSample
+from harness.types import TeacherDistribution, TokenBatch, TrainingSample
 from methods.base import Method
+from methods.losses import token_logprobs
 
 
 class Updater:
-    """Student, optimizer and loss. `teacher` scores for methods that read its distribution, and only for them."""
+    """Student, optimizer and loss. `teacher` scores for methods that read its distribution, and only for them.
+
+    Raises UserError where `update.logit_memory_mb` does not hold the logits of one token, or the optimizer is not
+    installed.
+    """
 
     def __init__(
         self,
@@ -37,6 +46,7 @@ class Updater:
         method: Method,
         config: UpdateConfig,
         temperature: float,
+        clock: StepClock | None = None,
     ) -> None:
         self.student = student
         self.gap = GapMeter()
@@ -44,16 +54,13 @@ class Updater:
         self._method = method
         self._config = config
         self._temperature = temperature
+        self._clock = clock or StepClock()
+        self._tile = tile_tokens(student.num_tokens, config.logit_memory_mb)
+        self._share = config.share_prompts and not config.gradient_checkpointing and student.can_share_prompts
         self._accelerator = Accelerator(cpu=student.device.type == "cpu")
         if config.gradient_checkpointing:
             student.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        optimizer = torch.optim.AdamW(
-            student.module.parameters(),
-            lr=config.learning_rate,
-            betas=(config.betas[0], config.betas[1]),
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-        )
+        optimizer = make_optimizer(list(student.module.parameters()), config)
         self.optimizer: torch.optim.Optimizer = self._accelerator.prepare(optimizer)
 
     def fill_old_logprobs(self, samples: Sequence[TrainingSample]) -> int:
@@ -72,76 +79,144 @@ class Updater:
         for sample in policy:
             sample.old_logprobs = sample.rollout_logprobs if _is_complete(sample.rollout_logprobs) else None
         missing = [s for s in policy if not s.inert and (recompute or s.old_logprobs is None)]
-        for micro in micro_batches(missing, self._config.micro_batch_size):
-            for sample, logprobs in zip(micro, self._sequence_logprobs(micro, measure_gap=recompute), strict=True):
+        num_read = 0
+        for micro in self._cut(missing):
+            num_read += micro.num_tokens
+            for sample, logprobs in zip(micro.samples, self._logprobs(micro, measure_gap=recompute), strict=True):
                 sample.old_logprobs = logprobs
         for sample in samples:
             if sample.rollout_logprobs is None:
                 sample.rollout_logprobs = sample.old_logprobs
-        return sum(len(sample.token_ids) for sample in missing)
+        return num_read
 
     def logprobs(self, samples: Sequence[TrainingSample]) -> list[list[float]]:
         """The student's present log-probability of every trained token, 0 elsewhere; in the order of the samples."""
-        return self._sequence_logprobs(list(samples), measure_gap=False)
+        return self._logprobs(MicroBatch(samples=list(samples)), measure_gap=False)
 
     def update(self, samples: Sequence[TrainingSample], *, measure_gap: bool = False) -> dict[str, float]:
-        """One optimizer step. Returns `loss`, `grad_norm` and the method's sums per trained token.
+        """One optimizer step. Returns `loss`, `grad_norm` and the method's sums per trained token; `num_read` tokens,
+        and `num_padded` with padding.
 
         `measure_gap` adds the tokens to the step's `gap`, for the step's first update; not where `fill_old_logprobs`
         has measured it.
-        Raises UserError when the gradient is not finite: the weights are left as they were.
+        Raises NonFinite, with the sample, before the optimizer moves.
         """
         # A mini-batch of inert samples still is an update with a zero gradient: the optimizer's momentum acts.
         active = [sample for sample in samples if not sample.inert] or list(samples[:1])
         denominator = sum(sample.denominator for sample in samples)
-        sums: defaultdict[str, float] = defaultdict(float)
+        micros = self._cut(active)
         measure_gap = measure_gap and self.gap.is_empty
-        micros = list(micro_batches(active, self._config.micro_batch_size))
-        scored = None if self._teacher is None else self._teacher.score(micros)
-        for micro in micros:
-            batch = pad(micro, self.student.device)
-            self.student.module.train(self._config.gradient_checkpointing)  # layers recompute in train mode only
-            hidden_NH = self._hidden(self.student, batch)
-            self.student.module.eval()
-            leaf_NH = hidden_NH.detach().requires_grad_()
-            scores = self._teacher_scores(scored, batch)
-            measured: list[torch.Tensor] = []
-            for start, stop in self._chunks(len(leaf_NH)):
-                tokens = tokens_between(batch.tokens, start, stop)
-                logits_NV = self._logits(self.student, leaf_NH[start:stop])
-                teacher = None if scores is None else scores.between(start, stop).to(self.student.device)
-                output = self._method.loss(logits_NV, tokens, teacher)
-                loss = (output.loss_N * batch.weights_N[start:stop]).sum() / denominator
-                self._accelerator.backward(loss)
-                sums["loss"] += loss.item()
-                for name, value in output.sums.items():
-                    sums[name] += float(value)
-                if measure_gap:
-                    measured.append(gather_logprobs(logits_NV.detach(), tokens.ids_N))
-            if measured:
-                self.gap.add(micro, batch.tokens, torch.cat(measured))
-            self._accelerator.backward(hidden_NH, gradient=leaf_NH.grad)
-        grad_norm = float(
-            self._accelerator.clip_grad_norm_(self.student.module.parameters(), self._config.max_grad_norm)
-        )
-        if not torch.isfinite(torch.tensor(grad_norm)):
+        try:
+            sums = self._backward(micros, denominator, measure_gap=measure_gap)
+            parameters = self.student.module.parameters()
+            grad_norm = float(self._accelerator.clip_grad_norm_(parameters, self._config.max_grad_norm))
+            if not math.isfinite(grad_norm):
+                raise self._find_nonfinite(active, denominator)
+        except NonFinite:
             self.optimizer.zero_grad()
-            raise UserError(f"the gradient is not finite ({grad_norm}): lower update.learning_rate or use float32")
+            raise
         self.optimizer.step()
         self.optimizer.zero_grad()
         num_tokens = max(1, sum(sample.num_trained for sample in active))
         metrics = {name: value if name == "loss" else value / num_tokens for name, value in sums.items()}
-        return metrics | {"grad_norm": grad_norm}
+        return metrics | {
+            "grad_norm": grad_norm,
+            "num_read": float(sum(micro.num_tokens for micro in micros)),
+            "num_padded": float(sum(micro.num_padded for micro in micros)),
+        }
 
-    def _chunks(self, num_tokens: int) -> Iterator[tuple[int, int]]:
-        size = self._config.chunk_tokens
-        return ((start, min(start + size, num_tokens)) for start in range(0, num_tokens, size))
+    def _backward(self, micros: Sequence[MicroBatch], denominator: float, *, measure_gap: bool) -> dict[str, float]:
+        """Add the gradient of the mini-batch to the parameters'; returns the loss and token sums."""
+        sums: defaultdict[str, float] = defaultdict(float)
+        scored = None if self._teacher is None else self._teacher.score([micro.samples for micro in micros])
+        for micro in micros:
+            batch = pad(micro, self.student.device)
+            self.student.module.train(self._config.gradient_checkpointing)  # layers recompute in train mode only
+            hidden_NH = self._hidden(batch)
+            self.student.module.eval()
+            with self._clock.running("teacher"):
+                scores = self._teacher_scores(scored, batch)
+            gradient_NH = torch.empty_like(hidden_NH)
+            measured: list[torch.Tensor] = []
+            for start, stop in self._tiles(len(hidden_NH)):
+                tokens = tokens_between(batch.tokens, start, stop)
+                weights_N = batch.weights_N[start:stop] / denominator
+                states_NH = hidden_NH.detach()[start:stop].float()
+                teacher = None
+                if scores is not None:
+                    with self._clock.running("teacher"):
+                        teacher = scores.between(start, stop).to(self.student.device)
+                logits_NV = self._logits(states_NH)
+                if measure_gap:
+                    measured.append(token_logprobs(logits_NV, tokens.ids_N))
+                self._backward_loss(logits_NV.requires_grad_(), tokens, weights_N, teacher, micro.samples, sums)
+                gradient_NH[start:stop] = self._backward_logits(states_NH, logits_NV)
+                del logits_NV, teacher  # before the next ones are made
+            if measured:
+                self.gap.add(micro.samples, batch.tokens, torch.cat(measured))
+            check_gradient(gradient_NH, batch.tokens, micro.samples)
+            hidden_NH.backward(gradient_NH)
+        return sums
 
-    def _hidden(self, model: LanguageModel, batch: PaddedBatch) -> torch.Tensor:
-        return model.hidden(batch.ids_BT, batch.mask_BT, media=batch.media)[batch.rows_N, batch.columns_N]
+    def _backward_loss(
+        self,
+        logits_NV: torch.Tensor,
+        tokens: TokenBatch,
+        weights_N: torch.Tensor,
+        teacher: TeacherDistribution | None,
+        samples: Sequence[TrainingSample],
+        sums: dict[str, float],
+    ) -> None:
+        """Give `logits_NV` the gradient of a tile's loss, and add the tile to the sums."""
+        output = self._method.loss(logits_NV, tokens, teacher)
+        check_tile(output.loss_N, tokens, samples)
+        loss = (output.loss_N * weights_N).sum()
+        loss.backward()
+        sums["loss"] += loss.item()
+        for name, value in output.sums.items():
+            sums[name] += float(value)
 
-    def _logits(self, model: LanguageModel, hidden_NH: torch.Tensor) -> torch.Tensor:
-        return model.logits(hidden_NH) / self._temperature
+    def _find_nonfinite(self, samples: Sequence[TrainingSample], denominator: float) -> NonFinite:
+        """Which sample's gradient is not finite: each is tried alone, which is slow and happens once."""
+        for sample in samples:
+            self.optimizer.zero_grad()
+            self._backward([MicroBatch(samples=[sample])], denominator, measure_gap=False)
+            gradients = [p.grad for p in self.student.module.parameters() if p.grad is not None]
+            if not all(bool(gradient.isfinite().all()) for gradient in gradients):
+                return NonFinite(sample, "its gradient")
+        return NonFinite(None, "the norm of the gradient")
+
+    def _cut(self, samples: Sequence[TrainingSample]) -> list[MicroBatch]:
+        return micro_batches(samples, self._config.micro_batch_tokens, share=self._share)
+
+    def _tiles(self, num_tokens: int) -> Iterator[tuple[int, int]]:
+        return ((start, min(start + self._tile, num_tokens)) for start in range(0, num_tokens, self._tile))
+
+    def _hidden(self, batch: PaddedBatch) -> torch.Tensor:
+        """Final hidden states [N, H] that predict the trained tokens."""
+        if (shared := batch.prompts) is None:
+            hidden_BTH = self.student.hidden(batch.ids_BT, batch.mask_BT, media=batch.media)
+        else:
+            hidden_BTH = self.student.hidden_behind(
+                shared.ids_PT, shared.mask_PT, shared.rows_B, batch.ids_BT, batch.mask_BT
+            )
+        return hidden_BTH[batch.rows_N, batch.columns_N]
+
+    @torch.no_grad()
+    def _logits(self, hidden_NH: torch.Tensor) -> torch.Tensor:
+        logits_NV = self.student.logits(hidden_NH)
+        return logits_NV if self._temperature == 1.0 else logits_NV.div_(self._temperature)
+
+    @torch.no_grad()
+    def _backward_logits(self, hidden_NH: torch.Tensor, logits_NV: torch.Tensor) -> torch.Tensor:
+        """The gradient [N, H] from that in `_logits`'s result; zero where the loss does not depend on it."""
+        gradient_NV, logits_NV = logits_NV.grad, logits_NV.detach()
+        if gradient_NV is None:
+            return torch.zeros_like(hidden_NH)
+        if self._temperature != 1.0:
+            gradient_NV.div_(self._temperature)
+            logits_NV.mul_(self._temperature)
+        return self.student.backward_logits(hidden_NH, logits_NV, gradient_NV)
 
     @staticmethod
     def _teacher_scores(scored: Iterator[TeacherScores] | None, student: PaddedBatch) -> TeacherScores | None:
@@ -153,19 +228,19 @@ class Updater:
         return scores
 
     @torch.no_grad()
-    def _sequence_logprobs(self, micro: list[TrainingSample], *, measure_gap: bool) -> list[list[float]]:
+    def _logprobs(self, micro: MicroBatch, *, measure_gap: bool) -> list[list[float]]:
         batch = pad(micro, self.student.device)
-        hidden_NH = self._hidden(self.student, batch)
-        chunks = [
-            gather_logprobs(self._logits(self.student, hidden_NH[a:b]), batch.tokens.ids_N[a:b])
-            for a, b in self._chunks(len(hidden_NH))
+        hidden_NH = self._hidden(batch)
+        tiles = [
+            token_logprobs(self._logits(hidden_NH[a:b]), batch.tokens.ids_N[a:b])
+            for a, b in self._tiles(len(hidden_NH))
         ]
-        values_N = torch.cat(chunks)
+        values_N = torch.cat(tiles)
         if measure_gap:
-            self.gap.add(micro, batch.tokens, values_N)
-        logprobs = [[0.0] * len(sample.token_ids) for sample in micro]
-        for row, column, value in zip(batch.rows_N.tolist(), batch.columns_N.tolist(), values_N.tolist(), strict=True):
-            logprobs[row][column + 1] = value
+            self.gap.add(micro.samples, batch.tokens, values_N)
+        logprobs = [[0.0] * len(sample.token_ids) for sample in micro.samples]
+        for row, position, value in zip(batch.rows_N.tolist(), batch.positions_N, values_N.tolist(), strict=True):
+            logprobs[row][position] = value
         return logprobs
 
 

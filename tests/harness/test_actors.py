@@ -23,9 +23,9 @@ def chat():
 class Told:
     """An engine with given texts by uid; remembers the sampling options, can be made to wait or fail."""
 
-    def __init__(self, sampler, texts, gate=None, error=None):
+    def __init__(self, sampler, texts, gate=None, error=None, late=False):
         self.sampler, self.texts, self.gate, self.error, self.asked = sampler, texts, gate, error, []
-        self.context_window = 10_000
+        self.context_window, self.takes_late_prompts = 10_000, late
 
     def generate(self, prompts, sampling):
         self.asked.append((threading.current_thread().name.split("_")[0], sampling))
@@ -200,3 +200,61 @@ def test_it_is_the_students_window_that_counts(make, chat):
     student, teacher = Told("student", {}), Told("teacher", {})
     student.context_window, teacher.context_window = len(chat.pack(prompt("a")).ids), 10_000
     assert make(student, teacher).fits([prompt("a")]) == [False]
+
+
+class Eager(Told):
+    """Starts on each prompt as it comes."""
+
+    def generate(self, prompts, sampling):
+        for prompt in prompts:
+            yield from super().generate([prompt], sampling)
+
+
+def test_a_teacher_that_takes_late_prompts_starts_beside_the_student(make):
+    """The student's second group waits until the teacher's first one is there."""
+    first_of_the_teacher = threading.Event()
+
+    class Waiting(Told):
+        def generate(self, prompts, sampling):
+            yield from super().generate(prompts[:1], sampling)
+            assert first_of_the_teacher.wait(10)
+            yield from super().generate(prompts[1:], sampling)
+
+    student = Waiting("student", {"a": ["\\boxed{2}"], "b": ["\\boxed{3}"]})
+    teacher = Eager("teacher", {"a": ["\\boxed{2}"], "b": ["\\boxed{2}"]}, late=True)
+    actors = make(student, teacher)
+    plain = actors.student([prompt("a"), prompt("b")], 1)
+    theirs = actors.teacher((group.prompt for group in plain), 1)
+    assert next(iter(theirs)).uid == "a"
+    first_of_the_teacher.set()
+    assert [g.uid for g in theirs.list()] == ["a", "b"] == [g.uid for g in plain.list()]
+
+
+def test_any_other_engine_gets_the_whole_list(make):
+    teacher = Told("teacher", {"a": ["\\boxed{2}"], "b": ["\\boxed{2}"]})
+    actors = make(Told("student", teacher.texts), teacher)
+    plain = actors.student([prompt("a"), prompt("b")], 1)
+    theirs = actors.teacher((group.prompt for group in plain), 1)  # Told reads prompts backwards: it needs a list
+    assert [g.uid for g in theirs] == ["a", "b"]  # the student's groups came as b, a
+    assert actors.teacher(iter(()), 1).list() == []
+
+
+def test_what_the_student_raises_reaches_who_waits_for_the_teacher(make):
+    actors = make(Told("student", {}, error=UserError("context window")), Eager("teacher", {}, late=True))
+    plain = actors.student([prompt("a")], 1)
+    with pytest.raises(UserError, match="context window"):
+        actors.teacher((group.prompt for group in plain), 1).list()
+
+
+def test_the_clock_knows_who_was_at_work(make):
+    gate = threading.Event()
+    actors = make(Told("student", {"a": ["\\boxed{2}"]}, gate=gate))
+    threading.Timer(0.2, gate.set).start()
+    actors.student([prompt("a")], 1).list()
+    row = actors.clock.finish()
+    assert 0.15 < row["time/rollout"] == row["busy/rollout"] and row["busy/grade"] > 0
+    assert sum(v for k, v in row.items() if k.startswith("time/") and k != "time/step") == pytest.approx(
+        row["time/step"]
+    )
+    actors.begin(4)
+    assert actors.clock.finish()["time/rollout"] == 0

@@ -82,7 +82,7 @@ def test_the_defaults_are_the_published_setting():
     config = check("student=qwen3_5_0_8b")
     update = config.update
     assert (update.learning_rate, update.betas, update.eps, update.weight_decay) == (1e-6, [0.9, 0.999], 1e-8, 0.1)
-    assert (update.max_grad_norm, update.micro_batch_size) == (1.0, 4)
+    assert (update.max_grad_norm, update.optimizer) == (1.0, "adamw")
     rollout = config.rollout
     assert (rollout.temperature, rollout.top_p, rollout.max_prompt_tokens) == (1.0, 1.0, 4096)
     assert rollout.max_response_tokens == 12_288

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -43,7 +43,8 @@ class ScriptedStream:
         return iter(self.groups)
 
     def list(self) -> list[RolloutGroup]:
-        self.on_wait()
+        waited, self.on_wait = self.on_wait, lambda: None
+        waited()
         return self.groups
 
 
@@ -62,10 +63,10 @@ class ScriptedActors:
     completions: Mapping[str, list[int]] = field(default_factory=dict)
     """What each rollout samples, by prompt uid, where it is not [10 + index, 2]."""
 
-    def student(self, prompts: Sequence[Prompt], num_rollouts: int) -> ScriptedStream:
+    def student(self, prompts: Iterable[Prompt], num_rollouts: int) -> ScriptedStream:
         return self._sample("student", prompts, num_rollouts)
 
-    def teacher(self, prompts: Sequence[Prompt], num_rollouts: int) -> ScriptedStream:
+    def teacher(self, prompts: Iterable[Prompt], num_rollouts: int) -> ScriptedStream:
         return self._sample("teacher", prompts, num_rollouts)
 
     def rewrite(self, prompts: Sequence[Prompt], *, tag: str, max_tokens: int, sample: bool = False) -> list[Rewrite]:
@@ -89,7 +90,10 @@ class ScriptedActors:
     def count(self, name: str, value: float = 1.0) -> None:
         self.counts[name] += value
 
-    def _sample(self, sampler: Sampler, prompts: Sequence[Prompt], num_rollouts: int) -> ScriptedStream:
+    def _sample(self, sampler: Sampler, prompts: Iterable[Prompt], num_rollouts: int) -> ScriptedStream:
+        prompts = list(prompts)
+        if not prompts:
+            return ScriptedStream([])
         self.log.append(f"{sampler} x{num_rollouts}: {' '.join(p.uid for p in prompts)}")
         self.prompts |= {p.uid: p for p in prompts}
         groups = []

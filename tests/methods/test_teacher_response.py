@@ -41,8 +41,8 @@ def test_a_right_teacher_response_joins_as_the_ninth_member(actors, batch_of, ex
     groups = method().collect(batch_of("a b", "c"), models, rng())
     assert models.log == [
         "student x8: a/plain b/plain c/plain",
-        "student waited for",
         "teacher x2: b/teacher c/teacher",
+        "student waited for",
         "teacher waited for",
     ]
     assert [(group.uid, len(group.rollouts)) for group in groups] == [

@@ -66,8 +66,8 @@ def test_algorithm_1_asks_in_this_order(actors, batch_of, example):
     groups = zppo(augment_ratio=0.75).collect(batch_of("a b c d", "r"), models, rng())
     assert models.log == [
         "student x4: a/plain b/plain c/plain d/plain r/plain",
-        "student waited for",
         "teacher x2: b/teacher c/teacher",
+        "student waited for",
         "teacher waited for",
         # c before b: 0/4 before 1/4. b2 is shared by BCQ and NCQ and is compressed once.
         "rewrite <summary> 512 greedy: c/compress/student/0 c/compress/student/1 c/compress/student/2 "

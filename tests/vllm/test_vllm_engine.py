@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 
 import pytest
 import torch
@@ -185,6 +186,23 @@ def test_abandoned_requests_leave_nothing_behind(engine, prompts):
     stream.close()
     (group,) = engine.generate(prompts[:1], Sampling(num_rollouts=2, max_new_tokens=4))
     assert group.uid == prompts[0].uid and all(map(math.isfinite, group.rollouts[0].rollout_logprobs))
+
+
+def test_prompts_that_come_while_it_samples_are_taken_in(engine, prompts):
+    """The last two prompts are asked for only when a group is done; the same completions as from a list."""
+    first, sampling = threading.Event(), Sampling(num_rollouts=2, max_new_tokens=16, step=3)
+
+    def late():
+        yield from prompts[:2]
+        assert first.wait(60)
+        yield from prompts[2:4]
+
+    found = {}
+    for group in engine.generate(late(), sampling):
+        found[group.uid] = [rollout.completion_ids for rollout in group.rollouts]
+        first.set()
+    listed = {g.uid: [r.completion_ids for r in g.rollouts] for g in engine.generate(prompts[:4], sampling)}
+    assert found == listed
 
 
 def test_a_temperature_that_vllm_refuses_is_refused_in_one_line(engine, prompts):

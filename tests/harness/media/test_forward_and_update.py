@@ -159,7 +159,7 @@ def test_generation_shows_every_prompt_to_the_tower_once(shown: Any, setup: Any)
 def make_updater(setup: Any, teacher: LanguageModel | None = None, method: str = "grpo") -> Updater:
     built = registry.build({"name": method, "class": method})
     assert built is not None
-    config = UpdateConfig(learning_rate=1e-3, micro_batch_size=8)
+    config = UpdateConfig(learning_rate=1e-3)
     scorer = None if teacher is None else LocalScorer(teacher, 1.0)
     return Updater(student=setup.model, teacher=scorer, method=built, config=config, temperature=1.0)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import pytest
 
@@ -193,3 +194,25 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_sent(served_model, e
     with pytest.raises(UserError, match="an endpoint cannot take new weights"):
         text_engine.load_weights([])
     assert server.requests == []
+
+
+def test_prompts_that_come_while_others_are_answered_are_asked_too(engine):
+    """The second prompt is given only when the group of the first is there; what the source raises is raised."""
+    made, _ = engine()
+    first = threading.Event()
+
+    def late(error=None):
+        yield asked(TEXTS[0])
+        assert first.wait(20)
+        if error is not None:
+            raise error
+        yield asked(TEXTS[1])
+
+    sampling = Sampling(num_rollouts=2, max_new_tokens=8)
+    uids = []
+    for group in made.generate(late(), sampling):
+        uids.append(group.uid)
+        first.set()
+    assert uids == [TEXTS[0], TEXTS[1]]
+    with pytest.raises(OSError, match="gone"):
+        list(made.generate(late(OSError("gone")), sampling))

@@ -35,9 +35,62 @@ def test_the_split_depends_on_the_generator_only():
     assert split[0] == split[1] != split[2]
 
 
-def test_micro_batches_are_sorted_by_length_and_complete():
-    samples = [sample(str(n), n) for n in (3, 5, 2, 4, 6)]
-    assert [[len(s.token_ids) for s in m] for m in micro_batches(samples, 2)] == [[6, 5], [4, 3], [2]]
+def test_micro_batches_are_cut_by_padded_tokens():
+    """Budget 10: 6 alone (2 x 6 > 10), 5 and 4 (2 x 5), 3, 2 and 2 (3 x 3); 12 is over the budget and alone."""
+    samples = [sample(str(n), n) for n in (3, 5, 2, 12, 4, 6, 2)]
+    found = micro_batches(samples, 10)
+    assert [[len(s.token_ids) for s in m.samples] for m in found] == [[12], [6], [5, 4], [3, 2, 2]]
+    assert [m.num_padded for m in found] == [12, 6, 10, 9] and [m.num_tokens for m in found] == [12, 6, 9, 7]
+
+
+def group(uid: str, prompt: list[int], *completions: list[int]) -> list[TrainingSample]:
+    return [
+        TrainingSample(uid=uid, token_ids=[*prompt, *c], loss_mask=[0] * len(prompt) + [1] * len(c))
+        for c in completions
+    ]
+
+
+def test_shared_prompts_literal():
+    """The last token of a prompt predicts the first of a completion, so it is read with each of them."""
+    samples = [*group("a", [1, 2, 3], [7, 8], [9]), *group("b", [4, 5], [6], [6, 6])]
+    (micro,) = micro_batches(samples, 100, share=True)
+    assert micro.num_given == [2, 2, 1, 1] and micro.prompts == [(1, 2), (4,)]
+    assert micro.num_tokens == 2 + 1 + 3 + 2 + 3 + 2 and micro.num_padded == 2 * 2 + 4 * 3
+    batch = pad(micro, torch.device("cpu"))
+    assert batch.prompts.ids_PT.tolist() == [[1, 2], [0, 4]] and batch.prompts.mask_PT.tolist() == [[1, 1], [0, 1]]
+    assert batch.prompts.rows_B.tolist() == [0, 0, 1, 1]
+    assert batch.ids_BT.tolist() == [[3, 7, 8], [3, 9, 0], [5, 6, 6], [5, 6, 0]]
+    assert batch.mask_BT.tolist() == [[1, 1, 1], [1, 1, 0], [1, 1, 1], [1, 1, 0]]
+    assert batch.rows_N.tolist() == [0, 0, 1, 2, 2, 3] and batch.columns_N.tolist() == [0, 1, 0, 0, 1, 0]
+    assert batch.positions_N == [3, 4, 3, 2, 3, 2] and batch.tokens.ids_N.tolist() == [7, 8, 9, 6, 6, 6]
+
+
+def test_prompts_are_shared_only_where_it_saves_a_tenth():
+    long = [*group("a", [1, 2], [7] * 40, [8] * 40)]  # 84 tokens, 83 when shared
+    assert micro_batches(long, 1000, share=True)[0].num_given is None
+    bare = group("a", [1], [7], [8])  # nothing stands before the token that predicts the first one
+    assert micro_batches(bare, 1000, share=True)[0].num_given is None
+    pair = group("a", [1, 2, 3, 4], [7], [8])
+    assert micro_batches(pair, 1000)[0].num_given is None
+    assert micro_batches(pair, 1000, share=True)[0].num_given == [3, 3]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    lengths=st.lists(st.tuples(st.integers(2, 9), st.integers(1, 20)), min_size=1, max_size=12),
+    budget=st.integers(1, 80),
+    share=st.booleans(),
+)
+def test_cuts_are_complete_and_within_the_budget(lengths, budget, share):
+    samples = [s for i, (p, c) in enumerate(lengths) for s in group(str(i), [i] * p, [7] * c, [8] * c)]
+    found = micro_batches(samples, budget, share=share)
+    assert sorted(map(id, samples)) == sorted(id(s) for m in found for s in m.samples)
+    assert all(m.num_padded <= budget or len(m.samples) == 1 for m in found)
+    for m in found:
+        batch = pad(m, torch.device("cpu"))
+        read = int(batch.mask_BT.sum()) + (0 if batch.prompts is None else int(batch.prompts.mask_PT.sum()))
+        size = batch.mask_BT.numel() + (0 if batch.prompts is None else batch.prompts.mask_PT.numel())
+        assert (read, size) == (m.num_tokens, m.num_padded)
 
 
 def test_padded_batch_literal():

@@ -64,7 +64,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device", "optimizer.safetensors")
 
-    monkeypatch.setattr(checkpoint, "_optimizer_tensors", full)
+    monkeypatch.setattr(checkpoint, "state_tensors", full)
     with pytest.raises(OSError):
         save(tmp_path, 2, model, optimizer)
     assert [p.name for p in tmp_path.iterdir()] == ["step-000001"]

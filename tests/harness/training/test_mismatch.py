@@ -43,7 +43,7 @@ def measured(engine: list[float], trainer: list[float]) -> dict[str, float]:
 
 
 def updater(student, **changes) -> Updater:
-    config = UpdateConfig(**({"learning_rate": 1e-2, "micro_batch_size": 2, "chunk_tokens": 5} | changes))
+    config = UpdateConfig(**({"learning_rate": 1e-2, "micro_batch_tokens": 40, "logit_memory_mb": 0.01} | changes))
     method = registry.build({"name": "grpo", "class": "grpo"})
     assert method is not None
     return Updater(student=student, teacher=None, method=method, config=config, temperature=0.7)

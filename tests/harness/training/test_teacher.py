@@ -73,7 +73,7 @@ def update(student: LanguageModel, scorer: TeacherScorer, samples: list[Training
     """(loss and gradient norm, the weights after it) of one step of on-policy distillation."""
     method = registry.build({"name": "on_policy_kd", "class": "on_policy_kd"})
     assert method is not None
-    config = UpdateConfig(learning_rate=1e-3, micro_batch_size=3, chunk_tokens=5)
+    config = UpdateConfig(learning_rate=1e-3, micro_batch_tokens=100, logit_memory_mb=0.01)
     row = Updater(student=student, teacher=scorer, method=method, config=config, temperature=temperature).update(
         samples
     )

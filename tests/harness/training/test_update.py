@@ -1,6 +1,7 @@
 """One optimizer update: normalisation, micro-batch and chunk invariance, inert samples, old log-probabilities."""
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from harness.config import UpdateConfig
 from harness.errors import UserError
 from harness.models.forward import gather_logprobs
+from harness.training.nonfinite import NonFinite
 from harness.training.teacher import LocalScorer
 from harness.training.update import Updater
 from harness.types import TrainingSample
@@ -17,7 +19,7 @@ GRPO = {"name": "grpo", "class": "grpo"}
 
 
 def updater(student, method=None, teacher=None, temperature=1.0, **changes) -> Updater:
-    config = UpdateConfig(**({"learning_rate": 1e-3, "micro_batch_size": 128} | changes))
+    config = UpdateConfig(**({"learning_rate": 1e-3} | changes))
     method = registry.build(method or GRPO)
     scorer = None if teacher is None else LocalScorer(teacher, temperature)
     return Updater(student=student, teacher=scorer, method=method, config=config, temperature=temperature)
@@ -48,10 +50,10 @@ def assert_same(a, b, tolerance=1e-6):
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("micro_batch_size", 1),
-        ("micro_batch_size", 3),
-        ("chunk_tokens", 1),
-        ("chunk_tokens", 7),
+        ("micro_batch_tokens", 1),
+        ("micro_batch_tokens", 40),
+        ("logit_memory_mb", 0.005),
+        ("logit_memory_mb", 0.03),
         ("gradient_checkpointing", True),
     ],
 )
@@ -142,7 +144,7 @@ def test_the_forward_pass_for_old_logprobs_reads_no_more_than_it_has_to(make_stu
     samples[0].inert = True
     samples[1].advantages = None
     samples[2].old_logprobs = given = [0.0] * len(samples[2].token_ids)
-    recompute = updater(make_student(), old_logprobs="recompute", micro_batch_size=1)
+    recompute = updater(make_student(), old_logprobs="recompute", micro_batch_tokens=1)
     assert recompute.fill_old_logprobs(samples) == len(samples[3].token_ids) + len(samples[4].token_ids)
     assert samples[0].old_logprobs == samples[0].rollout_logprobs
     assert samples[1].old_logprobs is None and samples[2].old_logprobs is given
@@ -173,13 +175,82 @@ def test_a_step_moves_the_student_towards_the_teacher(make_student, make_samples
     assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0]
 
 
-def test_a_gradient_that_is_not_finite_changes_nothing(make_student, make_samples):
-    student, samples = make_student(), make_samples(2)
+def test_a_loss_that_is_not_finite_changes_nothing_and_names_the_sample(make_student, make_samples):
+    student, samples = make_student(), make_samples(4)
     before = {n: p.detach().clone() for n, p in student.module.named_parameters()}
-    samples[0].advantages = [math.inf * m if m else 0.0 for m in samples[0].loss_mask]
-    with pytest.raises(UserError, match="not finite"):
-        updater(student).update(samples)
+    samples[2].advantages = [math.inf * m if m else 0.0 for m in samples[2].loss_mask]
+    upd = updater(student)
+    with pytest.raises(NonFinite, match=r"the loss of token id .* is not finite \(sample q1/plain\)") as caught:
+        upd.update(samples)
+    assert caught.value.sample is samples[2]
     assert all(torch.equal(before[n], p) for n, p in student.module.named_parameters())
+    assert not upd.optimizer.state and all(p.grad is None for p in student.module.parameters())
+
+
+class Explode(torch.autograd.Function):
+    """The identity, with an infinite gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.where(grad == 0, 0.0, math.inf)
+
+
+@pytest.mark.parametrize("where", ["logits", "layers"])
+def test_a_gradient_that_is_not_finite_is_traced_to_its_sample(make_student, make_samples, where):
+    """Every loss is finite: the gradient explodes in the loss, or in the layers alone."""
+    student, samples = make_student(), make_samples(4)
+    culprit, method = samples[1], registry.build(GRPO)
+    if where == "logits":
+        culprit.token_ids[-1] = 91  # ids of the other samples are below 90
+        loss = method.loss
+
+        def broken(logits_NV, batch, teacher):
+            exploding = torch.where((batch.ids_N == 91).unsqueeze(-1), Explode.apply(logits_NV), logits_NV)
+            return loss(exploding, batch, teacher)
+
+        method.loss = broken
+    else:
+        culprit.token_ids[0] = 91
+
+        def explode(module, args, output):
+            return torch.where((args[0] == 91).unsqueeze(-1), Explode.apply(output), output)
+
+        student.module.get_input_embeddings().register_forward_hook(explode)
+    upd = Updater(student=student, teacher=None, method=method, config=UpdateConfig(), temperature=1.0)
+    before = [p.detach().clone() for p in student.module.parameters()]
+    expected = {"logits": "the gradient of the logits of token id 91", "layers": "its gradient"}[where]
+    with pytest.raises(NonFinite, match=expected) as caught:
+        upd.update(samples)
+    assert caught.value.sample is culprit
+    assert all(torch.equal(a, b) for a, b in zip(before, student.module.parameters(), strict=True))
+
+
+def test_a_budget_below_one_token_is_refused(make_student):
+    """4 buffers x 4 bytes x V ids."""
+    row = 16 * make_student().num_tokens / 2**20
+    updater(make_student(), logit_memory_mb=row)
+    with pytest.raises(UserError, match=r"update.logit_memory_mb=.* does not hold one token's logits over .* set"):
+        updater(make_student(), logit_memory_mb=row * 0.99)
+
+
+def test_no_tensor_of_the_logits_size_is_kept(make_student, make_samples, monkeypatch):
+    """A tile's logits are gone before the next tile is projected."""
+    student, alive = make_student(), []
+    project = student.logits
+
+    def logits(hidden_NH):
+        assert not any(ref() is not None for ref in alive)
+        made = project(hidden_NH)
+        alive.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(student, "logits", logits)
+    updater(student, logit_memory_mb=0.005).update(make_samples(6))
+    assert len(alive) > 3
 
 
 def test_supervised_loss_is_the_mean_negative_log_likelihood(make_student):
