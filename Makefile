@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 VLLM := .venv-vllm
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: quickstart test plugin test-slow test-gpu test-vllm test-browser lint smollm clean
+.PHONY: quickstart test plugin test-slow test-gpu test-vllm test-browser lint bench smollm clean
 
 quickstart: $(VENV)/.base  ## the main job: a sweep of tiny models and its table
 	$(BIN)/zppo sweep quickstart
@@ -36,6 +36,11 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+bench: $(VENV)/.dev $(VENV)/.smollm $(VENV)/.bench  ## steps against TRL, sampling against generate(), memory of an update
+	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.rollout --repeats 3
+	$(BIN)/python -m benchmarks.memory --quick
+
 smollm: $(VENV)/.base $(VENV)/.smollm  ## a real language model: cold start, then two steps of ZPPO
 	bash examples/smollm/run.sh
 
@@ -48,6 +53,10 @@ $(VENV)/.base: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.base
 	$(PIP) --editable '.[dev,optim]'
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.base
+	$(PIP) --editable '.[bench]'
 	touch $@
 
 # vLLM's CPU build needs other versions of torch and transformers than the rest, and no audio.

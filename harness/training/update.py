@@ -27,8 +27,7 @@ from harness.training.nonfinite import NonFinite, check_gradient, check_tile
 from harness.training.optimizer import make_optimizer
 from harness.training.teacher import TeacherScorer, TeacherScores, check_same
 from harness.types import TeacherDistribution, TokenBatch, TrainingSample
-from methods.base import Method
-from methods.losses import token_logprobs
+from methods.base import Method, token_logprobs
 
 
 class Updater:
