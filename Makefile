@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 VLLM := .venv-vllm
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: quickstart test plugin test-slow test-gpu test-vllm test-browser lint bench smollm clean
+.PHONY: quickstart test plugin test-slow test-gpu test-vllm test-launchers test-browser lint bench smollm clean
 
 quickstart: $(VENV)/.base  ## the main job: a sweep of tiny models and its table
 	$(BIN)/zppo sweep quickstart
@@ -27,6 +27,10 @@ test-gpu: $(VENV)/.dev
 
 test-vllm: $(VLLM)/.ready  ## the vLLM engine and served models, on a CPU, in an environment of their own
 	HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m pytest --quiet -m vllm tests/vllm
+
+test-launchers: $(VENV)/.dev  ## sweeps by submitit and Ray, on this machine
+	$(PIP) --editable '.[launchers]'
+	$(BIN)/python -m pytest --quiet tests/harness/test_hydra_app.py
 
 test-browser: $(VENV)/.dev
 	$(BIN)/python -m pytest -m browser

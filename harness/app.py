@@ -21,7 +21,10 @@ RUN = "folder of a run, such as outputs/quickstart/zppo/tiny_s/seed0"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Exit codes: 0 fine, 1 a run failed, 2 the user may mend it, 130 interrupted, 141 unread."""
+    """Run a command.
+
+    Exit codes: 0 fine, 1 a run failed, 2 the user may mend it, 75 launched again it goes on, 130 Ctrl-C, 141 unread.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
@@ -41,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -87,17 +90,22 @@ def _sweep(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
 
 def _run_study(params: dict[str, str], args: argparse.Namespace) -> int:
     from harness.run import build_method
-    from harness.scheduler import exit_code, num_cores, run_cells
+    from harness.scheduler import exit_code, run_cells
     from harness.sweep import expand
 
-    cells = expand(params, args.overrides, config_dir=args.config_dir, check=build_method)
+    launcher = [line for line in args.overrides if line.lstrip("+").startswith(("hydra/launcher=", "hydra.launcher."))]
+    overrides = [line for line in args.overrides if line not in launcher]
+    cells = expand(params, overrides, config_dir=args.config_dir, check=build_method)
     if args.dry_run:
         for cell in cells:
             print(f"{cell.run_dir}\n    zppo train {shlex.join(cell.overrides)}")
         print(f"{len(cells)} cells")
         return 0
-    jobs = args.jobs or min(len(cells), num_cores())
-    return exit_code(run_cells(cells, jobs=jobs, force=args.force, config_dir=args.config_dir))
+    if launcher:
+        from harness.hydra_app import launch
+
+        return launch(cells, launcher, config_dir=args.config_dir, force=args.force)
+    return exit_code(run_cells(cells, jobs=args.jobs, force=args.force, config_dir=args.config_dir))
 
 
 def _eval(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
@@ -274,7 +282,7 @@ def _add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_study_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--jobs", type=int, help="runs at a time; default one a core")
+    parser.add_argument("--jobs", type=int, help="runs at a time; default one a GPU, else one a core")
     parser.add_argument("--dry-run", action="store_true", help="list the runs and stop")
     parser.add_argument("--force", action="store_true", help="remove the run folders and start anew")
 

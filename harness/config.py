@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from harness import config_engines, config_eval, config_update
 from harness.config_engines import RolloutConfig, ServerConfig
 from harness.config_eval import EvalConfig, JudgeConfig, MediaConfig
-from harness.config_update import UpdateConfig
+from harness.config_update import AlarmConfig, UpdateConfig
 from harness.errors import UserError, did_you_mean
 
 
@@ -45,6 +45,9 @@ class ModelConfig:
     """What the endpoints of `urls` speak. tokens: ids in and out with log-probabilities (vLLM); text: chat alone."""
     served_name: str | None = None
     """The model's name at its endpoints; default: `path`."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model, for an architecture that transformers does not have. run.json says
+    whose was allowed."""
 
     @property
     def is_served(self) -> bool:
@@ -153,6 +156,7 @@ class RunConfig:
     server: ServerConfig = field(default_factory=ServerConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     update: UpdateConfig = field(default_factory=UpdateConfig)
+    alarms: AlarmConfig = field(default_factory=AlarmConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
 
@@ -237,6 +241,7 @@ def check(config: RunConfig) -> None:
             raise UserError(f"{key}={value} is not known.{did_you_mean(str(value), [str(c) for c in choices])}")
     _check_positive(config)
     _check_data(config.data)
+    _check_secrets(config)
     _check_served(config)
     _check_media("eval", config.eval.media)
     rollout = config.rollout
@@ -262,6 +267,19 @@ def _check_positive(config: RunConfig) -> None:
         raise UserError(f"update.betas are two numbers, got {config.update.betas}")
     if config.eval.temperature < 0:
         raise UserError(f"eval.temperature must be 0 (greedy) or above, got {config.eval.temperature}")
+    for key, limit, least in (("min_entropy", config.alarms.min_entropy, 0), ("max_ratio", config.alarms.max_ratio, 1)):
+        if limit is not None and not limit > least:
+            raise UserError(f"alarms.{key} must be above {least}, got {limit}; null is no alarm")
+
+
+def _check_secrets(config: RunConfig) -> None:
+    """Before anything is written: addresses and arguments are in config.yaml, in logs and in wandb."""
+    for role, model in (("student", config.student), ("teacher", config.teacher)):
+        for url in model.urls if model is not None else ():
+            config_engines.check_address(f"{role}.urls", url, "server.api_key_env")
+    for option, judge in (("reward.judge", config.reward.judge), ("eval.judge", config.eval.judge)):
+        config_engines.check_address(f"{option}.url", judge.url or "", f"{option}.api_key_env")
+    config_engines.check_arguments(config.server.args)
 
 
 def _check_served(config: RunConfig) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from urllib.parse import parse_qsl, urlsplit
+
+from harness.errors import UserError
 
 
 @dataclass
@@ -64,7 +69,8 @@ class ServerConfig:
     port: int = 0
     """Of a server that is started here, on 127.0.0.1; 0: a free one."""
     args: list[str] = field(default_factory=list)
-    """Further arguments of `vllm serve`, such as --tensor-parallel-size=2."""
+    """Further arguments of `vllm serve`, such as --tensor-parallel-size=2. What would open it to other machines, show
+    a key or run a model's code is refused."""
 
 
 CHOICES = {"rollout.engine": ("transformers", "vllm", "server")}
@@ -83,3 +89,46 @@ POSITIVE = (
     "server.top_k",
     "server.start_timeout",
 )
+
+REFUSED_ARGUMENTS = {
+    "--host": "it listens on this machine alone; start one for others yourself and name it in teacher.urls",
+    "--uds": "it listens on 127.0.0.1",
+    "--port": "set server.port",
+    "--api-key": "a key on a command line is for all to read; put it into the variable VLLM_API_KEY and set "
+    "server.api_key_env=VLLM_API_KEY",
+    "--hf-token": "a token on a command line is for all to read; put it into the variable HF_TOKEN",
+    "--trust-remote-code": "set teacher.trust_remote_code=true, which the run records",
+    "--load-format": "weights are read from safetensors alone",
+    "--config": "its arguments would not be seen here; put them into server.args",
+}
+"""Of `vllm serve`, each with what to do instead."""
+_SECRET = re.compile(r"key|token|secret|passw|auth|credential|signature|\bsig\b", re.IGNORECASE)
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Raises UserError for one of `REFUSED_ARGUMENTS`, however vLLM lets it be written: `--api_key`, `--host=x`,
+    `--ho`.
+    Values are not repeated: one may be the key."""
+    for argument in arguments:
+        name = argument.split("=")[0].split()[0].replace("_", "-") if argument.strip() else ""
+        for flag, remedy in REFUSED_ARGUMENTS.items():
+            if len(name) > 2 and name.startswith("--") and flag.startswith(name):
+                raise UserError(f"server.args: {flag} is not passed on: {remedy}")
+
+
+def check_address(option: str, url: str, variable: str) -> None:
+    """Raises UserError for a key or a password in an address, without repeating it. `variable` is the option that names
+    the environment variable of the endpoint's key."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return  # no address at all, which others refuse
+    options = parse_qsl(f"{parts.query}&{parts.fragment}", keep_blank_values=True)
+    named = [name for name, _ in options if _SECRET.search(name)]
+    has_user = "@" in (parts.netloc or url.partition("?")[0])
+    what = "a user or password" if has_user else f"'{named[0]}'" if named else None
+    if what is not None:
+        raise UserError(
+            f"{option} has {what} in an address, which is written to config.yaml and logs: leave it out and put the "
+            f"key into the environment variable that {variable} names"
+        )

@@ -22,13 +22,26 @@ class UpdateConfig:
     """MiB for everything of a vocabulary's width: logits, the teacher's, and gradients. Decides how many trained tokens
     are projected at a time; changes speed and memory, never the gradient."""
     share_prompts: bool = True
-    """Read a prompt once for all rollouts of its group, where the architecture has nothing but attention layers."""
+    """Read a prompt once for all rollouts of its group, or what all prompts begin with once, where the architecture has
+    nothing but attention layers."""
     old_logprobs: str = "engine"
     """engine: those returned with the rollouts; recompute: one forward pass before the step's first update."""
     gradient_checkpointing: bool = False
     on_nonfinite: str = "stop"
-    """What a logit, loss or gradient that is not finite does before the optimizer moves: stop ends the run, skip leaves
-    this update out and counts it; both save the sample."""
+    """What a reward, log-probability, loss or gradient that is not finite does before the optimizer moves: stop ends
+    the run, skip leaves this update (of a reward: the step's) out and counts it; both save the sample."""
+
+
+@dataclass
+class AlarmConfig:
+    """What methods with a policy gradient are watched for. An alarm is logged and its samples are saved in `alarms/`;
+    it stops nothing."""
+
+    min_entropy: float | None = 0.01
+    """nats a token: least mean entropy of the distributions of an update's tokens; null is no alarm."""
+    max_ratio: float | None = 2.0
+    """Largest mean of exp(logprobs - old_logprobs) over an update's tokens, which is about 1 while the policy is near
+    the one that sampled; null is no alarm."""
 
 
 CHOICES = {

@@ -186,7 +186,9 @@ def _read_config(model: ModelConfig) -> Any:
     path = resolve_path(model)
     if model.gguf_file is None and Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         raise UserError(f"{path} has no config.json: it is not the folder of a model")
-    options = {"revision": model.revision, "gguf_file": model.gguf_file}
+    options = {
+        "revision": model.revision, "gguf_file": model.gguf_file, "trust_remote_code": model.trust_remote_code,
+    }  # fmt: skip
     return AutoConfig.from_pretrained(path, **{k: v for k, v in options.items() if v is not None})
 
 

@@ -1,18 +1,26 @@
-"""Errors that a user can cause: one line that says what is wrong and what to do, exit code 2."""
+"""Errors that a user can cause: one line that says what is wrong and what to do, exit code 2.
+
+75 (EX_TEMPFAIL) is for what the same command, launched again, may do: a launcher can requeue on it.
+"""
 
 from __future__ import annotations
 
 import difflib
 import errno
+import os
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Raised with a one-line message; the command prints it without a traceback and exits with 2."""
+    """Raised with a one-line message; the command prints it without a traceback and exits with `exit_code`."""
+
+    exit_code = 2
 
 
 class RunInterrupted(UserError):
     """Something outside went away and did not come back. The run ends as `interrupted`: launched again it goes on."""
+
+    exit_code = os.EX_TEMPFAIL
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -37,8 +37,12 @@ def json_of(response: httpx.Response) -> Any:
 
 
 def detail(response: httpx.Response) -> str:
-    """What the endpoint says about an error, in a line: OpenAI's form, or the body as it is."""
+    """What the endpoint says about an error, in a line: OpenAI's form, or the body as it is, without the key that it
+    was sent."""
     body = json_of(response)
     error = body.get("error", body) if isinstance(body, dict) else response.text
     text = error.get("message", error) if isinstance(error, dict) else error
-    return " ".join(str(text).split())[:300] or "no reason given"
+    line = " ".join(str(text).split())
+    if key := response.request.headers.get("Authorization", "").removeprefix("Bearer "):
+        line = line.replace(key, "***")
+    return line[:300] or "no reason given"

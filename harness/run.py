@@ -7,7 +7,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,8 +89,9 @@ def run(config: RunConfig, *, overrides: Sequence[str] = ()) -> Path:
     folder = RunFolder(run_dir(config, label), config)
     if folder.is_done(config.steps):
         logger.info("%s is done: nothing to do", folder.path)
+        folder.close()
         return folder.path
-    with _logged(folder), _terminable():
+    with closing(folder), _logged(folder), _terminable():
         method_class, plugin = registry.provenance(method)
         folder.start(label=label, config=config, overrides=overrides, method_class=method_class, plugin=plugin)
         try:

@@ -24,6 +24,7 @@ import yaml
 
 from harness.config import RunConfig
 from harness.errors import UserError
+from harness.lock import RunLock
 from harness.replay import BufferEvent
 from harness.rewards.match import candidate_match
 from harness.types import RolloutGroup, TrainingSample
@@ -32,7 +33,7 @@ SCHEMA_VERSION = 2
 NOT_PART_OF_RESULTS = (
     "steps", "resume", "outputs", "num_threads", "device", "teacher_device", "checkpoint_every",
     "keep_checkpoints", "tracker", "label", "server", "teacher_process", "rollout.transfer_timeout", "teacher.urls",
-    "student.urls", "student.served_name", "teacher.served_name", "update.on_nonfinite",
+    "student.urls", "student.served_name", "teacher.served_name", "update.on_nonfinite", "alarms",
 )  # fmt: skip
 """Keys that may differ between two launches of one run: more steps prolong it, the label is the folder's name."""
 
@@ -96,20 +97,35 @@ def run_dir(config: RunConfig, label: str) -> Path:
 
 
 class RunFolder:
-    """Opens (and claims) the folder of a run.
+    """Opens the folder of a run and holds its lock until `close`.
 
-    Raises UserError when the folder belongs to another configuration; nothing in it is touched then.
+    Raises UserError when the folder belongs to another configuration, and `harness.lock.Taken` when another process
+    writes it; nothing in it is touched then, as in the folder of a run that is done.
     """
 
     def __init__(self, path: Path, config: RunConfig) -> None:
         self.path = path
-        existing = path / "config.yaml"
-        if existing.exists() and _holds_work(path) and (problem := other_configuration(path, config)):
-            raise UserError(problem)
-        path.mkdir(parents=True, exist_ok=True)
-        (path / "rollouts").mkdir(exist_ok=True)
-        write_atomically(existing, yaml.safe_dump(_plain(config), sort_keys=False))
-        self._info = self.read_info(path)
+        self._refuse_other(config)
+        self._lock = RunLock(path)
+        try:
+            self._refuse_other(config)  # what another process has written until it gave the lock up
+            self._info = self.read_info(path)
+            if not self.is_done(config.steps):
+                (path / "rollouts").mkdir(exist_ok=True)
+                write_atomically(path / "config.yaml", yaml.safe_dump(_plain(config), sort_keys=False))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let others write the folder."""
+        self._lock.release()
+
+    def _refuse_other(self, config: RunConfig) -> None:
+        if (self.path / "config.yaml").exists() and _holds_work(self.path):
+            problem = other_configuration(self.path, config)
+            if problem is not None:
+                raise UserError(problem)
 
     @property
     def checkpoints(self) -> Path:
@@ -150,6 +166,9 @@ class RunFolder:
             method_class=method_class,
             student=config.student.name,
             teacher=config.teacher.name if config.teacher else None,
+            trust_remote_code=[
+                m.name for m in (config.student, config.teacher) if m is not None and m.trust_remote_code
+            ],
             seed=config.seed,
             overrides=list(overrides),
             num_steps=None,
@@ -195,6 +214,9 @@ class RunFolder:
         for file in (self.path / "rollouts").glob("step-*.parquet"):
             if int(file.stem.removeprefix("step-")) > step:
                 file.unlink()
+        for file in (self.path / "alarms").glob("step_*.json"):  # so that as many are kept as without the interruption
+            if int(file.stem.split("_")[1]) > step:
+                file.unlink()
         self._info["cost"] = costs
 
     def write_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -203,16 +225,29 @@ class RunFolder:
     def write_buffer_events(self, step: int, events: Iterable[BufferEvent]) -> None:
         _append(self.path / "buffer.jsonl", [{"step": step} | dataclasses.asdict(event) for event in events])
 
-    def write_nonfinite(self, step: int, reason: str, sample: TrainingSample | None) -> Path:
-        """Keep what made an update's numbers not finite; the file of a step has the last one. Returns its path."""
-        file = self.path / "nonfinite" / f"step_{step:06d}.json"
+    def write_nonfinite(self, step: int, number: int, reason: str, sample: TrainingSample | None) -> Path:
+        """Keep what made the numbers of a step's update not finite, by its number from 1; 0 is before all of them.
+        Returns the path of the file."""
         content: dict[str, Any] = {"step": step, "reason": reason}
         if sample is not None:
-            names = ("uid", "token_ids", "loss_mask", "advantages", "weights", "old_logprobs", "rollout_logprobs")
-            content |= {name: getattr(sample, name) for name in names}
-            content["text"] = None if sample.rollout is None else sample.rollout.text
+            content |= _sample_record(sample)
+        return self._write_record("nonfinite", f"step_{step:06d}_{number}", content)
+
+    def write_alarm(
+        self, step: int, name: str, summary: Mapping[str, Any], samples: Sequence[tuple[TrainingSample, float]]
+    ) -> Path:
+        """Keep an alarm and its samples with the figure of each. Returns the path of the file."""
+        found = [{"figure": figure, **_sample_record(sample)} for sample, figure in samples]
+        return self._write_record("alarms", f"step_{step:06d}_{name}", {"step": step, **summary, "samples": found})
+
+    def num_alarms(self, name: str) -> int:
+        """How many of them are kept."""
+        return len(list((self.path / "alarms").glob(f"step_*_{name}.json")))
+
+    def _write_record(self, folder: str, stem: str, content: Mapping[str, Any]) -> Path:
+        file = self.path / folder / f"{stem}.json"
         file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_atomically(file, json.dumps(content, indent=1) + "\n")
         return file
 
     def write_rollouts(
@@ -275,6 +310,15 @@ class RunFolder:
         if self.model.exists():
             shutil.rmtree(self.model)
         folder.replace(self.model)
+
+
+def _sample_record(sample: TrainingSample) -> dict[str, Any]:
+    names = ("uid", "token_ids", "loss_mask", "advantages", "weights", "norm", "old_logprobs", "rollout_logprobs")
+    record = {name: getattr(sample, name) for name in names}
+    if (rollout := sample.rollout) is not None:
+        shown = ("index", "reward", "training_reward", "verdict", "text")
+        record |= {name: getattr(rollout, name) for name in shown}
+    return record
 
 
 def _holds_work(path: Path) -> bool:

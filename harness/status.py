@@ -8,12 +8,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from harness.errors import UserError, did_you_mean
+from harness.lock import owner_of
 from harness.run_folder import RunFolder
 from harness.sweep import BASE
 
@@ -29,8 +29,10 @@ def format_seconds(seconds: float) -> str:
 
 def last_metrics(run_dir: Path) -> dict[str, Any]:
     """The last complete line of `metrics.jsonl`; empty before the first step."""
-    file = run_dir / "metrics.jsonl"
-    lines = tail(file).split("\n")[:-1] if file.exists() else []
+    try:
+        lines = tail(run_dir / "metrics.jsonl").split("\n")[:-1]
+    except FileNotFoundError:
+        return {}
     return json.loads(lines[-1]) if lines else {}
 
 
@@ -43,20 +45,9 @@ def step_of(metrics: dict[str, Any]) -> int:
     return metrics["step"] if metrics else 0
 
 
-def is_alive(run_dir: Path) -> bool:
-    """Whether the process that last wrote `run.json` still runs.
-
-    Its number may belong to another process by now: that one began after the file was written.
-    """
-    record = RunFolder.read_info(run_dir)
-    if not record or record["status"] != "running" or not psutil.pid_exists(record["pid"]):
-        return False
-    try:
-        process = psutil.Process(record["pid"])
-        written = (run_dir / "run.json").stat().st_mtime
-        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= written + 1
-    except psutil.NoSuchProcess:
-        return False
+def seconds_left(metrics: dict[str, Any], num_steps: int | None) -> float | None:
+    """Of the training: its remaining steps at the pace of the last one. None before the first."""
+    return (num_steps - step_of(metrics)) * metrics["time/step"] if num_steps and "time/step" in metrics else None
 
 
 @dataclass(frozen=True)
@@ -89,10 +80,10 @@ def run_states(study_dir: Path) -> list[RunState]:
 def _run_state(run_dir: Path) -> RunState:
     record, metrics = RunFolder.read_info(run_dir), last_metrics(run_dir)
     state, num_steps, left = record["status"], record["num_steps"], None
-    if state == "running" and not is_alive(run_dir):
+    if state == "running" and owner_of(run_dir) is None:
         state = "interrupted"
-    if state == "running" and num_steps and "time/step" in metrics:
-        left = (num_steps - step_of(metrics)) * metrics["time/step"]
+    if state == "running":
+        left = seconds_left(metrics, num_steps)
     return RunState(
         record["label"], record["method"], record["student"], record["seed"], state,
         step_of(metrics), num_steps, reward_of(metrics), _seconds(record, run_dir), left,
@@ -100,10 +91,11 @@ def _run_state(run_dir: Path) -> RunState:
 
 
 def _seconds(record: dict[str, Any], run_dir: Path) -> float | None:
-    """Seconds from the run's first start to its end, or to the last sign of life; pauses count."""
+    """Seconds from the run's first start to its end, or to the last sign of life; pauses count, and changes of the
+    machine's clock: only here, where the run's own monotonic clock is no longer to be had."""
     finished = record["finished"]
     end = datetime.fromisoformat(finished).timestamp() if finished else (run_dir / "run.json").stat().st_mtime
-    return end - datetime.fromisoformat(record["started"]).timestamp()
+    return max(0.0, end - datetime.fromisoformat(record["started"]).timestamp())
 
 
 def status(study_dir: str | Path) -> str:

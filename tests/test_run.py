@@ -70,7 +70,8 @@ def test_a_16_bit_student_trains_fp32_weights(tmp_path):
 def test_what_a_zppo_run_leaves_behind(tmp_path):
     folder = start(tmp_path, "method=zppo", "steps=2")
     assert {p.name for p in folder.iterdir()} == {
-        "buffer.jsonl", "checkpoints", "config.yaml", "metrics.jsonl", "model", "rollouts", "run.json", "run.log",
+        ".lock", "buffer.jsonl", "checkpoints", "config.yaml", "metrics.jsonl", "model", "rollouts", "run.json",
+        "run.log",
     }  # fmt: skip
     info = RunFolder.read_info(folder)
     assert (info["status"], info["num_steps"], info["label"]) == ("done", 2, "zppo")

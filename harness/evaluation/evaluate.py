@@ -31,8 +31,8 @@ Library = Callable[[Sequence[Benchmark], Student], dict[str, float]]
 """Runs benchmarks on the student, which keeps the responses. Returns the mean mark in [0, 1] of each."""
 
 SCORE_COLUMNS = (
-    "benchmark", "family", "score", "stderr", "n", "num_truncated", "num_unparsable", "num_judged", "num_malformed",
-    "protocol",
+    "benchmark", "family", "score", "stderr", "n", "num_truncated", "num_unparsable", "num_timeout", "num_judged",
+    "num_malformed", "protocol",
 )  # fmt: skip
 DECIMALS = 4
 MODEL_FILE = "model.json"
@@ -70,8 +70,8 @@ def evaluate(
     - `protocol.json`: the evaluation card of each benchmark by the hash in its row, the model, and why benchmarks are
       missing.
     - `scores.csv`: benchmark, family, score (in percent), stderr (over questions, not over runs), n, num_truncated,
-      num_unparsable, num_judged, num_malformed (verdicts that were missing or no verdict: wrong), protocol. A benchmark
-      that could not be run has a row without a score.
+      num_unparsable, num_timeout (answers at the grader's limits), num_judged, num_malformed (verdicts of the judge
+      that were missing or none: wrong), protocol. A benchmark that could not be run has a row without a score.
 
     With `config.stage` generate only the first two files are written, and nothing returned. Raises UserError for an
     unknown suite, where no benchmark can be run, and without identity where there are no responses. Leaves the
@@ -219,6 +219,7 @@ def _score_row(benchmark: Benchmark, scored: Sequence[Scored], protocol: str) ->
         len(scored),
         sum(s.response.sample.finish_reason == "length" for s in scored),
         sum(s.response.grade.verdict == "unparsable" for s in scored),
+        sum(s.response.grade.verdict == "timeout" for s in scored),
         sum(s.how not in ("rule", "no_judge") for s in scored),
         sum(s.how in ("missing_verdict", "malformed_verdict") for s in scored),
         protocol,

@@ -8,10 +8,12 @@ P patches, D values of a patch, F vision features.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
 import torch
-from torch.nn import functional as F
+
+from harness.models.products import multiply_fast, product
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
@@ -45,6 +47,8 @@ class LanguageModel:
         compute_dtype: torch.dtype | None = None,
     ) -> None:
         self.module = model
+        if self.device.type == "cpu":
+            multiply_fast(model)
         self.config = model.config.get_text_config()
         rows = model.get_output_embeddings().weight.shape[0]
         self.num_tokens = rows if num_tokens is None else min(num_tokens, rows)
@@ -180,7 +184,7 @@ class LanguageModel:
     def _placeholder(self, kind: str) -> int:
         return getattr(self.module.config, f"{kind}_token_id")
 
-    @property
+    @cached_property
     def can_share_prompts(self) -> bool:
         """Whether a prompt's cache can be repeated for several continuations with gradients: attention layers only."""
         from transformers import DynamicCache
@@ -213,7 +217,7 @@ class LanguageModel:
         head = self.module.get_output_embeddings()
         weight_VH, hidden_NH = head.weight[: self.num_tokens], hidden_NH.float()
         if weight_VH.dtype == torch.float32 or torch.is_grad_enabled():
-            logits_NV = F.linear(hidden_NH, weight_VH.float())
+            logits_NV = product(hidden_NH, weight_VH.float())
         else:
             logits_NV = hidden_NH.new_empty(len(hidden_NH), self.num_tokens)
             for start in range(0, self.num_tokens, size := max(1, CAST_ELEMENTS // weight_VH.shape[1])):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -28,6 +30,8 @@ from harness.config import ModelConfig
 from harness.errors import UserError, first_line
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+PICKLE_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 
 
@@ -105,11 +109,18 @@ def load_processor(config: ModelConfig) -> Any:
 def load_model(config: ModelConfig, device: str | torch.device, *, dtype: str | None = None) -> PreTrainedModel:
     """The model on `device` in eval mode, in `config.dtype` or `dtype`. GGUF weights are unpacked to ordinary ones.
 
-    Vision-language checkpoints load whole, text-only ones as causal language models. Code from a checkpoint never runs.
-    Raises UserError where the folder has no config or no weights, or the hub cannot be reached.
+    Vision-language checkpoints load whole, text-only ones as causal language models. No code from a checkpoint runs
+    unless `config.trust_remote_code`, and weights are read from safetensors or GGUF alone.
+    Raises UserError where the folder has no config or no such weights, or the hub cannot be reached.
     """
     path = resolve_path(config)
     options: dict[str, Any] = _source(config)
+    check_weights(config)
+    if "/" in config.attn_implementation and not config.trust_remote_code:
+        raise UserError(
+            f"attn_implementation={config.attn_implementation} is code of a hub repository: use sdpa, or allow it with "
+            "student.trust_remote_code=true (teacher.trust_remote_code=true)"
+        )
     with _readable(config, path, "model"):
         auto: Any = AutoModelForCausalLM
         if config.gguf_file is not None:
@@ -121,9 +132,38 @@ def load_model(config: ModelConfig, device: str | torch.device, *, dtype: str | 
             dtype=getattr(torch, dtype or config.dtype),
             attn_implementation=config.attn_implementation,
             device_map={"": torch.device(device)},
+            use_safetensors=True,
             **options,
         )
     return model.eval()
+
+
+def check_weights(config: ModelConfig) -> None:
+    """Raises UserError unless all weights of the model are in safetensors or a GGUF file: anything else is a pickle,
+    which may run code when it is read. So may what a configuration or an index beside safetensors points to.
+    """
+    if config.gguf_file is not None:
+        return
+    path = resolve_path(config)
+    if source_file(config, "adapter_config.json") is not None:
+        raise UserError(f"{path} has an adapter, not a whole model: merge it (merge_and_unload of peft) and save that")
+    single, index = (source_file(config, name) for name in WEIGHT_FILES)
+    if single is None and index is None:
+        if any(source_file(config, name) is not None for name in PICKLE_FILES):
+            sees = _entry(source_file(config, "config.json"), "vision_config") is not None
+            auto = "AutoModelForImageTextToText" if sees else "AutoModelForCausalLM"
+            raise UserError(
+                f"{path} has its weights as a pickle, which may run code when it is read: if you trust it, convert it "
+                f'with python -c "from transformers import {auto} as M; '
+                f"M.from_pretrained('{path}').save_pretrained('NEW_FOLDER')\", with its tokenizer files"
+            )
+        return  # no weights at all, which the library says
+    with _readable(config, path, "index of the weights"):
+        parts = {} if index is None or single is not None else _entry(index, "weight_map")
+        chosen = _entry(source_file(config, "config.json"), "transformers_weights")
+    for name in {*(parts.values() if isinstance(parts, dict) else ()), *([chosen] if chosen else ())}:
+        if not str(name).endswith((".safetensors", ".safetensors.index.json")):
+            raise UserError(f"{path} has weights in {name}, which is no safetensors file: save the model anew")
 
 
 def text_config(config: ModelConfig) -> Any:
@@ -142,7 +182,8 @@ def num_parameters(config: ModelConfig) -> int:
     sees = getattr(described, "vision_config", None) is not None
     auto: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in auto.from_config(described).parameters())
+        model = auto.from_config(described, trust_remote_code=config.trust_remote_code)
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def save_model(model: PreTrainedModel, source: ModelConfig, out_dir: str | Path) -> None:
@@ -177,6 +218,12 @@ def same_tokenizer(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> st
     return None
 
 
+def _entry(file: str | None, key: str) -> Any:
+    """What a JSON object in a file has under a key, if anything."""
+    content = json.loads(Path(file).read_text(encoding="utf-8")) if file is not None else None
+    return content.get(key) if isinstance(content, dict) else None
+
+
 def _named(piece: str | None) -> str:
     return "no token" if piece is None else repr(piece)
 
@@ -190,7 +237,10 @@ def _package_folder(module: str) -> str:
 
 
 def _source(config: ModelConfig) -> dict[str, Any]:
-    options: dict[str, Any] = {"revision": config.revision} if config.revision is not None else {}
+    """What every `from_pretrained` is told; without a word about remote code it would ask on the terminal."""
+    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    if config.revision is not None:
+        options["revision"] = config.revision
     return options if config.gguf_file is None else {**options, "gguf_file": config.gguf_file}
 
 
@@ -203,7 +253,12 @@ def _readable(config: ModelConfig, path: str, what: str) -> Iterator[None]:
         if config.gguf_file is None:
             raise
         raise UserError("reading GGUF files needs a package: pip install zppo-bench[smollm]") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
+        if not config.trust_remote_code and "trust_remote_code" in str(error):
+            raise UserError(
+                f"{path} has code of its own: read it, then allow it with student.trust_remote_code=true "
+                "(teacher.trust_remote_code=true), or choose a model that transformers knows"
+            ) from error
         if Path(path).is_dir():
             if config.gguf_file is None and not (Path(path) / "config.json").is_file():
                 raise UserError(f"{path} has no config.json: it is not the folder of a model") from error

@@ -3,13 +3,18 @@ r"""Short answers that need no mathematics: words, and letters of multiple-choic
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
-_COMMAND = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:bf|it|rm|sf|tt)|mbox|operatorname)\s*\{([^{}]*)\}")
+_COMMAND = re.compile(
+    r"\\(?:text(?:bf|it|rm|sf|tt|up|normal)?|math(?:bf|it|rm|sf|tt)|[mf]box|operatorname|boldsymbol|bm|emph|underline)"
+    r"\s*\{([^{}]*)\}"
+)
+_LAYOUT = re.compile(r"\\(?:[,;:! ]|(?:left|right|q?quad|displaystyle)(?![a-z]))|~")
 _SURROUNDING = " .,;:!?\"'`*$\u2018\u2019\u201c\u201d"
 _LEAD = r"(?:(?:the\s+)?(?:correct\s+)?(?:option|choice|answer)(?:\s+is)?\s*:?\s*)?"
-_LETTER = re.compile(rf"{_LEAD}[(\[]?\s*([A-Z])\s*[)\]]?", re.IGNORECASE)
-_LETTER_AND_TEXT = re.compile(rf"{_LEAD}(?:[(\[]([A-Z])[)\]]|([A-Z])\s*[).:])\s*\S", re.IGNORECASE)
+_LETTER = re.compile(rf"{_LEAD}[(\[{{\u3010]?\s*([A-Z])\s*[)\]}}\u3011]?", re.IGNORECASE)
+_LETTER_AND_TEXT = re.compile(rf"{_LEAD}(?:[(\[]([A-Z])[)\]]|([A-Z])\s*[).:\u3001])\s*\S", re.IGNORECASE)
 
 
 def normal_text(text: str) -> str:
@@ -25,7 +30,8 @@ def normal_text(text: str) -> str:
 def choice_letter(text: str, choices: Sequence[str] = ()) -> str | None:
     """The option that a text names: `B`, `(B)`, `B.`, `B) text`, `Option B`, or the option's full text.
 
-    None if it names none, or a letter beyond the options. Without `choices` every letter is an option.
+    Full-width letters and signs are read as plain ones, look-alikes of other alphabets are not. None if it names
+    none, or a letter beyond the options. Without `choices` every letter is an option.
     """
     plain = normal_text(text)
     if bare := _LETTER.fullmatch(plain):
@@ -33,8 +39,9 @@ def choice_letter(text: str, choices: Sequence[str] = ()) -> str | None:
     for index, option in enumerate(choices):
         if plain and normal_text(option) == plain:
             return chr(ord("A") + index)
-    labelled = _LETTER_AND_TEXT.match(plain)
-    return _existing(labelled[1] or labelled[2], choices) if labelled else None
+    label = normal_text(_LAYOUT.sub(" ", unicodedata.normalize("NFKC", text)))
+    named = _LETTER.fullmatch(label) or _LETTER_AND_TEXT.match(label)
+    return _existing(named[named.lastindex or 1], choices) if named else None
 
 
 def _existing(letter: str, choices: Sequence[str]) -> str | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
+import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -18,8 +19,10 @@ from harness.errors import UserError
 
 Job = dict[str, Any]
 DIED: Any = object()
-"""In place of the result of a job that killed its worker."""
+"""In place of the result of a job that used up its CPU time."""
 
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
+"""Names of environment variables that a worker does not get: it reads what a model wrote."""
 START_SECONDS = 300.0
 SLEEP_SECONDS = 30.0
 
@@ -27,13 +30,14 @@ SLEEP_SECONDS = 30.0
 class Worker:
     """Starts `harness.rewards.child`. Owned by one thread at a time; only `kill` may come from another.
 
-    `usable` turns False when the process has died, failed or was killed; `dispose` then frees it.
+    `usable` turns False when the process has died, failed or was killed; `dispose` then frees it. No call waits longer
+    than the worker's limits, whatever the process does: one that is stopped, or that does not read, is killed.
     """
 
     def __init__(self, grader: str, cpu_seconds: float) -> None:
         root = str(Path(harness.__file__).parents[1])
         environment = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if not SECRET.search(name)},
             "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",  # each thread would reserve address space, which is limited
@@ -41,31 +45,51 @@ class Worker:
         # -P keeps the working directory off the path. A session of its own: Ctrl-C is for the parent to handle.
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "harness.rewards.child", grader, str(cpu_seconds)],
+            bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=environment,
             start_new_session=True,
         )
-        self._started = False
+        assert self._process.stdin is not None and self._process.stdout is not None
+        os.set_blocking(self._process.stdin.fileno(), False)
         self._received = b""
+        self._unsent = memoryview(b"")
         self._wall_seconds = 10.0 * cpu_seconds + SLEEP_SECONDS  # for a job that sleeps: it takes no CPU time
         self.usable = True
+        self.exit_code: int | None = None
         self.num_jobs = 0
 
-    def run(self, jobs: Sequence[Job]) -> list[Any]:
-        """Results of the jobs in order, up to and including the first that kills the worker (DIED).
+    def start(self) -> bool:
+        """Wait until the process is ready. False if it ended before that, or is not ready after START_SECONDS.
 
         Raises UserError or RuntimeError where the worker reports that it cannot work.
         """
-        if not self._started:
-            if self._receive(START_SECONDS) is DIED:
-                raise RuntimeError(f"a grading worker did not start (exit code {self._process.wait()})")
-            self._started = True
-        self._send(jobs)
+        line = self._read_line(START_SECONDS)
+        if line is None:
+            self._end()
+            return False
+        self._result(line)
+        return True
+
+    def run(self, jobs: Sequence[Job]) -> list[Any]:
+        """Results of the jobs in order, up to the one that ended the worker: DIED if that used up its CPU time.
+
+        Fewer results than jobs without DIED at their end: the worker was lost at the next job in another way. It passed
+        the wall limit, which starts with each job, or was killed from outside, or ran out of memory or of stack.
+        Raises UserError or RuntimeError where the worker reports that it cannot work.
+        """
+        self._unsent = memoryview(json.dumps(jobs).encode() + b"\n")
         results: list[Any] = []
-        while len(results) < len(jobs) and self.usable:
-            results.append(self._receive(self._wall_seconds))
+        while len(results) < len(jobs):
+            line = self._read_line(self._wall_seconds)
+            if line is None:
+                self._end()
+                if self.exit_code == -signal.SIGPROF:
+                    results.append(DIED)
+                break
+            results.append(self._result(line))
         self.num_jobs += len(results)
         return results
 
@@ -78,25 +102,16 @@ class Worker:
         self._process.kill()
         self._process.wait()
         assert self._process.stdin is not None and self._process.stdout is not None
-        # Closing flushes: what a dead worker did not read is lost on purpose.
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
+        self._process.stdin.close()
         self._process.stdout.close()
 
-    def _send(self, jobs: Sequence[Job]) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(jobs).encode() + b"\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            self.usable = False
+    def _end(self) -> None:
+        """Kill a process that gives no more replies. `exit_code` is that of its own end, if it had ended before."""
+        self.usable = False
+        self._process.kill()
+        self.exit_code = self._process.wait()
 
-    def _receive(self, seconds: float) -> Any:
-        line = self._read_line(seconds)
-        if line is None:
-            self.usable = False
-            self._process.kill()
-            return DIED
+    def _result(self, line: bytes) -> Any:
         reply = json.loads(line)
         if "result" in reply:
             return reply["result"]
@@ -106,18 +121,32 @@ class Worker:
         raise RuntimeError(f"a grading worker failed:\n{reply['error']}")
 
     def _read_line(self, seconds: float) -> bytes | None:
-        """The next line; None at the end of the stream or of the time."""
-        assert self._process.stdout is not None
-        descriptor = self._process.stdout.fileno()
+        """The next line; None at the end of the stream or of the time. Sends what is unsent meanwhile.
+
+        A pipe holds 64 KB: a write that waited for a process that does not read would never end.
+        """
+        assert self._process.stdin is not None and self._process.stdout is not None
+        inlet, outlet = self._process.stdin.fileno(), self._process.stdout.fileno()
         poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
+        poll.register(outlet, select.POLLIN)
+        if self._unsent:
+            poll.register(inlet, select.POLLOUT)
         deadline = time.monotonic() + seconds
         while b"\n" not in self._received:
-            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            ready = {descriptor for descriptor, _ in poll.poll(max(0.0, deadline - time.monotonic()) * 1000)}
+            if not ready:
                 return None
-            data = os.read(descriptor, 65536)
-            if not data:
-                return None
-            self._received += data
+            if inlet in ready:
+                try:
+                    self._unsent = self._unsent[os.write(inlet, self._unsent[:65536]) :]
+                except BrokenPipeError:
+                    return None
+                if not self._unsent:
+                    poll.unregister(inlet)
+            if outlet in ready:
+                data = os.read(outlet, 65536)
+                if not data:
+                    return None
+                self._received += data
         line, self._received = self._received.split(b"\n", 1)
         return line

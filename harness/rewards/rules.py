@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any, get_args
 
 from harness.errors import UserError, did_you_mean
+from harness.rewards import guard
 from harness.rewards.boxed import last_boxed
 from harness.rewards.choice import choice_letter, normal_text
 from harness.types import AnswerType, Question, Verdict
@@ -24,8 +25,8 @@ MAX_LENGTH = 2000
 """Characters of a mathematical answer, and four more for each of the other one's: what is longer is not read, which
 would only take a worker to its limit of time."""
 
-# mathruler compares integers as floats: beyond 15 digits only the library may decide.
-_INTEGER = re.compile(r"[+-]?[0-9]{1,15}")
+# Decided here, exactly: mathruler compares integers as floats. Python reads at most 4300 digits.
+_INTEGER = re.compile(r"[+-]?[0-9]{1,4000}")
 _MARK = r"(?:\\(?:circ|degree|deg)(?![A-Za-z])|°)"
 _MARKS = re.compile(rf"\^\s*\{{\s*{_MARK}\s*\}}|(?:\^\s*)?{_MARK}|\\?%")
 _MIXED = re.compile(r"([+-]?[0-9]+)\s+([0-9]+)/([0-9]+)")
@@ -135,11 +136,12 @@ def load(grader: str) -> None:
         _library(grader)
     except ImportError as error:
         raise UserError(f"reward.grader={grader} needs the package '{error.name}': pip install {error.name}") from error
+    guard.install()
     for gold, answer in (
         (r"\frac{1}{2}", "0.75"), ("x+1", "1+y"), ("(1,2)", "[1,2]"), ("x=1", "y=2"), (r"\{1,2\}", "2,3"),
         ("x>1", "2<x"), (r"\sqrt{2}", r"\sin x"), (r"\begin{pmatrix}1\\2\end{pmatrix}", "5"),
     ):  # fmt: skip
-        _math_equal(gold, answer, grader)
+        _compare(gold, answer, grader)
 
 
 def prepare(question: Question) -> None:
@@ -159,6 +161,16 @@ def _quick_math(gold: str, answer: str) -> bool | None:
 
 
 def _math_equal(gold: str, answer: str, grader: str) -> bool:
+    try:
+        return _compare(gold, answer, grader)
+    except (MemoryError, RecursionError):
+        raise  # limits, not verdicts: the worker ends
+    except Exception:
+        # Both libraries catch what they raise themselves. Should one not, that is no reason for a run to end.
+        return False
+
+
+def _compare(gold: str, answer: str, grader: str) -> bool:
     equal = _library(grader)
     if equal(gold, answer):
         return True
@@ -211,7 +223,7 @@ def _reasoning_gym_correct(answer: str, metadata: dict[str, Any]) -> bool:
     try:
         score = score_answer(answer, metadata["entry"])
     except (MemoryError, RecursionError):
-        raise  # limits, not verdicts: the worker dies of them and the answer is a timeout
+        raise  # limits, not verdicts: the worker ends, and so does the one that tries again
     except Exception:
         # Many scorers raise on text that is no answer to their task (a word where a grid is expected).
         return False
@@ -244,4 +256,5 @@ def _cached_scorer(name: str, config: str) -> Callable[..., float]:
     """The data set's `score_answer`, with its options: several scorers read them (decimal places, number ranges)."""
     import reasoning_gym
 
+    guard.install()
     return reasoning_gym.create_dataset(name, **json.loads(config)).score_answer

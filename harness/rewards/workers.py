@@ -2,10 +2,15 @@
 
 `5^(5^(5^(5^5)))` in a box must cost one answer, not the run. Limits belong to a single answer and start when a worker
 takes it up, so that waiting in a queue never counts. What needs no library is decided in the calling process.
+
+The limit is CPU time, which the load of the machine does not change: an answer that uses it up is a `timeout` at once.
+A worker that is lost in another way (wall limit, killed from outside, memory) may be no fault of the answer: a fresh
+worker grades it once more, and only then is it a `timeout`.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +23,8 @@ from harness.rewards.boxed import last_boxed
 from harness.rewards.process import DIED, Job, Worker
 from harness.rewards.rules import Grade
 from harness.types import Question, Verdict
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -39,6 +46,8 @@ class Grader:
         self._idle: list[Worker] = []
         self._alive: set[Worker] = set()
         self._closed = False
+        self.num_replaced = 0
+        """Workers that a limit ended or that were lost otherwise."""
 
     def grade(self, items: Sequence[tuple[str, Question]]) -> list[Grade]:
         """Grade (response, question) pairs, in order. An answer that exceeds a limit gets the verdict `timeout`."""
@@ -104,7 +113,7 @@ class Grader:
         return [read(results[index]) if value is None else value for index, value in enumerate(quick)]
 
     def _run(self, jobs: Sequence[Job]) -> list[Any]:
-        """The results of the jobs, in order; DIED for one that killed its worker."""
+        """The results of the jobs, in order; DIED for one that used up its time or lost two workers."""
         size = max(1, min(BATCH_SIZE, -(-len(jobs) // (4 * self.config.num_workers))))
         futures = [
             self._threads.submit(self._run_batch, jobs[start : start + size]) for start in range(0, len(jobs), size)
@@ -117,25 +126,58 @@ class Grader:
 
     def _run_batch(self, jobs: Sequence[Job]) -> list[Any]:
         results: list[Any] = []
+        again = False  # the next job has lost a worker already
         while len(results) < len(jobs):
-            worker = self._take_worker()
+            worker = self._take_worker(fresh=again)
             try:
-                results += worker.run(jobs[len(results) :])
+                done = worker.run(jobs[len(results) :])
             finally:
                 self._return_worker(worker)
-            if self._closed:  # a worker that `close` killed says nothing about the answer
-                raise RuntimeError("the grader was closed while it was grading")
+            self._check_open()  # a worker that `close` killed says nothing about the answer
+            results += done
+            lost = len(results) < len(jobs) and DIED not in done
+            twice = lost and again and not done
+            if lost:
+                outcome = "is a timeout" if twice else "is graded once more"
+                logger.warning("a grading worker was lost (exit code %s): its answer %s", worker.exit_code, outcome)
+            if twice:
+                results.append(DIED)
+            again = lost and not twice
         return results
 
-    def _take_worker(self) -> Worker:
+    def _take_worker(self, *, fresh: bool) -> Worker:
         with self._lock:
             if self._closed:
                 raise RuntimeError("the grader is closed")
-            if self._idle:
+            if self._idle and not fresh:
                 return self._idle.pop()
+        for _ in range(2):
+            worker = self._start_worker()
+            if worker is not None:
+                return worker
+        raise RuntimeError("no grading worker starts: the log says how two of them ended")
+
+    def _start_worker(self) -> Worker | None:
+        """A worker that is ready; None where the process ended before it was."""
+        with self._lock:
+            self._check_open()
             worker = Worker(self.config.grader, self.config.cpu_seconds)
             self._alive.add(worker)
+        try:
+            ready = worker.start()
+        except BaseException:
+            self._return_worker(worker)
+            raise
+        if ready:
             return worker
+        self._return_worker(worker)
+        self._check_open()
+        logger.warning("a grading worker did not start (exit code %s)", worker.exit_code)
+        return None
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the grader was closed while it was grading")
 
     def _return_worker(self, worker: Worker) -> None:
         with self._lock:
@@ -143,6 +185,7 @@ class Grader:
                 self._idle.append(worker)
                 return
             self._alive.discard(worker)
+            self.num_replaced += not worker.usable
         worker.dispose()
 
 

@@ -13,7 +13,7 @@ import torch
 from harness.config import ModelConfig, RunConfig
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
-from harness.models.loading import load_model, num_parameters, resolve_path, save_model, text_config
+from harness.models.loading import check_weights, load_model, num_parameters, resolve_path, save_model, text_config
 from harness.rollout.base import RolloutEngine
 from harness.rollout.transformers_engine import TransformersEngine
 from harness.types import Sampler
@@ -135,6 +135,7 @@ def _server(endpoints: Endpoints, model: ModelConfig, config: RunConfig, chat: C
 def _folder(model: ModelConfig, stack: ExitStack, loaded: LanguageModel | None = None) -> str:
     """A folder or hub id that vLLM reads; GGUF weights are unpacked into one that ends with `stack`."""
     if model.gguf_file is None:
+        check_weights(model)
         return resolve_path(model)
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="zppo-"))
     save_model(load_model(model, "cpu") if loaded is None else loaded.module, model, folder)

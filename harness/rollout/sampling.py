@@ -55,7 +55,7 @@ def adjust(logits_RV: torch.Tensor, sampling: Sampling, seen: SeenTokens | None 
         logits_RV = logits_RV - sampling.presence_penalty * seen.sampled_RV
     if sampling.temperature == 0.0:
         return logits_RV
-    logits_RV = logits_RV / sampling.temperature
+    logits_RV = scaled(logits_RV, sampling.temperature)
     if 0 < sampling.top_k < logits_RV.shape[1]:
         logits_RV = _cut(logits_RV, logits_RV < logits_RV.topk(sampling.top_k).values[:, -1:])
     if sampling.top_p < 1.0:
@@ -64,6 +64,11 @@ def adjust(logits_RV: torch.Tensor, sampling: Sampling, seen: SeenTokens | None 
         probs_RV = logits_RV.softmax(-1)
         logits_RV = _cut(logits_RV, probs_RV < sampling.min_p * probs_RV.amax(-1, keepdim=True))
     return logits_RV
+
+
+def scaled(logits_RV: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Logits by the temperature, not copied where it is 1."""
+    return logits_RV if temperature == 1.0 else logits_RV / temperature
 
 
 def draw(logits_RV: torch.Tensor, uniforms_R: np.ndarray | None) -> torch.Tensor:

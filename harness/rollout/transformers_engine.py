@@ -16,7 +16,7 @@ from transformers import DynamicCache
 from harness.models.chat import Chat, PackedPrompt
 from harness.models.forward import LanguageModel, gather_logprobs
 from harness.rollout.base import Sampling, room
-from harness.rollout.sampling import RowStreams, SeenTokens, adjust, draw, has_penalties
+from harness.rollout.sampling import RowStreams, SeenTokens, adjust, draw, has_penalties, scaled
 from harness.types import FinishReason, Prompt, Rollout, RolloutGroup, Sampler
 
 
@@ -111,7 +111,7 @@ class TransformersEngine:
         while True:
             uniforms_R = None if sampling.temperature == 0.0 else streams.next()
             ids_R = draw(adjust(state.logits_RV, sampling, seen), uniforms_R)
-            logprobs_R = gather_logprobs(state.logits_RV / (sampling.temperature or 1.0), ids_R)
+            logprobs_R = gather_logprobs(scaled(state.logits_RV, sampling.temperature or 1.0), ids_R)
             for row, token_id, logprob in zip(live, ids_R.tolist(), logprobs_R.tolist(), strict=True):
                 row.append(token_id, logprob, self._chat.stop_ids)
             if seen is not None:

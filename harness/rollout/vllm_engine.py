@@ -25,7 +25,7 @@ from harness.errors import UserError, first_line
 from harness.models.chat import Chat, PackedPrompt
 from harness.rollout.base import BAN, Incoming, Sampling, rollout_seed, room
 from harness.rollout.vllm_media import multimodal_input
-from harness.rollout.vllm_options import ALWAYS, engine_options
+from harness.rollout.vllm_options import ALWAYS, engine_options, model_options
 from harness.types import FinishReason, Prompt, Rollout, RolloutGroup, Sampler
 
 MAX_TEMPERATURE = 2.0
@@ -231,10 +231,9 @@ def _start(folder: str, model: ModelConfig, config: RolloutConfig, *, empty: boo
             revision=model.revision,
             dtype=model.dtype,  # type: ignore[arg-type]
             tensor_parallel_size=1 if empty else config.vllm.tensor_parallel_size,
-            load_format="dummy" if empty else "auto",
             enable_sleep_mode=sleeps,
             disable_log_stats=True,
-            **ALWAYS,  # type: ignore[arg-type]
+            **ALWAYS | model_options(model) | ({"load_format": "dummy"} if empty else {}),  # type: ignore[arg-type]
             **engine_options(config, folder),
             # The pixels are normalised already. Versions that always leave this to the processor have no such option.
             **{name: False for name in ("mm_device_do_normalize",) if hasattr(EngineArgs, name)},

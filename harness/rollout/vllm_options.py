@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from harness.config import ModelConfig
 from harness.config_engines import RolloutConfig
 
 ALWAYS = {
@@ -17,6 +18,11 @@ CPU_CACHE_GIB = 1.0
 """Key-value cache without a GPU, where `rollout.vllm.cache_gib` is not set."""
 CPU_BLOCK_SIZE = 32
 """Tokens of a block there; vLLM's default of 128 shares no prompt that is shorter. Its kernels want multiples of 32."""
+
+
+def model_options(model: ModelConfig) -> dict[str, Any]:
+    """What may be run and read of a model's folder: vLLM by itself would fall back to pickles."""
+    return {"load_format": "safetensors", "trust_remote_code": model.trust_remote_code}
 
 
 def engine_options(config: RolloutConfig, folder: str) -> dict[str, Any]:
@@ -52,9 +58,14 @@ def as_flags(options: Mapping[str, Any]) -> list[str]:
 
 
 def can_cache_prefixes(folder: str) -> bool:
-    """vLLM takes every Qwen3.5 for a hybrid and fails to cache prefixes for one without linear-attention layers."""
-    from transformers import AutoConfig
+    """vLLM takes every Qwen3.5 for a hybrid and fails to cache prefixes for one without linear-attention layers.
 
-    text = AutoConfig.from_pretrained(folder).get_text_config()
+    A model with code of its own is none of these: its configuration is not read.
+    """
+    from transformers import AutoConfig, PretrainedConfig
+
+    if "auto_map" in PretrainedConfig.get_config_dict(folder)[0]:
+        return True
+    text = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
     layers = getattr(text, "layer_types", None) or ()
     return not text.model_type.startswith("qwen3_5") or "linear_attention" in layers

@@ -5,7 +5,7 @@ B sequences, T tokens of the longest, N trained tokens, P prompts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,19 +66,45 @@ class MicroBatch:
 def micro_batches(samples: Sequence[TrainingSample], max_tokens: int, *, share: bool = False) -> list[MicroBatch]:
     """Cut a mini-batch into passes of at most `max_tokens`, padding included; a longer sequence has one for itself.
 
-    Sequences are sorted by length so that padding is small. With `share`, prompts may be read once for their group;
-    that is done where it leaves at most `WORTH_SHARING` of the tokens, since it keeps groups together and pads twice.
+    Sequences are sorted by length so that padding is small. With `share`, prompts may be read once for their group, or
+    what all prompts begin with once for all; that is done where it leaves at most `WORTH_SHARING` of the tokens, since
+    it keeps groups together and pads twice.
     """
     ordered = sorted(samples, key=lambda s: len(s.token_ids), reverse=True)
-    plain = _cut([MicroBatch(samples=[sample]) for sample in ordered], max_tokens)
-    if not share or any(sample.media is not None or _num_given(sample) == 0 for sample in samples):
-        return plain
-    groups: dict[tuple[int, ...], list[TrainingSample]] = {}
-    for sample in ordered:
-        groups.setdefault(tuple(sample.token_ids[: _num_given(sample)]), []).append(sample)
-    units = [MicroBatch(samples=[s], num_given=[len(prompt)]) for prompt, found in groups.items() for s in found]
-    shared = _cut(units, max_tokens)
-    return shared if _num_padded(shared) <= WORTH_SHARING * _num_padded(plain) else plain
+    ways = [_cut([MicroBatch(samples=[sample]) for sample in ordered], max_tokens)]
+    for given in _beginnings(ordered) if share else ():
+        by_prompt: dict[tuple[int, ...], list[TrainingSample]] = {}
+        for sample, n in zip(ordered, given, strict=True):
+            by_prompt.setdefault(tuple(sample.token_ids[:n]), []).append(sample)
+        units = [MicroBatch(samples=[s], num_given=[len(p)]) for p, found in by_prompt.items() for s in found]
+        ways.append(_cut(units, max_tokens))
+    return _cheapest(ways)
+
+
+def one_pass(samples: Sequence[TrainingSample], *, share: bool = False) -> MicroBatch:
+    """All samples in one pass, in their order; with `share` as in `micro_batches`."""
+    ways = [[MicroBatch(samples=list(samples))]]
+    if share:
+        ways += [[MicroBatch(samples=list(samples), num_given=given)] for given in _beginnings(samples)]
+    return _cheapest(ways)[0]
+
+
+def _beginnings(samples: Sequence[TrainingSample]) -> Iterator[list[int]]:
+    """Ways to share: how many leading tokens of each sample are read once for all that start with them."""
+    given = [_num_given(sample) for sample in samples]
+    if any(sample.media is not None for sample in samples) or not given or not all(given):
+        return
+    yield given
+    first, last = min(s.token_ids for s in samples), max(s.token_ids for s in samples)  # all lie between the two
+    shortest = min(given)
+    if common := next((i for i in range(shortest) if first[i] != last[i]), shortest):
+        yield [common] * len(samples)
+
+
+def _cheapest(ways: Sequence[list[MicroBatch]]) -> list[MicroBatch]:
+    plain, *shared = ways
+    best = min(shared, key=_num_padded, default=plain)
+    return best if _num_padded(best) <= WORTH_SHARING * _num_padded(plain) else plain
 
 
 def _cut(units: Sequence[MicroBatch], max_tokens: int) -> list[MicroBatch]:
@@ -117,23 +143,28 @@ class SharedPrompts:
 
 
 @dataclass(kw_only=True)
-class PaddedBatch:
-    """Right-padded sequences and the positions whose next token is trained.
+class ModelInputs:
+    """Right-padded sequences, and `rows_N, columns_N` of the hidden states that predict the trained tokens.
 
-    `rows_N, columns_N` index the hidden state that predicts trained token `tokens.ids_N`, which stands at `positions_N`
-    of its sequence. Behind `prompts` the sequences are what follows them.
+    Behind `prompts` the sequences are what follows them.
     """
 
     ids_BT: torch.Tensor
     mask_BT: torch.Tensor
     rows_N: torch.Tensor
     columns_N: torch.Tensor
-    positions_N: list[int]
-    weights_N: torch.Tensor
-    tokens: TokenBatch
     media: list[MediaInputs | None]
     """Of every sequence; those of one prompt share an object, so that the vision tower sees it once."""
     prompts: SharedPrompts | None = None
+
+
+@dataclass(kw_only=True)
+class PaddedBatch(ModelInputs):
+    """With the trained tokens `tokens.ids_N`, which stand at `positions_N` of their sequences, and their weights."""
+
+    positions_N: list[int]
+    weights_N: torch.Tensor
+    tokens: TokenBatch
 
 
 def pad(micro: MicroBatch | Sequence[TrainingSample], device: torch.device) -> PaddedBatch:
@@ -179,9 +210,9 @@ def _shared_prompts(batch: MicroBatch, device: torch.device) -> SharedPrompts:
     return SharedPrompts(ids_PT=ids_PT.to(device), mask_PT=mask_PT.to(device), rows_B=torch.tensor(rows, device=device))
 
 
-def pad_for_teacher(samples: Sequence[TrainingSample], device: torch.device) -> PaddedBatch:
+def pad_for_teacher(samples: Sequence[TrainingSample], device: torch.device, *, share: bool = False) -> PaddedBatch:
     """The same trained tokens behind the prompt that the teacher sees."""
-    return pad([_with_teacher_prompt(sample) for sample in samples], device)
+    return pad(one_pass([_with_teacher_prompt(sample) for sample in samples], share=share), device)
 
 
 def tokens_between(tokens: TokenBatch, start: int, stop: int) -> TokenBatch:

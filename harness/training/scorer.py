@@ -21,12 +21,13 @@ import numpy as np
 import torch
 from torch import multiprocessing
 
+from harness.allocator import keep_freed_memory
 from harness.config import ModelConfig
 from harness.errors import RunInterrupted, UserError
 from harness.models.forward import LanguageModel
 from harness.models.vision import MediaInputs
-from harness.training.batching import pad_for_teacher
-from harness.training.teacher import HiddenScores, MicroBatch
+from harness.training.batching import ModelInputs, SharedPrompts, pad_for_teacher
+from harness.training.teacher import HiddenScores, MicroBatch, hidden_of
 
 IN_FLIGHT = 2
 """Micro-batches that the process has at a time: one that it works on, one whose hidden states wait."""
@@ -38,10 +39,10 @@ class _Request:
     """A padded micro-batch; the pixels of a prompt once, under their digest."""
 
     number: int
-    ids_BT: np.ndarray
-    mask_BT: np.ndarray
-    rows_N: np.ndarray
-    columns_N: np.ndarray
+    arrays: dict[str, np.ndarray]
+    """`ids_BT`, `mask_BT`, `rows_N`, `columns_N` of `PaddedBatch`."""
+    prompts: dict[str, np.ndarray] | None
+    """The fields of `SharedPrompts`."""
     digests: list[str | None]
     pixels: dict[str, tuple[np.ndarray | None, ...]]
 
@@ -112,7 +113,8 @@ class ProcessScorer:
         self._outbox: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         threading.Thread(target=self._send, name="teacher-requests", daemon=True).start()
         try:
-            model_config, weight, bias, self.num_parameters = self._receive(START_SECONDS, "to load the model")
+            answer = self._receive(START_SECONDS, "to load the model")
+            model_config, weight, bias, self.num_parameters, self._share = answer
         except BaseException:
             self.close()
             raise
@@ -129,7 +131,7 @@ class ProcessScorer:
 
         def submit(count: int) -> None:
             for number, samples in itertools.islice(waiting, count):
-                self._outbox.put(_request(number, samples))
+                self._outbox.put(_request(number, samples, share=self._share))
 
         submit(IN_FLIGHT)
 
@@ -191,15 +193,13 @@ class ProcessScorer:
                 return
 
 
-def _request(number: int, samples: MicroBatch) -> _Request:
-    batch = pad_for_teacher(samples, torch.device("cpu"))
+def _request(number: int, samples: MicroBatch, *, share: bool) -> _Request:
+    batch = pad_for_teacher(samples, torch.device("cpu"), share=share)
     shown = {media.digest: media for media in batch.media if media is not None}
     return _Request(
         number=number,
-        ids_BT=batch.ids_BT.numpy(),
-        mask_BT=batch.mask_BT.numpy(),
-        rows_N=batch.rows_N.numpy(),
-        columns_N=batch.columns_N.numpy(),
+        arrays={name: getattr(batch, name).numpy() for name in ("ids_BT", "mask_BT", "rows_N", "columns_N")},
+        prompts=None if batch.prompts is None else {name: x.numpy() for name, x in vars(batch.prompts).items()},
         digests=[None if media is None else media.digest for media in batch.media],
         pixels={digest: _arrays(media) for digest, media in shown.items()},
     )
@@ -217,12 +217,16 @@ def _serve(connection: Connection, setup: _Setup) -> None:
     """Load the model, hand over the head, then score until the trainer closes its end or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer to handle
     torch.set_num_threads(setup.num_threads)
+    if setup.device == "cpu":
+        keep_freed_memory()
     try:
         model = _load(setup)
         head = model.module.get_output_embeddings()
         bias = None if head.bias is None else head.bias.detach()
         num_parameters = sum(p.numel() for p in model.module.parameters())
-        connection.send(("result", (model.module.config, head.weight.detach(), bias, num_parameters)))
+        connection.send(
+            ("result", (model.module.config, head.weight.detach(), bias, num_parameters, model.can_share_prompts))
+        )
         while True:
             connection.send(("result", _answer(model, connection.recv())))
     except UserError as error:
@@ -248,15 +252,16 @@ def _answer(model: LanguageModel, request: _Request) -> tuple[int, torch.Tensor,
 
     Ids and digests are read off what the model is given here, not off what the trainer wrote beside it.
     """
-    ids_BT, mask_BT, rows_N, columns_N = (
-        torch.from_numpy(array).to(model.device)
-        for array in (request.ids_BT, request.mask_BT, request.rows_N, request.columns_N)
-    )
+
+    def tensors(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+        return {name: torch.from_numpy(array).to(model.device) for name, array in arrays.items()}
+
     packed = {digest: MediaInputs(*map(_tensor, arrays)) for digest, arrays in request.pixels.items()}
     media = [None if digest is None else packed[digest] for digest in request.digests]
-    hidden_NH = model.hidden(ids_BT, mask_BT, media=media)[rows_N, columns_N]
+    prompts = None if request.prompts is None else SharedPrompts(**tensors(request.prompts))
+    batch = ModelInputs(**tensors(request.arrays), media=media, prompts=prompts)
     seen = [None if item is None else item.digest for item in media]
-    return request.number, hidden_NH, ids_BT[rows_N, columns_N + 1].cpu(), seen
+    return request.number, hidden_of(model, batch), batch.ids_BT[batch.rows_N, batch.columns_N + 1].cpu(), seen
 
 
 def _tensor(array: np.ndarray | None) -> torch.Tensor | None:

@@ -22,7 +22,7 @@ from harness.config import ModelConfig
 from harness.errors import UserError
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
-from harness.training.batching import PaddedBatch, pad_for_teacher
+from harness.training.batching import ModelInputs, PaddedBatch, pad_for_teacher
 from harness.types import TeacherDistribution, TrainingSample
 
 MicroBatch = Sequence[TrainingSample]
@@ -90,7 +90,8 @@ class HiddenScores:
     @torch.no_grad()
     def between(self, start: int, stop: int) -> TeacherDistribution:
         hidden_NH = self.hidden_NH[start:stop].to(self.head.device)
-        return TeacherDistribution(logits_NV=self.head.logits(hidden_NH) / self.temperature)
+        logits_NV = self.head.logits(hidden_NH)
+        return TeacherDistribution(logits_NV=logits_NV if self.temperature == 1.0 else logits_NV.div_(self.temperature))
 
 
 class LocalScorer:
@@ -107,20 +108,23 @@ class LocalScorer:
         """Nothing to free."""
 
     def _score(self, samples: MicroBatch) -> HiddenScores:
-        batch = pad_for_teacher(samples, self._model.device)
+        batch = pad_for_teacher(samples, self._model.device, share=self._model.can_share_prompts)
         return HiddenScores(
             head=self._model,
-            compute=lambda: hidden_of(self._model, batch),
+            compute=torch.no_grad()(lambda: hidden_of(self._model, batch)),
             temperature=self._temperature,
             ids_N=batch.tokens.ids_N.tolist(),
             digests=digests_of(batch),
         )
 
 
-@torch.no_grad()
-def hidden_of(model: LanguageModel, batch: PaddedBatch) -> torch.Tensor:
+def hidden_of(model: LanguageModel, batch: ModelInputs) -> torch.Tensor:
     """Final hidden states [N, H] that predict the trained tokens."""
-    return model.hidden(batch.ids_BT, batch.mask_BT, media=batch.media)[batch.rows_N, batch.columns_N]
+    if (shared := batch.prompts) is None:
+        hidden_BTH = model.hidden(batch.ids_BT, batch.mask_BT, media=batch.media)
+    else:
+        hidden_BTH = model.hidden_behind(shared.ids_PT, shared.mask_PT, shared.rows_B, batch.ids_BT, batch.mask_BT)
+    return hidden_BTH[batch.rows_N, batch.columns_N]
 
 
 class Server(Protocol):

@@ -19,8 +19,9 @@ from harness.rollout.build import Teacher
 from harness.run_folder import RunFolder
 from harness.tracking import Tracker
 from harness.training import checkpoint, memory, metrics
+from harness.training.alarms import Alarms
 from harness.training.batching import mini_batches
-from harness.training.nonfinite import NonFinite
+from harness.training.nonfinite import NonFinite, check_samples
 from harness.training.transfer import Transfer
 from harness.training.update import Updater
 from harness.types import RolloutGroup, TrainingSample
@@ -71,6 +72,12 @@ class Trainer:
             config=config.update,
             temperature=config.rollout.temperature,
             clock=actors.clock,
+        )
+        self._alarms = Alarms(
+            config.alarms,
+            folder,
+            logprobs=self._updater.logprobs,
+            micro_batch_tokens=config.update.micro_batch_tokens,
         )
         self._transfer = Transfer(
             engine,
@@ -148,12 +155,18 @@ class Trainer:
         num_rescored = self._updater.fill_old_logprobs(samples)
         parts = mini_batches(samples, num_batches=self._method.config.updates_per_step, rng=self._rng(step, SPLIT))
         rows: list[dict[str, float]] = []
+        made = list(filter(None, parts))
         num_skipped = 0
-        for part in filter(None, parts):
+        try:
+            check_samples(samples)
+        except NonFinite as error:
+            self._note_nonfinite(step, 0, error)
+            made, num_skipped = [], len(made)
+        for number, part in enumerate(made, 1):
             try:
                 rows.append(self._updater.update(part, measure_gap=not rows))
             except NonFinite as error:
-                self._note_nonfinite(step, error)
+                self._note_nonfinite(step, number, error)
                 num_skipped += 1
         num_read, num_padded = (int(sum(r.pop(name) for r in rows)) for name in ("num_read", "num_padded"))
         row = metrics.token_metrics(
@@ -168,18 +181,20 @@ class Trainer:
         for name in sorted({name for r in rows for name in r}):
             values = [r[name] for r in rows if name in r]
             row[f"train/{name}"] = sum(values) / len(values)
+        row |= self._alarms.check(step, rows, samples)
         return row | self._updater.gap.finish()
 
-    def _note_nonfinite(self, step: int, error: NonFinite) -> None:
-        """Save the sample. Raises UserError unless such updates are left out."""
-        saved = self._folder.write_nonfinite(step, str(error), error.sample)
+    def _note_nonfinite(self, step: int, number: int, error: NonFinite) -> None:
+        """Save the sample of the step's update of this number from 1, 0 for all of them. Raises UserError unless such
+        updates are left out."""
+        saved = self._folder.write_nonfinite(step, number, str(error), error.sample)
         if self._config.update.on_nonfinite == "stop":
             raise UserError(
-                f"step {step}: {error}; saved in {saved}. Weights are as before this update: lower "
-                "update.learning_rate, use a wider student.dtype, or leave such updates out with "
-                "update.on_nonfinite=skip"
+                f"step {step}: {error}; saved in {saved}. Weights are as before this update: {error.remedy}, or leave "
+                "such updates out with update.on_nonfinite=skip"
             ) from error
-        logger.warning("step %d: %s; this update is left out, the sample is in %s", step, error, saved)
+        what = "this update is" if number else "the step's updates are"
+        logger.warning("step %d: %s; %s left out, the sample is in %s", step, error, what, saved)
 
     def _rng(self, step: int, stream: int) -> np.random.Generator:
         return np.random.default_rng([self._config.seed, step, stream])

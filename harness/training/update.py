@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from accelerate import Accelerator
 
+from harness.allocator import keep_freed_memory
 from harness.config import UpdateConfig
 from harness.models.forward import LanguageModel
 from harness.step_clock import StepClock
@@ -25,7 +26,7 @@ from harness.training.memory import tile_tokens
 from harness.training.mismatch import GapMeter
 from harness.training.nonfinite import NonFinite, check_gradient, check_tile
 from harness.training.optimizer import make_optimizer
-from harness.training.teacher import TeacherScorer, TeacherScores, check_same
+from harness.training.teacher import TeacherScorer, TeacherScores, check_same, hidden_of
 from harness.types import TeacherDistribution, TokenBatch, TrainingSample
 from methods.base import Method, token_logprobs
 
@@ -56,6 +57,8 @@ class Updater:
         self._clock = clock or StepClock()
         self._tile = tile_tokens(student.num_tokens, config.logit_memory_mb)
         self._share = config.share_prompts and not config.gradient_checkpointing and student.can_share_prompts
+        if student.device.type == "cpu":
+            keep_freed_memory()
         self._accelerator = Accelerator(cpu=student.device.type == "cpu")
         if config.gradient_checkpointing:
             student.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -131,7 +134,7 @@ class Updater:
         for micro in micros:
             batch = pad(micro, self.student.device)
             self.student.module.train(self._config.gradient_checkpointing)  # layers recompute in train mode only
-            hidden_NH = self._hidden(batch)
+            hidden_NH = hidden_of(self.student, batch)
             self.student.module.eval()
             with self._clock.running("teacher"):
                 scores = self._teacher_scores(scored, batch)
@@ -191,16 +194,6 @@ class Updater:
     def _tiles(self, num_tokens: int) -> Iterator[tuple[int, int]]:
         return ((start, min(start + self._tile, num_tokens)) for start in range(0, num_tokens, self._tile))
 
-    def _hidden(self, batch: PaddedBatch) -> torch.Tensor:
-        """Final hidden states [N, H] that predict the trained tokens."""
-        if (shared := batch.prompts) is None:
-            hidden_BTH = self.student.hidden(batch.ids_BT, batch.mask_BT, media=batch.media)
-        else:
-            hidden_BTH = self.student.hidden_behind(
-                shared.ids_PT, shared.mask_PT, shared.rows_B, batch.ids_BT, batch.mask_BT
-            )
-        return hidden_BTH[batch.rows_N, batch.columns_N]
-
     @torch.no_grad()
     def _logits(self, hidden_NH: torch.Tensor) -> torch.Tensor:
         logits_NV = self.student.logits(hidden_NH)
@@ -229,7 +222,7 @@ class Updater:
     @torch.no_grad()
     def _logprobs(self, micro: MicroBatch, *, measure_gap: bool) -> list[list[float]]:
         batch = pad(micro, self.student.device)
-        hidden_NH = self._hidden(batch)
+        hidden_NH = hidden_of(self.student, batch)
         tiles = [
             token_logprobs(self._logits(hidden_NH[a:b]), batch.tokens.ids_N[a:b])
             for a, b in self._tiles(len(hidden_NH))

@@ -37,6 +37,7 @@ def test_another_configuration_is_refused_and_nothing_is_touched(tmp_path):
 def test_more_steps_and_other_threads_are_the_same_run(tmp_path):
     folder = RunFolder(tmp_path / "run", make_config("steps=5"))
     folder.write_metrics(1, {})
+    folder.close()
     RunFolder(folder.path, make_config("steps=10", "num_threads=1", "tracker=wandb"))
     assert yaml.safe_load((folder.path / "config.yaml").read_text())["steps"] == 10
 
@@ -63,6 +64,7 @@ def test_run_json_life(tmp_path):
     folder.finish("done")
     info = RunFolder.read_info(folder.path)
     assert info["cost"] == {"time/step": 3.5, "tokens/student_generated": 10.0}
+    folder.close()
     again = RunFolder(folder.path, config)
     assert again.is_done(2) and again.is_done(None) and not again.is_done(3)
 

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from rich.console import Console
 from harness import scheduler
 from harness.config import ModelConfig, RunConfig, UpdateConfig
 from harness.errors import UserError
+from harness.lock import RunLock
 from harness.run_folder import RunFolder
 from harness.scheduler import exit_code, num_cores, run_cells
-from harness.status import format_seconds, is_alive, last_metrics, run_states, status
+from harness.status import format_seconds, last_metrics, run_states, status
 from harness.sweep import Cell
 
 # Stands for `zppo train`: does what <outputs>/<label>.txt says and writes the files of a run folder.
@@ -48,6 +50,13 @@ if what == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
 if what == "unfinished":
     sys.exit(0)
+if what == "preempted":
+    sys.exit(75)
+if what == "segfault":
+    os.kill(os.getpid(), signal.SIGSEGV)
+if what == "gpu":
+    print("GPU", os.environ["CUDA_VISIBLE_DEVICES"])
+    time.sleep(0.3)
 if what.startswith("interrupt"):  # with a helper, and deaf to SIGTERM
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
@@ -78,7 +87,7 @@ def study(tmp_path, monkeypatch):
             student = ModelConfig(name="tiny_s", path="tiny:s")
             config = RunConfig(study="s", outputs=str(tmp_path), student=student, label=label, **fields)
             RunFolder(tmp_path / "written", config)
-            (tmp_path / "written" / "config.yaml").rename(tmp_path / f"{label}.yaml")
+            (tmp_path / "written" / "config.yaml").rename(tmp_path / f"{label}.yaml")  # freed: nobody refers to it
             (tmp_path / f"{label}.txt").write_text(what)
             return Cell((f"label='{label}'",), label, label, "tiny_s", 0, config)
 
@@ -95,20 +104,22 @@ def states(outcomes):
 
 
 def test_goes_on_past_failures_and_tells_each_ones_last_words(study):
-    outcomes = study.run(study(a="crash", b="fail", c="killed", d="unfinished", e="done"))
+    outcomes = study.run(study(a="crash", b="fail", c="killed", d="unfinished", e="done", f="preempted", g="segfault"))
     assert states(outcomes) == [
         ("a", "failed", "error: the last line"),
         ("b", "failed", "bad reward"),
         ("c", "failed", "killed by SIGKILL"),
         ("d", "failed", "cell d threads " + str(max(1, num_cores() // 2))),
         ("e", "done", None),
+        ("f", "interrupted", "cell f threads " + str(max(1, num_cores() // 2))),
+        ("g", "failed", "killed by SIGSEGV"),
     ]
-    assert exit_code(outcomes) == 1 and exit_code(outcomes[4:]) == 0
-    assert [outcome.reward for outcome in outcomes] == [0.3125] * 5
+    assert [exit_code(outcomes), exit_code(outcomes[4:5]), exit_code(outcomes[4:6])] == [1, 0, 75]
+    assert [outcome.reward for outcome in outcomes] == [0.3125] * 7
     text = study.screen.getvalue()
-    assert re.search(r"^\[\d/5\] done    e tiny_s seed0  \d s  reward 0\.31$", text, re.M)
+    assert re.search(r"^\[\d/7\] done    e tiny_s seed0  \d s  reward 0\.31$", text, re.M)
     assert f"failed: a tiny_s seed0: error: the last line\n    log: {study.folder}/logs/a-tiny_s-seed0.log\n" in text
-    assert "5 cells: 1 done, 4 failed" in text
+    assert "7 cells: 1 done, 1 interrupted, 5 failed" in text
 
 
 def test_done_cells_are_skipped_and_failed_ones_tried_again(study):
@@ -147,20 +158,113 @@ def test_force_removes_the_folder_first(study):
     assert not stale.exists()
 
 
-def test_a_cell_that_another_process_runs_is_refused(study):
-    (cell,) = study(a="done")
-    cell.run_dir.mkdir(parents=True)
-    (cell.run_dir / "run.json").write_text(json.dumps({"status": "running", "pid": os.getpid()}))
-    (outcome,) = study.run([cell], force=True)
-    assert (outcome.state, outcome.error) == (
-        "refused",
-        f"process {os.getpid()} is running it: wait for it, or stop it",
-    )
+def held(cell: Cell, status: str, during: float = 0.6) -> threading.Thread:
+    """A process that runs the cell for a while and then leaves it with this status, as seen from a launcher."""
+    lock = RunLock(cell.run_dir)
+
+    def end() -> None:
+        time.sleep(during)
+        record = {"status": status, "pid": 1, "num_steps": 2, "error": None}
+        config = Path(cell.config.outputs) / f"{cell.label}.yaml"
+        (cell.run_dir / "config.yaml").write_bytes(config.read_bytes())
+        (cell.run_dir / "run.json").write_text(json.dumps(record))
+        lock.release()
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    return thread
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize(("left", "attempts"), [("done", 0), ("interrupted", 1), ("running", 1)])
+def test_a_cell_that_another_process_runs_is_waited_for(study, force, left, attempts):
+    """It is left alone when that ends well, else it is tried; the other cells are run meanwhile."""
+    a, b = study(a="done", b="done")
+    thread = held(a, left)
+    outcomes = study.run([a, b], jobs=1, force=force)
+    thread.join()
+    assert states(outcomes) == [("a", "done", None), ("b", "done", None)]
+    lines = study.screen.getvalue().splitlines()
+    assert f"      elsewhere a tiny_s seed0  process {os.getpid()} on {os.uname().nodename}" in lines[0]
+    assert lines[2].startswith("[1/2] done    b") and "[2/2] done    a" in study.screen.getvalue()
+    log = study.folder / "logs" / "a-tiny_s-seed0.log"
+    assert (log.read_text().count("=== ") if log.exists() else 0) == attempts
+
+
+def test_a_cell_that_another_launcher_takes_first_is_waited_for(study, tmp_path):
+    """The child is refused the lock (75, no run.json of its own), which is not the cell's failure."""
+    (cell,) = study(a="refused")
+    script = Path(study.command[1])
+    script.write_text("import sys; sys.exit(75)\n")
+    threads = []
+
+    class Late(Cell):
+        """Taken between the launcher's look and the start of the child."""
+
+        @property
+        def name(self) -> str:
+            if not threads and log.exists():
+                threads.append(held(cell, "done"))
+            return super().name
+
+    log = study.folder / "logs" / "a-tiny_s-seed0.log"
+    late = Late(**vars(cell))
+    assert states(study.run([late])) == [("a", "done", None)]
+    threads[0].join()
+    assert log.read_text().count("=== ") == 1
+
+
+def test_two_launchers_share_a_study(study, tmp_path):
+    """Each of 6 cells is started once, by one of two launchers."""
+    plans = dict.fromkeys("abcdef", "slow")
+    script = Path(study.command[1])
+    lock = "from harness.lock import RunLock\ntry:\n    held = RunLock(folder)\nexcept Exception:\n    sys.exit(75)\n"
+    done = 'if "done" in str(Path(folder / "run.json").exists() and (folder / "run.json").read_text()): sys.exit(0)\n'
+    write = "record = {"
+    script.write_text(FAKE_TRAIN.replace(write, lock + done + 'print("works")\n' + write))
+    cells, results = study(**plans), []
+    consoles = [Console(file=io.StringIO(), width=300) for _ in range(2)]
+
+    def launch(console: Console) -> None:
+        results.append(run_cells(cells, jobs=2, command=study.command, console=console))
+
+    threads = [threading.Thread(target=launch, args=(console,)) for console in consoles]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [[outcome.ok for outcome in outcomes] for outcomes in results] == [[True] * 6] * 2
+    logs = [(study.folder / "logs" / f"{label}-tiny_s-seed0.log").read_text() for label in plans]
+    assert [log.count("works") for log in logs] == [1] * 6
+
+
+def test_one_cell_a_gpu(study, monkeypatch):
+    """Names in CUDA_VISIBLE_DEVICES stand for GPUs: what a cell sees is tested here, not what it does there."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,3")
+    cells = study(a="gpu", b="gpu", c="gpu", d="gpu")
+    assert [outcome.state for outcome in study.run(cells, jobs=None)] == ["done"] * 4
+    logs = [(study.folder / "logs" / f"{label}-tiny_s-seed0.log").read_text() for label in "abcd"]
+    seen = [re.search(r"^GPU (.*)$", log, re.M)[1] for log in logs]
+    assert seen[:2] == ["GPU-a", "3"] and sorted(seen[2:]) == ["3", "GPU-a"]
+
+
+def test_the_gpu_of_a_cell_that_another_process_runs_is_left_out(study, monkeypatch):
+    """The other process has GPU-a for as long as two cells take, one after the other, on GPU 3."""
+    a, *others = study(a="gpu", b="gpu", c="gpu")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a")
+    thread = held(a, "done", during=2.0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,3")
+    assert [outcome.state for outcome in study.run([a, *others], jobs=None)] == ["done"] * 3
+    thread.join()
+    logs = [(study.folder / "logs" / f"{label}-tiny_s-seed0.log").read_text() for label in "bc"]
+    assert [re.search(r"^GPU (.*)$", log, re.M)[1] for log in logs] == ["3", "3"]
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGHUP, 129)]
+)
 def test_a_signal_stops_the_cells_with_their_helpers(study, monkeypatch, tmp_path, number, code):
-    monkeypatch.setattr(scheduler, "STOP_SECONDS", 0.3)
+    monkeypatch.setattr(scheduler, "stop_seconds", lambda cell: 0.3)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as caught:
         study.run(study(a=f"interrupt {int(number)}", b="done"), jobs=1)
@@ -184,10 +288,11 @@ def running(pid: int) -> bool:
 
 
 def test_a_terminal_shows_the_running_cells(study):
-    study.run(study(grpo="slow"), terminal=True)
+    study.run(study(grpo="slow", zppo="done"), jobs=1, terminal=True)
     text = study.screen.getvalue()
-    assert "[1/1] done    grpo tiny_s seed0" in text
-    assert re.search(r"grpo tiny_s seed0 .* 2/2 +\d s +reward 0\.31", text)  # the live row
+    assert "[1/2] done    grpo tiny_s seed0" in text
+    assert re.search(r"grpo tiny_s seed0 +\S*running\S* +2/2 +0\.31 +\d s", text)  # the live row
+    assert re.search(r"zppo tiny_s seed0 +waiting", text) and "1 running, 1 waiting" in text
 
 
 def test_config_dir_reaches_the_cell_and_jobs_are_checked(study):
@@ -211,6 +316,7 @@ def test_status_table(tmp_path):
     write_state(base, label="base", method="base", num_steps=None, finished="2026-01-01T00:00:12+00:00")
     write_state(grpo)
     write_state(zppo, label="zppo", method="zppo", status="running", finished=None)
+    held = RunLock(zppo)
     (zppo / "metrics.jsonl").write_text('{"step": 4, "rollout/accuracy": 0.5, "time/step": 30.0}\n{"step": 5, "roll')
     # zppo: 6 of 10 steps are left, 30 s each.
     assert [re.split(r"\s{2,}", line) for line in re.sub(r"\d+\.\d h", "T", status(tmp_path / "s")).splitlines()] == [
@@ -219,16 +325,8 @@ def test_status_table(tmp_path):
         ["grpo", "tiny_s", "0", "done", "0/10", "10.0 min"],
         ["zppo", "tiny_s", "0", "running", "4/10", "0.50", "T", "3.0 min"],
     ]
-
-
-def test_a_dead_process_and_a_reused_number_are_interrupted(tmp_path):
-    folder = tmp_path / "s" / "grpo" / "tiny_s" / "seed0"
-    write_state(folder, status="running", finished=None)
-    assert is_alive(folder)
-    os.utime(folder / "run.json", (0, 0))  # written long before this process began
-    assert not is_alive(folder)
-    (folder / "run.json").write_text(json.dumps(json.loads((folder / "run.json").read_text()) | {"pid": 2**22 + 1}))
-    assert [run.state for run in run_states(tmp_path / "s")] == ["interrupted"]
+    held.release()
+    assert "interrupted" in status(tmp_path / "s").splitlines()[-1]
 
 
 def test_missing_and_empty_studies_are_refused(tmp_path):

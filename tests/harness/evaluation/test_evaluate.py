@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from harness.config import EvalConfig
+from harness.config import EvalConfig, RewardConfig
 from harness.data.arithmetic import make_questions
 from harness.evaluation.evaluate import evaluate
 from harness.evaluation.protocol import card_hash, eval_sampling, evaluation_card
 from harness.evaluation.suites import load_suite
+from harness.rewards.workers import Grader
 from harness.types import Prompt
 from methods.prompts import plain_messages
 
@@ -40,9 +41,9 @@ def test_scores_by_hand(two_levels: EvalConfig, make_engine: MakeEngine, grader:
     scores = run(two_levels, make_engine(), grader, tmp_path)
     protocol = hashes(two_levels, grader)
     assert (tmp_path / "scores.csv").read_text() == (
-        "benchmark,family,score,stderr,n,num_truncated,num_unparsable,num_judged,num_malformed,protocol\n"
-        f"arithmetic_l1,LLM,50.0,25.0,4,1,1,0,0,{protocol['arithmetic_l1']}\n"
-        f"arithmetic_l2,LLM,25.0,21.6506,4,1,2,0,0,{protocol['arithmetic_l2']}\n"
+        "benchmark,family,score,stderr,n,num_truncated,num_unparsable,num_timeout,num_judged,num_malformed,protocol\n"
+        f"arithmetic_l1,LLM,50.0,25.0,4,1,1,0,0,0,{protocol['arithmetic_l1']}\n"
+        f"arithmetic_l2,LLM,25.0,21.6506,4,1,2,0,0,0,{protocol['arithmetic_l2']}\n"
     )
     assert scores[1] == {
         "benchmark": "arithmetic_l2",
@@ -52,12 +53,24 @@ def test_scores_by_hand(two_levels: EvalConfig, make_engine: MakeEngine, grader:
         "n": 4,
         "num_truncated": 1,
         "num_unparsable": 2,
+        "num_timeout": 0,
         "num_judged": 0,
         "num_malformed": 0,
         "protocol": protocol["arithmetic_l2"],
     }
     names = ["model.json", "protocol.json", "responses.jsonl", "rows.jsonl", "scores.csv"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+def test_answers_at_the_graders_limits_are_counted(
+    two_levels: EvalConfig, make_engine: MakeEngine, tmp_path: Path
+) -> None:
+    replies = ["\\boxed{10^{10^{10}}}", "\\boxed{7000}", "no box", "\\boxed{7001}"]
+    engine = make_engine(lambda prompt: (replies[int(prompt.uid.rpartition("/")[2])], "stop"))
+    with Grader(RewardConfig(cpu_seconds=0.2)) as grader:
+        scores = run(two_levels, engine, grader, tmp_path)
+    counts = [(row["n"], row["score"], row["num_unparsable"], row["num_timeout"]) for row in scores]
+    assert counts == [(4, 0.0, 1, 1), (4, 0.0, 1, 1)]
 
 
 def test_three_families_keep_the_order_of_the_suite(
@@ -68,7 +81,7 @@ def test_three_families_keep_the_order_of_the_suite(
     protocol = hashes(all_tasks, grader)
     # Right, wrong, cut off, and then right on level 1 and no box on level 2, as in the test above.
     expected = [
-        f"{task}_l{level},{family},{score},4,1,{num_unparsable},0,0,{protocol[f'{task}_l{level}']}"
+        f"{task}_l{level},{family},{score},4,1,{num_unparsable},0,0,0,{protocol[f'{task}_l{level}']}"
         for task, family in [("bar_clip", "Video"), ("arithmetic", "LLM"), ("bar_chart", "VLM"), ("bar_cards", "VLM")]
         for level, score, num_unparsable in [(1, "50.0,25.0", 1), (2, "25.0,21.6506", 2)]
     ]

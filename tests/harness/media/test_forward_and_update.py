@@ -227,8 +227,8 @@ def test_a_teacher_that_would_see_other_media_stops_the_update(
 ) -> None:
     updater = make_updater(setup, teacher=setup.model, method="on_policy_kd")
 
-    def wrong(samples: Sequence[TrainingSample], device: torch.device) -> Any:
-        batch = pad_for_teacher(samples, device)
+    def wrong(samples: Sequence[TrainingSample], device: torch.device, *, share: bool) -> Any:
+        batch = pad_for_teacher(samples, device, share=share)
         batch.media = batch.media[::-1]
         return batch
 

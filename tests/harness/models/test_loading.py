@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 
 import huggingface_hub.constants
@@ -22,12 +24,14 @@ from harness.config import ModelConfig
 from harness.errors import UserError
 from harness.models.loading import (
     load_model,
+    load_processor,
     load_tokenizer,
     num_parameters,
     resolve_path,
     same_tokenizer,
     save_model,
     source_file,
+    text_config,
 )
 
 TEMPLATE = "{% for m in messages %}{{ m.content }}</s>{% endfor %}"
@@ -214,3 +218,99 @@ def test_parameters_are_counted_without_weights(size):
 def test_the_parameters_of_a_model_that_is_nowhere_here_are_not_known(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert num_parameters(ModelConfig(name="api", path="somebody/elses")) == 0
+
+
+CODE = """
+from pathlib import Path
+Path(__file__).with_name("ran").touch()
+raise RuntimeError("code of the model")
+"""
+
+
+@pytest.fixture
+def coded(folder):
+    """A model of an architecture that only its own code knows."""
+    described = json.loads((folder / "config.json").read_text())
+    names = {"AutoConfig": "Config", "AutoModelForCausalLM": "Model", "AutoModelForImageTextToText": "Model"}
+    described |= {"model_type": "own", "auto_map": {auto: f"code.{name}" for auto, name in names.items()}}
+    (folder / "config.json").write_text(json.dumps(described))
+    for name in ("tokenizer_config.json", "processor_config.json"):
+        own = {"tokenizer_class": "Own", "processor_class": "Own"}
+        auto_map = {"AutoTokenizer": ["code.Own", None], "AutoProcessor": "code.Own"}
+        (folder / name).write_text(json.dumps(own | {"auto_map": auto_map}))
+    (folder / "code.py").write_text(CODE)
+    return folder
+
+
+@pytest.mark.parametrize("load", [lambda c: load_model(c, "cpu"), load_tokenizer, load_processor, text_config])
+def test_code_of_a_model_does_not_run_and_nobody_is_asked(coded, monkeypatch, load):
+    monkeypatch.setattr("builtins.input", lambda *given: pytest.fail("asked on the terminal"))
+    with pytest.raises(UserError, match=r"has code of its own: .* student\.trust_remote_code=true") as error:
+        load(config(coded))
+    assert "\n" not in str(error.value) and num_parameters(config(coded)) == 0
+
+
+def test_code_of_a_model_runs_where_the_flag_says_so(coded, monkeypatch, tmp_path):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    with pytest.raises(RuntimeError, match="code of the model"):
+        text_config(config(coded, trust_remote_code=True))
+
+
+def test_an_attention_of_the_hub_is_code_too(folder):
+    with pytest.raises(UserError, match=r"attn_implementation=a/b is code of a hub repository: use sdpa"):
+        load_model(config(folder, attn_implementation="a/b"), "cpu")
+
+
+@pytest.fixture
+def pickled(folder):
+    """The same weights as a pickle, whose reading is an error."""
+    torch.save(load_model(config(folder), "cpu").state_dict(), folder / "pytorch_model.bin")
+    return folder
+
+
+@pytest.fixture
+def unread(monkeypatch):
+    monkeypatch.setattr(torch, "load", lambda *given, **options: pytest.fail("a pickle was read"))
+
+
+def test_a_pickle_is_refused_with_a_command_that_converts_it(pickled, tmp_path, unread):
+    before = load_model(config(pickled), "cpu").state_dict()
+    (pickled / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="has its weights as a pickle") as error:
+        load_model(config(pickled), "cpu")
+    assert "\n" not in str(error.value)
+    command = (
+        str(error.value).partition('python -c "')[2].partition('"')[0].replace("NEW_FOLDER", str(tmp_path / "new"))
+    )
+    subprocess.run([sys.executable, "-c", command], check=True, capture_output=True)
+    after = load_model(config(tmp_path / "new"), "cpu").state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_pickle_beside_safetensors_is_left_alone(pickled, unread):
+    assert load_model(config(pickled), "cpu").num_parameters() > 0
+
+
+@pytest.mark.parametrize("named", ["index", "config", "adapter"])
+def test_a_pickle_behind_another_name_is_refused(pickled, unread, named):
+    if named == "index":
+        (pickled / "model.safetensors").unlink()
+        index = {"metadata": {}, "weight_map": {"lm_head.weight": "pytorch_model.bin"}}
+        (pickled / "model.safetensors.index.json").write_text(json.dumps(index))
+        message = r"has weights in pytorch_model\.bin, which is no safetensors file"
+    elif named == "config":
+        described = json.loads((pickled / "config.json").read_text())
+        (pickled / "config.json").write_text(json.dumps(described | {"transformers_weights": "adapter_model.bin"}))
+        message = r"has weights in adapter_model\.bin"
+    else:
+        (pickled / "adapter_config.json").write_text("{}")
+        message = "has an adapter, not a whole model"
+    with pytest.raises(UserError, match=message):
+        load_model(config(pickled), "cpu")
+
+
+def test_safetensors_that_are_none_are_one_line(folder):
+    """A pickle under that name is not read as one."""
+    torch.save({"x": torch.zeros(1)}, folder / "model.safetensors")
+    with pytest.raises(UserError, match="cannot load the model of"):
+        load_model(config(folder), "cpu")

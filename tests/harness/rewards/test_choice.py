@@ -20,12 +20,19 @@ CHOICES = ["Paris", "4", "the red one", "$x$"]
         (r"\text{(C) the red one}", "C"), ("The red one.", "C"), ("paris", "A"), ("4", "B"), ("x", "D"),
         ("E", None), ("E) five", None), ("", None), ("5", None), ("the blue one", None), ("B or C", None),
         ("A, C", None), ("Because", None), ("bad", None),
+        ("{B}", "B"), (r"\left(B\right)", "B"), (r"\boldsymbol{B}", "B"), (r"\underline{\text{B}}", "B"), (r"B\,", "B"),
+        (r"\displaystyle B", "B"), ("\uff22", "B"), ("\uff08B\uff09", "B"), ("B\u30014", "B"), ("B\uff1a4", "B"),
+        ("\u3010B\u3011", "B"), ("\u24b7", "B"), ("\u0412", None), ("\u0392", None),  # Cyrillic, Greek
     ],
 )  # fmt: skip
 def test_the_option_that_a_text_names(text: str, letter: str | None) -> None:
     # "x" alone is a letter beyond the four options, so it is read as an option's text only in dollars.
     expected = None if text == "x" else letter
     assert choice_letter(text, CHOICES) == expected
+
+
+def test_an_option_that_is_a_letter_of_another_kind_is_its_text() -> None:
+    assert choice_letter("\u2102", ["\u2115", "\u2102", "\u211d"]) == "B"  # the complex numbers are no letter C
 
 
 @pytest.mark.parametrize(("text", "letter"), [("E", "E"), ("(z)", "Z"), ("B) 4", "B"), ("Paris", None)])

@@ -131,7 +131,8 @@ def test_the_library_agrees_that_equal_texts_are_equal(text: str) -> None:
 
 def test_the_fast_path_leaves_the_rest_to_the_library() -> None:
     assert rules.quick_check("0.5", math("1/2")) is None
-    assert rules.quick_check("1" * 16, math("2")) is None  # mathruler compares floats
+    assert rules.quick_check("1" * 4001, math("2")) is False  # far longer than the gold answer
+    assert rules.quick_check("1" * 4001, math("2" * 600)) is None  # Python reads no longer integers
     assert rules.quick_check("", math("")) is False
 
 
@@ -265,6 +266,22 @@ def test_an_unknown_reasoning_gym_data_set_is_named_with_its_neighbours() -> Non
 def test_mathruler(gold: str, answer: str, correct: bool) -> None:
     assert (grade(f"\\boxed{{{answer}}}", math(gold), "mathruler").verdict == "correct") is correct
     assert gold_error(math(gold), "mathruler") is None
+
+
+@pytest.mark.parametrize(("answer", "verdict"), [("9" * 20, "correct"), ("9" * 19 + "8", "wrong")])
+def test_integers_are_compared_exactly_where_mathruler_compares_floats(answer: str, verdict: str) -> None:
+    assert rules._library("mathruler")("9" * 20, "9" * 19 + "8")
+    assert grade(f"\\boxed{{{answer}}}", math("9" * 20), "mathruler").verdict == verdict
+
+
+def test_a_library_that_raises_means_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(gold: str, answer: str) -> bool:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(rules, "_library", lambda grader: broken)
+    assert grade(r"\boxed{0.5}", math("1/2"), GRADER).verdict == "wrong"
+    with pytest.raises(ZeroDivisionError):
+        rules.load(GRADER)  # a library that never works is not taken for wrong answers
 
 
 def test_an_answer_far_longer_than_the_gold_answer_is_wrong_without_reading_it():

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.training.batching import micro_batches, mini_batches, pad, pad_for_teacher, tokens_between
+from harness.training.batching import micro_batches, mini_batches, one_pass, pad, pad_for_teacher, tokens_between
 from harness.types import Rollout, TrainingSample
 
 
@@ -73,6 +73,28 @@ def test_prompts_are_shared_only_where_it_saves_a_tenth():
     pair = group("a", [1, 2, 3, 4], [7], [8])
     assert micro_batches(pair, 1000)[0].num_given is None
     assert micro_batches(pair, 1000, share=True)[0].num_given == [3, 3]
+
+
+def test_what_all_prompts_begin_with_literal():
+    """Single rollouts on prompts that differ in their last two tokens: 3 tokens once and 4 x 4, not 4 x 7."""
+    samples = [s for i in range(4) for s in group(str(i), [1, 2, 3, 10 + i, 4], [7, 8])]
+    (micro,) = micro_batches(samples, 100, share=True)
+    assert micro.num_given == [3] * 4 and micro.prompts == [(1, 2, 3)] and micro.num_padded == 3 + 4 * 4
+    batch = pad(micro, torch.device("cpu"))
+    assert batch.prompts.ids_PT.tolist() == [[1, 2, 3]] and batch.prompts.rows_B.tolist() == [0] * 4
+    assert batch.ids_BT.tolist() == [[10 + i, 4, 7, 8] for i in range(4)]
+    assert batch.columns_N.tolist() == [1, 2] * 4 and batch.positions_N == [5, 6] * 4
+    # Of a prompt that ends inside the common beginning, the last token is still read with its completion.
+    short = [*samples, *group("short", [1, 2, 3], [10, 9])]
+    assert micro_batches(short, 100, share=True)[0].num_given == [2] * 5
+
+
+def test_one_pass_keeps_the_order():
+    """Padded: 3 x 6 tokens, or prompts of 2 x 3 and then 3 x 3."""
+    samples = [*group("b", [5, 6, 7], [9]), *group("a", [1, 2, 3, 4], [7], [8, 8])]
+    assert one_pass(samples).samples == samples and one_pass(samples).num_given is None
+    micro = one_pass(samples, share=True)
+    assert micro.samples == samples and micro.num_given == [2, 3, 3] and micro.num_padded == 15
 
 
 @settings(max_examples=50, deadline=None)

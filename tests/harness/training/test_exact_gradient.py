@@ -24,7 +24,7 @@ from transformers import (
 from harness.config import UpdateConfig
 from harness.models.forward import BANNED_LOGIT, LanguageModel
 from harness.training.batching import pad
-from harness.training.teacher import LocalScorer
+from harness.training.teacher import LocalScorer, hidden_of
 from harness.training.update import Updater
 from harness.types import TeacherDistribution, TrainingSample
 from methods import registry
@@ -172,6 +172,29 @@ def test_a_prompt_is_read_once_for_its_group():
     total = sum(len(sample.token_ids) for sample in samples())
     assert row[False]["num_read"] == total and row[True]["num_read"] == total - 2 * (8 + 14)
     assert row[True]["loss"] == pytest.approx(row[False]["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["policy", "jsd"])
+def test_what_all_prompts_begin_with_is_read_once(name):
+    """By student and teacher: 6 prompts of their own behind 20 common tokens."""
+    method = registry.build({"name": name, **METHODS[name]})
+    common = torch.randint(10, NUM_TOKENS, (20,), generator=torch.Generator().manual_seed(5)).tolist()
+    given = [sample for i in range(6) for sample in samples(group_size=1)[i % 2 : i % 2 + 1]]
+    for i, sample in enumerate(given):
+        sample.uid = str(i)
+        sample.token_ids = [*common, 20 + i, *sample.token_ids]
+        for field in ("loss_mask", "advantages", "old_logprobs", "rollout_logprobs", "weights"):
+            setattr(sample, field, [0] * 21 + getattr(sample, field))
+    student, teacher = model("tied"), model("untied", 1)
+    scorer = LocalScorer(teacher, TEMPERATURE)
+    (scores,) = scorer.score([given])
+    with torch.no_grad():
+        plain_NH = torch.cat([hidden_of(teacher, pad([sample], torch.device("cpu"))) for sample in given])
+    torch.testing.assert_close(scores.hidden_NH, plain_NH, rtol=1e-4, atol=1e-5)
+    naive = naive_gradient(student, teacher, method, given)
+    assert_close(gradient(student, teacher, method, given), naive)
+    total = sum(len(sample.token_ids) for sample in given)
+    assert updater(model("tied"), teacher, method).update(given)["num_read"] == total - 5 * 20
 
 
 def test_layers_with_a_window_or_a_state_do_not_share(make_student):

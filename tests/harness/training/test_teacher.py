@@ -129,9 +129,10 @@ def test_a_changed_id_stops_the_update(
     """One completion id on its way to the process: it echoes what it scored, and the trainer compares."""
     request = scorer_module._request
 
-    def altered(number: int, samples: Any) -> Any:
-        made = request(number, samples)
-        made.ids_BT[made.rows_N[-1], made.columns_N[-1] + 1] += 1
+    def altered(*args: Any, **kwargs: Any) -> Any:
+        made = request(*args, **kwargs)
+        arrays = made.arrays
+        arrays["ids_BT"][arrays["rows_N"][-1], arrays["columns_N"][-1] + 1] += 1
         return made
 
     monkeypatch.setattr(scorer_module, "_request", altered)

@@ -1,0 +1,70 @@
+"""Where cells may run at once: GPUs are dealt out, so that two cells do not meet on one. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+
+from harness.config import RunConfig
+from harness.errors import UserError
+
+
+def visible_gpus() -> list[str]:
+    """GPUs that this process may use, named as in CUDA_VISIBLE_DEVICES; without that, all that nvidia-smi lists."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is None:
+        return _installed_gpus()
+    names = []
+    for name in (part.strip() for part in listed.split(",")):
+        if name in ("", "-1"):  # CUDA, too, ignores what comes after
+            break
+        names.append(name)
+    return names
+
+
+def num_gpus_of(config: RunConfig) -> int:
+    """GPUs that a run names: 0 on the CPU alone, 2 where the teacher is on cuda:1."""
+    devices = [config.device, config.teacher_device or config.device]
+    if all(device == "cpu" for device in devices):
+        return 0
+    indices = [int(found[1]) for device in devices if (found := re.fullmatch(r"cuda:(\d+)", device))]
+    return 1 + max(indices, default=0)
+
+
+class Slots:
+    """Equal shares of the GPUs, one cell each; a share has as many GPUs as the cell that needs most.
+
+    Without GPUs every cell gets the same empty share. Raises UserError where a cell needs more GPUs than there are.
+    """
+
+    def __init__(self, configs: Iterable[RunConfig], gpus: Sequence[str] | None = None) -> None:
+        width = max((num_gpus_of(config) for config in configs), default=0)
+        names = list(visible_gpus() if gpus is None else gpus) if width else []
+        if names and len(names) < width:
+            raise UserError(f"a cell names {width} GPUs and {len(names)} are visible: set teacher_device=cuda:0")
+        self.shares = [tuple(names[i : i + width]) for i in range(0, len(names) - width + 1, width)] if names else []
+
+    def choose(self, used: Sequence[Sequence[str]], jobs: int) -> tuple[str, ...] | None:
+        """The share with the fewest cells on it; `used` has the GPUs of each cell that runs. None where all are full.
+
+        A share is full with one cell, or with more where `jobs` asks for more cells than there are shares.
+        """
+        if not self.shares:
+            return ()
+        num_cells = [sum(not set(share).isdisjoint(gpus) for gpus in used) for share in self.shares]
+        fewest = min(num_cells)
+        return self.shares[num_cells.index(fewest)] if fewest < -(-jobs // len(self.shares)) else None
+
+
+def _installed_gpus() -> list[str]:
+    if shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in answer.stdout.splitlines() if line.strip().isdigit()]

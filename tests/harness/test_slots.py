@@ -1,0 +1,68 @@
+"""GPUs are dealt out by name; no GPU is needed for that, and none is used here."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.config import ModelConfig, RunConfig
+from harness.errors import UserError
+from harness.slots import Slots, num_gpus_of, visible_gpus
+
+
+def config(device: str = "auto", teacher_device: str | None = None) -> RunConfig:
+    student = ModelConfig(name="tiny_s", path="tiny:s")
+    return RunConfig(student=student, device=device, teacher_device=teacher_device)
+
+
+@pytest.mark.parametrize(
+    ("listed", "names"),
+    [("0,1", ["0", "1"]), ("GPU-8f, MIG-1", ["GPU-8f", "MIG-1"]), ("", []), ("-1", []), ("2,-1,3", ["2"])],
+)
+def test_the_parents_list_is_what_there_is(monkeypatch, listed, names):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+    assert visible_gpus() == names
+
+
+def test_without_a_list_nvidia_smi_is_asked(monkeypatch, tmp_path):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert visible_gpus() == []
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 0\necho 1\n")
+    program.chmod(0o755)
+    assert visible_gpus() == ["0", "1"]
+    program.write_text("#!/bin/sh\necho no driver\nexit 9\n")
+    assert visible_gpus() == []
+
+
+@pytest.mark.parametrize(
+    ("device", "teacher_device", "number"),
+    [("cpu", None, 0), ("auto", None, 1), ("cuda", None, 1), ("cuda:0", "cuda:1", 2), ("cpu", "cuda", 1)],
+)
+def test_gpus_that_a_run_names(device, teacher_device, number):
+    assert num_gpus_of(config(device, teacher_device)) == number
+
+
+def test_shares_and_who_gets_which():
+    slots = Slots([config(), config("cpu")], ["0", "1", "2"])
+    assert slots.shares == [("0",), ("1",), ("2",)]
+    assert slots.choose([], jobs=3) == ("0",)
+    assert slots.choose([("0",), ("2",)], jobs=3) == ("1",)
+    assert slots.choose([("0",), ("1",), ("2",)], jobs=3) is None
+    # 5 jobs on 3 GPUs are at most 2 on one.
+    assert slots.choose([("0",), ("1",), ("1",), ("2",)], jobs=5) == ("0",)
+    assert slots.choose([("0",), ("0",), ("1",), ("1",), ("2",), ("2",)], jobs=9) == ("0",)
+    assert slots.choose([("0",), ("0",), ("1",), ("1",), ("2",), ("2",)], jobs=6) is None
+
+
+def test_cells_with_a_teacher_on_another_gpu_get_two():
+    slots = Slots([config(), config("cuda:0", "cuda:1")], ["4", "5", "6", "7", "8"])
+    assert slots.shares == [("4", "5"), ("6", "7")]
+    assert slots.choose([("5",)], jobs=2) == ("6", "7")
+    with pytest.raises(UserError, match="a cell names 2 GPUs and 1 are visible"):
+        Slots([config("cuda:0", "cuda:1")], ["0"])
+
+
+def test_without_gpus_all_run_anywhere():
+    for slots in (Slots([config()], []), Slots([config("cpu")], ["0", "1"])):
+        assert slots.shares == [] and slots.choose([(), ()], jobs=2) == ()
