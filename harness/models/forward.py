@@ -195,15 +195,16 @@ class LanguageModel:
 
     def hidden_behind(
         self, prompt_ids_PT: torch.Tensor, prompt_mask_PT: torch.Tensor, rows_B: torch.Tensor, ids_BT: torch.Tensor,
-        mask_BT: torch.Tensor,
+        mask_BT: torch.Tensor, cache: Cache | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """`hidden` [B, T, H] of continuations, each behind prompt `rows_B`; a prompt is read once, left padded.
 
-        `mask_BT` is that of the continuations. Differentiable through the prompts. Only where `can_share_prompts`.
+        `mask_BT` is that of the continuations. A `cache` has to be empty, and has them all afterwards. Differentiable
+        through the prompts. Only where `can_share_prompts`.
         """
         from transformers import DynamicCache
 
-        cache = DynamicCache(config=self.module.config)
+        cache = DynamicCache(config=self.module.config) if cache is None else cache
         self.hidden(prompt_ids_PT, prompt_mask_PT, cache=cache)
         cache.reorder_cache(cast(torch.LongTensor, rows_B))
         return self.hidden(ids_BT, torch.cat([prompt_mask_PT[rows_B], mask_BT], 1), cache=cache)
@@ -256,6 +257,12 @@ class LanguageModel:
         if head.bias is not None and head.bias.requires_grad:
             head.bias.grad[: self.num_tokens] += gradient_NV.sum(0)
         return gradient_NV @ head.weight[: self.num_tokens].float()
+
+
+def num_common(sequences: Sequence[list[int]]) -> int:
+    """How many leading ids all sequences have in common."""
+    first, last = min(sequences), max(sequences)  # in the order of words, all others lie between the two
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(map(len, sequences)))
 
 
 def _present(media: Sequence[MediaInputs], name: str) -> list[torch.Tensor]:

@@ -19,7 +19,7 @@ def product(x_NK: torch.Tensor, weight_MK: torch.Tensor) -> torch.Tensor:
     """x W^T [N, M], contiguous."""
     few = x_NK.device.type == "cpu" and 1 < len(x_NK) <= FEW_ROWS and weight_MK.numel() >= MANY_WEIGHTS
     if few and not torch.is_grad_enabled():
-        return torch.mm(weight_MK, x_NK.T).T.contiguous()
+        return torch.mm(weight_MK, x_NK.t()).t().contiguous()
     return F.linear(x_NK, weight_MK)
 
 

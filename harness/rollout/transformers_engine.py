@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from transformers import DynamicCache
 
+from harness.models.cache import sampling_cache
 from harness.models.chat import Chat, PackedPrompt
-from harness.models.forward import LanguageModel, gather_logprobs
+from harness.models.forward import LanguageModel, gather_logprobs, num_common
+from harness.models.vision import PackedMedia
 from harness.rollout.base import Sampling, room
 from harness.rollout.sampling import RowStreams, SeenTokens, adjust, draw, has_penalties, scaled
 from harness.types import FinishReason, Prompt, Rollout, RolloutGroup, Sampler
@@ -182,18 +183,34 @@ class _State:
     """What the model keeps of the unfinished sequences: cache, mask, and the logits of the next token."""
 
     def __init__(self, model: LanguageModel, batch: Sequence[_Piece]) -> None:
-        """Read each prompt once, left padded, then repeat its row for its rollouts."""
+        """Read each prompt once, then repeat its row for its rollouts."""
         self._model = model
-        self._cache = DynamicCache(config=model.module.config)
-        ids_PT, mask_PT = _left_pad([piece.given for piece in batch], model.device)
-        media = [None if piece.packed.media is None else piece.packed.media.inputs() for piece in batch]
-        last_PH = model.hidden(ids_PT, mask_PT, media=media, cache=self._cache)[:, -1]
-        self._offsets_R = model.position_offsets(ids_PT, mask_PT, media)
+        self._cache = sampling_cache(model.module.config)
+        self._offsets_R: torch.Tensor | None = None
+        last_PH = self._read([piece.given for piece in batch], [piece.packed.media for piece in batch])
         counts = torch.tensor([len(piece.indices) for piece in batch], device=model.device)
         rows_R = torch.arange(len(batch), device=model.device).repeat_interleave(counts)
-        self._mask_RT = mask_PT
         self.logits_RV = model.logits(last_PH)[rows_R]
         self.keep(rows_R)
+
+    def _read(self, prompts: Sequence[list[int]], media: Sequence[PackedMedia | None]) -> torch.Tensor:
+        """The last hidden state of each prompt [P, H]. What all begin with is read once, where the model allows it."""
+        model, device = self._model, self._model.device
+        common = 0
+        if len(prompts) > 1 and model.can_share_prompts and not any(media):
+            common = min(num_common(prompts), min(map(len, prompts)) - 1)
+        ids_PT, self._mask_RT = _left_pad([prompt[common:] for prompt in prompts], device)
+        if common:
+            ids_1T = torch.tensor([prompts[0][:common]], device=device)
+            rows_P = torch.zeros(len(prompts), dtype=torch.long, device=device)
+            mask_1T = torch.ones_like(ids_1T)
+            hidden_PTH = model.hidden_behind(ids_1T, mask_1T, rows_P, ids_PT, self._mask_RT, self._cache)
+            self._mask_RT = torch.cat([mask_1T[rows_P], self._mask_RT], 1)
+        else:
+            inputs = [None if item is None else item.inputs() for item in media]
+            hidden_PTH = model.hidden(ids_PT, self._mask_RT, media=inputs, cache=self._cache)
+            self._offsets_R = model.position_offsets(ids_PT, self._mask_RT, inputs)
+        return hidden_PTH[:, -1]
 
     def keep(self, rows_R: torch.Tensor) -> None:
         """Take the rows of these numbers, repeated where a number is. `logits_RV` is left to the next step."""

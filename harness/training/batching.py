@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from harness.models.forward import num_common
 from harness.models.vision import MediaInputs
 from harness.types import TokenBatch, TrainingSample
 
@@ -95,9 +96,7 @@ def _beginnings(samples: Sequence[TrainingSample]) -> Iterator[list[int]]:
     if any(sample.media is not None for sample in samples) or not given or not all(given):
         return
     yield given
-    first, last = min(s.token_ids for s in samples), max(s.token_ids for s in samples)  # all lie between the two
-    shortest = min(given)
-    if common := next((i for i in range(shortest) if first[i] != last[i]), shortest):
+    if common := min(num_common([sample.token_ids for sample in samples]), *given):
         yield [common] * len(samples)
 
 

@@ -187,8 +187,9 @@ def test_each_prompt_is_read_once_and_finished_sequences_leave_the_batch(spellin
     groups = generate(spelling, chat, prompts, Sampling(num_rollouts=2))
     handle.remove()
     assert completions(groups) == [[A, B, C, END]] * 6
-    # <start>u:q<end><start>a: is 8 tokens, the longest prefix 2. The replies still have 4, 3 and 2 tokens to sample.
-    assert shapes == [(3, 10), (6, 1), (4, 1), (2, 1)]
+    # <start>u:q<end><start>a: is 8 tokens, of which 7 are read for all three: the last one of a prompt is its own. The
+    # longest prefix has 2. The replies still have 4, 3 and 2 tokens to sample.
+    assert shapes == [(1, 7), (3, 3), (6, 1), (4, 1), (2, 1)]
 
 
 def test_large_groups_are_split_and_joined(spelling, chat, prompts):
