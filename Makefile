@@ -41,7 +41,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev $(VENV)/.smollm $(VENV)/.bench  ## steps against TRL, sampling against generate(), memory of an update
-	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.step --rounds 3
 	$(BIN)/python -m benchmarks.rollout --repeats 3
 	$(BIN)/python -m benchmarks.memory --quick
 

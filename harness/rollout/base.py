@@ -44,7 +44,10 @@ class Sampling:
 
 
 class RolloutEngine(Protocol):
-    """One model that samples. `generate` takes prompts in order and yields their groups, ungraded, as they finish."""
+    """One model that samples. `generate` takes prompts in order and yields their groups, ungraded, as they finish.
+
+    It, or its iterator where a prompt comes, raises UserError for one that leaves no room for a reply.
+    """
 
     sampler: Sampler
     has_own_weights: bool

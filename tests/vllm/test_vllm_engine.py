@@ -214,7 +214,7 @@ def test_a_prompt_without_room_is_refused(engine, prompts):
     prompt = prompts[0]
     long = type(prompt)(uid="long", question=prompt.question, messages=({"role": "user", "content": "1+" * 2000},))
     with pytest.raises(UserError, match=r"context window 2048.*max_prompt_tokens"):
-        engine.generate([long], Sampling(max_new_tokens=4))
+        list(engine.generate([long], Sampling(max_new_tokens=4)))
 
 
 def test_the_generators_of_the_process_are_left_alone(engine, prompts):
