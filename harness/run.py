@@ -7,7 +7,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +107,10 @@ def run(config: RunConfig, *, overrides: Sequence[str] = ()) -> Path:
             raise
         except Exception as error:
             if is_disk_full(error):
-                raise UserError(f"no space left for {folder.path}: free some and launch again") from error
+                line = f"no space left for {folder.path}: free some and launch again"
+                with suppress(OSError):  # what was half written is gone, so there may be room for this
+                    folder.finish("failed", line)
+                raise UserError(line) from error
             logger.exception("the run failed")
             folder.finish("failed", f"{type(error).__name__}: {error}")
             raise
@@ -172,7 +175,13 @@ class _Run:
             seed=config.seed,
         )
         self._stack.callback(actors.close)
-        tracker = Tracker(config, self.label, self.folder.path)
+        tracker = Tracker(
+            config,
+            self.label,
+            self.folder.path,
+            run_id=self.folder.info.get("wandb_id"),
+            started=lambda name: self.folder.set_info(wandb_id=name),
+        )
         self._stack.callback(tracker.close)
         Trainer(
             config=config,
@@ -186,7 +195,7 @@ class _Run:
             folder=self.folder,
             tracker=tracker,
             num_steps=num_steps,
-            evaluate=lambda step: self.evaluate(f"step-{step:06d}"),
+            evaluate=self.evaluate,
         ).train()
         # What is saved is what is evaluated. The fp32 weights are in the last checkpoint.
         self.student.module.to(dtype=getattr(torch, config.student.dtype))  # type: ignore[call-arg]
@@ -195,13 +204,13 @@ class _Run:
         save_model(self.student.module, config.student, aside)
         self.folder.replace_model(aside)
 
-    def evaluate(self, subfolder: str = "") -> None:
-        """Score the live student on the suite, if there is one."""
+    def evaluate(self, step: int | None = None) -> None:
+        """Score the live student on the suite, if there is one: after a step, or as it is in the end."""
         from harness.evaluation.evaluate import evaluate
 
         if self.config.eval.suite is None:
             return
-        out_dir = self.folder.path / "eval" / self.config.eval.suite / subfolder
+        out_dir = self.folder.evaluation(self.config.eval.suite, step)
         name = f"{self.label}/{self.config.student.name}"
         identity = _identity(self.config, self.student, self.chat)
         for row in evaluate(

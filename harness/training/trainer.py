@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +19,7 @@ from harness.replay import PromptReplayBuffer
 from harness.rollout.base import RolloutEngine
 from harness.rollout.build import Teacher
 from harness.run_folder import RunFolder
+from harness.same_run import comparable, differences, digest, plain
 from harness.tracking import Tracker
 from harness.training import checkpoint, memory, metrics
 from harness.training.alarms import Alarms
@@ -89,19 +92,29 @@ class Trainer:
         )
 
     def train(self) -> None:
-        first = self._resume() + 1
+        step = self._resume()
         logger.info("%s", memory.plan(self._student, self._config.update))
         self._transfer(0)
-        for step in range(first, self._num_steps + 1):
+        self._evaluate_after(step)
+        while not self._is_last(step):
+            step += 1
             self._step(step)
-            # A method may have taken more questions than its batch: then the data end early.
-            last = step == self._num_steps or self._sampler.num_steps_left == 0
-            if step % self._config.checkpoint_every == 0 or last:
+            if step % self._config.checkpoint.every == 0 or self._is_last(step):
                 self._save(step)
-            if last:
-                return
-            if self._config.eval.every and step % self._config.eval.every == 0:
-                self._evaluate(step)
+            self._evaluate_after(step)
+
+    def _is_last(self, step: int) -> bool:
+        """A method may have taken more questions than its batch: then the data end before `num_steps`."""
+        return step == self._num_steps or self._sampler.num_steps_left == 0
+
+    def _evaluate_after(self, step: int) -> None:
+        """The evaluation that is due after a step, unless it is there: a run may have ended in it. The last step's
+        student is evaluated as the final one."""
+        config = self._config.eval
+        if not (step and config.every and config.suite) or step % config.every or self._is_last(step):
+            return
+        if not (self._folder.evaluation(config.suite, step) / "scores.csv").exists():
+            self._evaluate(step)
 
     def _step(self, step: int) -> None:
         clock = self._actors.clock
@@ -138,6 +151,8 @@ class Trainer:
         row |= clock.finish()
         self._folder.write_metrics(step, row)
         self._folder.add_cost(row)
+        if self._config.rollouts.keep is not None:
+            self._folder.keep_rollouts(self._config.rollouts.keep)
         self._tracker.log(step, row)
         logger.info("%s", _line(step, self._num_steps, row))
 
@@ -203,38 +218,71 @@ class Trainer:
         return {g.uid: self._chat.decode_prompt(g.rollouts[0].prompt_ids) for g in groups if g.rollouts}
 
     def _save(self, step: int) -> None:
+        folder, config = self._folder.checkpoints, self._config.checkpoint
         checkpoint.save(
-            self._folder.checkpoints,
+            folder,
             step=step,
             model=self._student.module,
             optimizer=self._updater.optimizer,
             state={
+                **self._identity(),
                 "sampler": self._sampler.state_dict(),
                 "buffer": self._buffer.state_dict(),
                 "tracker": self._tracker.state_dict(),
             },
-            keep=self._config.keep_checkpoints,
         )
+        checkpoint.prune(folder, keep_last=config.keep_last, keep_every=config.keep_every)
+
+    def _identity(self) -> dict[str, Any]:
+        """Whose checkpoint it is. The learning rate is constant: of a schedule there is no state."""
+        config = comparable(plain(self._config))
+        return {"config": config, "config_digest": digest(config), "schedule": "constant"}
 
     def _resume(self) -> int:
-        """Load the newest complete checkpoint; returns its step, 0 for a fresh start."""
+        """Load the newest intact checkpoint; returns its step, 0 for a fresh start."""
+        checkpoint.recover(self._folder.checkpoints)
         found = checkpoint.complete(self._folder.checkpoints)
         if found and self._config.resume == "never":
             raise UserError(
                 f"{self._folder.path} holds checkpoints and resume=never: set resume=auto or choose another study"
             )
-        step = 0
-        if found:
-            state = checkpoint.load(found[-1], model=self._student.module, optimizer=self._updater.optimizer)
-            self._sampler.load_state_dict(state["sampler"])
-            self._buffer.load_state_dict(state["buffer"], self._sampler.questions)
-            self._tracker.load_state_dict(state["tracker"])
-            step = state["step"]
-            logger.info("resumed from %s", found[-1])
+        step = self._load(found) if found else 0
         if step > self._num_steps:
             raise UserError(f"{self._folder.path} already has {step} steps: set steps={step} or more, or another study")
         self._folder.truncate_after(step)
         return step
+
+    def _load(self, found: Sequence[Path]) -> int:
+        """Load the newest of the checkpoints that is intact, and rename those that are not."""
+        damaged: list[tuple[Path, str]] = []
+        for path in reversed(found):
+            problem = checkpoint.damage(path)
+            if problem is None:
+                break
+            damaged.append((path, problem))
+        else:
+            path, problem = damaged[0]
+            raise UserError(
+                f"no checkpoint in {self._folder.checkpoints} is intact ({path.name}: {problem}): put a good copy in "
+                "its place, or remove them all to start anew"
+            )
+        self._refuse_foreign(path)
+        state = checkpoint.load(path, model=self._student.module, optimizer=self._updater.optimizer)
+        self._sampler.load_state_dict(state["sampler"])
+        self._buffer.load_state_dict(state["buffer"], self._sampler.questions)
+        self._tracker.load_state_dict(state["tracker"])
+        logger.info("resumed from %s", path)
+        for bad, problem in damaged:
+            logger.warning("%s is damaged (%s): it is now %s", bad, problem, checkpoint.set_aside(bad).name)
+        return state["step"]
+
+    def _refuse_foreign(self, path: Path) -> None:
+        stored = checkpoint.read_state(path).get("config")
+        different = None if stored is None else differences(stored, self._config)
+        if different is not None:
+            raise UserError(
+                f"{path} is a checkpoint of another run ({different}): remove it, or choose another study=NAME"
+            )
 
 
 def _num_parameters(model: LanguageModel) -> int:
