@@ -3,11 +3,14 @@
 import json
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import yaml
 
+from harness import preemption
 from harness.compose import compose
 from harness.config import from_hydra
 from harness.errors import UserError
@@ -139,6 +142,58 @@ def test_a_run_whose_data_have_ended_early_is_complete(tmp_path, monkeypatch):
     assert start(tmp_path, "steps=8") == folder
     assert contents(folder) == before
     assert RunFolder.read_info(folder)["status"] == "done"
+
+
+@contextmanager
+def killed_at(point: str, number: int) -> Iterator[None]:
+    """The run in here is left at the `number`-th time that it comes by a point, with nothing cleared away in between
+    that a kill would leave: see tests/faults for real ones."""
+    passed = []
+
+    def stop(name: str) -> None:
+        passed.append(name)
+        if passed.count(point) == number:
+            raise KeyboardInterrupt
+
+    preemption.watch(stop)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            yield
+    finally:
+        preemption.watch(None)
+
+
+def test_what_was_sampled_is_not_sampled_again(whole, tmp_path, monkeypatch):
+    """Left in step 3, with a checkpoint of step 1 alone: steps 2 and 3 are trained from their stored rollouts."""
+    collected = []
+    collect = GRPO.collect
+
+    def count(self, batch, actors, rng):
+        collected.append(batch.step)
+        return collect(self, batch, actors, rng)
+
+    monkeypatch.setattr(GRPO, "collect", count)
+    start(tmp_path, "steps=1")
+    with killed_at("stored", 2):
+        start(tmp_path, "checkpoint.every=10")
+    folder = next(tmp_path.rglob("run.json")).parent
+    assert sorted(p.name for p in (folder / "pending").iterdir()) == [
+        "step-000002.safetensors",
+        "step-000003.safetensors",
+    ]
+    assert_same_run(whole, start(tmp_path, "checkpoint.every=10"))
+    assert collected == [1, 2, 3, 4]
+    assert not (folder / "pending").exists()
+
+
+def test_a_stored_step_that_is_damaged_is_sampled_again(whole, tmp_path):
+    with killed_at("stored", 2):
+        start(tmp_path, "checkpoint.every=10")
+    folder = next(tmp_path.rglob("run.json")).parent
+    file = folder / "pending" / "step-000001.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert_same_run(whole, start(tmp_path, "checkpoint.every=10"))
+    assert "step 1 is sampled again: step-000001.safetensors cannot be read" in (folder / "run.log").read_text()
 
 
 def test_rollouts_of_the_newest_steps_stay(tmp_path):

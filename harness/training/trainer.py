@@ -15,6 +15,7 @@ from harness.data.sampler import Batch, QuestionSampler
 from harness.errors import UserError
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
+from harness.preemption import at
 from harness.replay import PromptReplayBuffer
 from harness.rollout.base import RolloutEngine
 from harness.rollout.build import Teacher
@@ -25,6 +26,7 @@ from harness.training import checkpoint, memory, metrics
 from harness.training.alarms import Alarms
 from harness.training.batching import mini_batches
 from harness.training.nonfinite import NonFinite, check_samples
+from harness.training.stored_step import SampledStep, StoredSteps, Unusable, code_digest
 from harness.training.transfer import Transfer
 from harness.training.update import Updater
 from harness.types import RolloutGroup, TrainingSample
@@ -76,6 +78,13 @@ class Trainer:
             temperature=config.rollout.temperature,
             clock=actors.clock,
         )
+        self._stored = StoredSteps(
+            folder.pending,
+            identity=f"{digest(plain(config))} {code_digest(method)}",
+            questions=sampler.questions,
+            chat=chat,
+        )
+        self._stored_ahead: Sequence[int] = ()
         self._alarms = Alarms(
             config.alarms,
             folder,
@@ -119,11 +128,8 @@ class Trainer:
     def _step(self, step: int) -> None:
         clock = self._actors.clock
         self._actors.begin(step)
-        batch = self._batch(step)
-        groups = self._method.collect(batch, self._actors, self._rng(step, COLLECT))
-        replayed = {entry.question.id for entry in batch.replayed}
-        for group in groups:
-            group.replayed = group.prompt.question.id in replayed
+        sampled = self._sampled(step)
+        groups = sampled.groups
         self._engine.sleep()
 
         samples = self._method.credit(groups)
@@ -136,8 +142,8 @@ class Trainer:
 
         plain = metrics.plain_student_groups(groups)
         events = self._buffer.update(plain) if self._method.config.replay else []
-        row |= metrics.buffer_metrics(self._buffer, events, len(batch.replayed))
-        row |= self._actors.counts
+        row |= metrics.buffer_metrics(self._buffer, events, sampled.num_replayed)
+        row |= sampled.counts
         row |= metrics.flops(
             row,
             student=_num_parameters(self._student),
@@ -145,7 +151,7 @@ class Trainer:
             gradient_checkpointing=self._config.update.gradient_checkpointing,
         )
         row["memory/resident_mb"] = metrics.resident_mb()
-        written = [*groups, *self._actors.rewritten]
+        written = [*groups, *sampled.rewritten]
         self._folder.write_rollouts(step, written, samples, self._prompt_texts(written))
         self._folder.write_buffer_events(step, events)
         row |= clock.finish()
@@ -155,6 +161,38 @@ class Trainer:
             self._folder.keep_rollouts(self._config.rollouts.keep)
         self._tracker.log(step, row)
         logger.info("%s", _line(step, self._num_steps, row))
+
+    def _sampled(self, step: int) -> SampledStep:
+        """The rollouts of a step: those that an earlier launch has stored, else new ones, which are stored."""
+        if step in self._stored_ahead:
+            try:
+                return self._take(self._stored.read(step))
+            except Unusable as error:
+                logger.warning("step %d is sampled again: %s", step, error)
+                self._stored_ahead = ()  # what comes behind may have been sampled from other weights
+                self._stored.keep_only(())
+        batch = self._batch(step)
+        groups = self._method.collect(batch, self._actors, self._rng(step, COLLECT))
+        replayed = {entry.question.id for entry in batch.replayed}
+        for group in groups:
+            group.replayed = group.prompt.question.id in replayed
+        at("rollouts")
+        sampled = SampledStep(
+            groups=groups,
+            rewritten=self._actors.rewritten,
+            counts=self._actors.counts,
+            num_replayed=len(batch.replayed),
+            sampler=self._sampler.state_dict(),
+            rng=checkpoint.rng_state(),
+        )
+        self._stored.write(step, sampled)
+        at("stored")
+        return sampled
+
+    def _take(self, sampled: SampledStep) -> SampledStep:
+        self._sampler.load_state_dict(sampled.sampler)
+        checkpoint.set_rng_state(sampled.rng)
+        return sampled
 
     def _batch(self, step: int) -> Batch:
         new = self._sampler.next_batch()
@@ -231,12 +269,13 @@ class Trainer:
                 "tracker": self._tracker.state_dict(),
             },
         )
+        self._stored.keep_only([later for later in self._stored_ahead if later > step])
         checkpoint.prune(folder, keep_last=config.keep_last, keep_every=config.keep_every)
 
     def _identity(self) -> dict[str, Any]:
         """Whose checkpoint it is. The learning rate is constant: of a schedule there is no state."""
-        config = comparable(plain(self._config))
-        return {"config": config, "config_digest": digest(config), "schedule": "constant"}
+        config = plain(self._config)
+        return {"config": comparable(config), "config_digest": digest(config), "schedule": "constant"}
 
     def _resume(self) -> int:
         """Load the newest intact checkpoint; returns its step, 0 for a fresh start."""
@@ -250,6 +289,10 @@ class Trainer:
         if step > self._num_steps:
             raise UserError(f"{self._folder.path} already has {step} steps: set steps={step} or more, or another study")
         self._folder.truncate_after(step)
+        self._stored_ahead = self._stored.steps_after(step)
+        self._stored.keep_only(self._stored_ahead)
+        if self._stored_ahead:
+            logger.info("the rollouts of step %d to %d are there already", step + 1, self._stored_ahead[-1])
         return step
 
     def _load(self, found: Sequence[Path]) -> int:
