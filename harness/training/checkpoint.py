@@ -82,13 +82,12 @@ def save(
 
 
 def prune(folder: Path, *, keep_last: int, keep_every: int | None) -> None:
-    """Remove all but the newest `keep_last`, every `keep_every`-th step's, and those in the middle of a later step."""
+    """Remove all but the newest `keep_last`, every `keep_every`-th step's, and the newest of all, which may be one in
+    the middle of a step."""
     found = complete(folder)
     whole = [path for path in found if not _place(path)[1]]
-    if not whole:
-        return
-    kept = set(whole[-keep_last:]) | {p for p in whole if keep_every and _place(p)[0] % keep_every == 0}
-    kept |= {path for path in found if _place(path) > _place(whole[-1])}
+    kept = {*whole[-keep_last:], *found[-1:]}
+    kept |= {path for path in whole if keep_every and _place(path)[0] % keep_every == 0}
     for path in found:
         if path not in kept:
             _remove(path)

@@ -104,6 +104,9 @@ class StoredSteps:
         except MediaError as error:
             raise Unusable(str(error)) from error
 
+    def steps(self) -> list[int]:
+        return sorted(int(path.stem.removeprefix("step-")) for path in self._folder.glob("step-*.safetensors"))
+
     def steps_after(self, step: int) -> list[int]:
         """The stored steps that follow a checkpoint without a gap."""
         found = []

@@ -15,7 +15,7 @@ from harness.data.sampler import Batch, QuestionSampler
 from harness.errors import UserError
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
-from harness.preemption import at
+from harness.preemption import Preempted, at, check, interruptible
 from harness.replay import PromptReplayBuffer
 from harness.rollout.base import RolloutEngine
 from harness.rollout.build import Teacher
@@ -24,12 +24,11 @@ from harness.same_run import comparable, differences, digest, plain
 from harness.tracking import Tracker
 from harness.training import checkpoint, memory, metrics
 from harness.training.alarms import Alarms
-from harness.training.batching import mini_batches
-from harness.training.nonfinite import NonFinite, check_samples
+from harness.training.step_updates import Progress, StepUpdates
 from harness.training.stored_step import SampledStep, StoredSteps, Unusable, code_digest
 from harness.training.transfer import Transfer
 from harness.training.update import Updater
-from harness.types import RolloutGroup, TrainingSample
+from harness.types import RolloutGroup
 from methods.base import Method
 
 logger = logging.getLogger(__name__)
@@ -68,7 +67,6 @@ class Trainer:
         self._tracker = tracker
         self._evaluate = evaluate
         self._num_steps = num_steps
-        self._teacher_scores = method.needs_teacher == "distribution"
         self._buffer = PromptReplayBuffer(capacity=method.config.buffer_capacity, tau=method.config.tau)
         self._updater = Updater(
             student=student,
@@ -85,11 +83,21 @@ class Trainer:
             chat=chat,
         )
         self._stored_ahead: Sequence[int] = ()
-        self._alarms = Alarms(
+        self._saved = (0, 0)
+        """Step, and updates of the next, of the newest checkpoint."""
+        alarms = Alarms(
             config.alarms,
             folder,
             logprobs=self._updater.logprobs,
             micro_batch_tokens=config.update.micro_batch_tokens,
+        )
+        self._updates = StepUpdates(
+            self._updater,
+            alarms,
+            folder,
+            config.update,
+            num_updates=method.config.updates_per_step,
+            teacher_scores=method.needs_teacher == "distribution",
         )
         self._transfer = Transfer(
             engine,
@@ -101,16 +109,23 @@ class Trainer:
         )
 
     def train(self) -> None:
+        """Train to the last step. Raises Preempted where a signal ends the run, with all saved that it needs."""
         step = self._resume()
         logger.info("%s", memory.plan(self._student, self._config.update))
         self._transfer(0)
-        self._evaluate_after(step)
-        while not self._is_last(step):
-            step += 1
-            self._step(step)
-            if step % self._config.checkpoint.every == 0 or self._is_last(step):
-                self._save(step)
+        try:
             self._evaluate_after(step)
+            while not self._is_last(step):
+                check()
+                step += 1
+                self._step(step)
+                self._note_behind(step)
+                if step % self._config.checkpoint.every == 0 or self._is_last(step):
+                    self._save()
+                self._evaluate_after(step)
+        except Preempted:
+            self._save()
+            raise
 
     def _is_last(self, step: int) -> bool:
         """A method may have taken more questions than its batch: then the data end before `num_steps`."""
@@ -122,8 +137,10 @@ class Trainer:
         config = self._config.eval
         if not (step and config.every and config.suite) or step % config.every or self._is_last(step):
             return
-        if not (self._folder.evaluation(config.suite, step) / "scores.csv").exists():
-            self._evaluate(step)
+        is_whole = self._updates.progress is None  # in the middle of the next step it has been evaluated
+        if is_whole and not (self._folder.evaluation(config.suite, step) / "scores.csv").exists():
+            with interruptible():
+                self._evaluate(step)
 
     def _step(self, step: int) -> None:
         clock = self._actors.clock
@@ -136,7 +153,7 @@ class Trainer:
         row = metrics.group_metrics(groups) | metrics.sample_metrics(samples)
         row |= self._method.metrics(groups)
         with clock.running("update"):
-            row |= self._update(step, samples)
+            row |= self._updates.run(step, samples, self._rng(step, SPLIT))
         with clock.running("transfer"):
             row |= self._transfer(step)
 
@@ -152,10 +169,14 @@ class Trainer:
         )
         row["memory/resident_mb"] = metrics.resident_mb()
         written = [*groups, *sampled.rewritten]
+        at("transfer")
         self._folder.write_rollouts(step, written, samples, self._prompt_texts(written))
+        at("rollout-records")
         self._folder.write_buffer_events(step, events)
         row |= clock.finish()
+        at("buffer-records")
         self._folder.write_metrics(step, row)
+        at("records")
         self._folder.add_cost(row)
         if self._config.rollouts.keep is not None:
             self._folder.keep_rollouts(self._config.rollouts.keep)
@@ -171,8 +192,9 @@ class Trainer:
                 logger.warning("step %d is sampled again: %s", step, error)
                 self._stored_ahead = ()  # what comes behind may have been sampled from other weights
                 self._stored.keep_only(())
-        batch = self._batch(step)
-        groups = self._method.collect(batch, self._actors, self._rng(step, COLLECT))
+        with interruptible():
+            batch = self._batch(step)
+            groups = self._method.collect(batch, self._actors, self._rng(step, COLLECT))
         replayed = {entry.question.id for entry in batch.replayed}
         for group in groups:
             group.replayed = group.prompt.question.id in replayed
@@ -203,74 +225,47 @@ class Trainer:
             replayed = self._buffer.draw(num_new=len(new), ratio=ratio, exclude=new, rng=rng)
         return Batch(new=new, replayed=replayed, step=step, num_steps=self._num_steps, sampler=self._sampler)
 
-    def _update(self, step: int, samples: Sequence[TrainingSample]) -> dict[str, float]:
-        """`updates_per_step` optimizer updates; their metrics averaged over the updates that were made."""
-        num_rescored = self._updater.fill_old_logprobs(samples)
-        parts = mini_batches(samples, num_batches=self._method.config.updates_per_step, rng=self._rng(step, SPLIT))
-        rows: list[dict[str, float]] = []
-        made = list(filter(None, parts))
-        num_skipped = 0
-        try:
-            check_samples(samples)
-        except NonFinite as error:
-            self._note_nonfinite(step, 0, error)
-            made, num_skipped = [], len(made)
-        for number, part in enumerate(made, 1):
-            try:
-                rows.append(self._updater.update(part, measure_gap=not rows))
-            except NonFinite as error:
-                self._note_nonfinite(step, number, error)
-                num_skipped += 1
-        num_read, num_padded = (int(sum(r.pop(name) for r in rows)) for name in ("num_read", "num_padded"))
-        row = metrics.token_metrics(
-            samples, num_updated=num_read, num_rescored=num_rescored, teacher_scores=self._teacher_scores
-        )
-        row |= {
-            "train/num_updates": float(len(rows)),
-            "train/empty_mini_batches": float(sum(not part for part in parts)),
-            "train/nonfinite_skipped": float(num_skipped),
-            "train/padding_frac": 1.0 - num_read / num_padded if num_padded else 0.0,
-        }
-        for name in sorted({name for r in rows for name in r}):
-            values = [r[name] for r in rows if name in r]
-            row[f"train/{name}"] = sum(values) / len(values)
-        row |= self._alarms.check(step, rows, samples)
-        return row | self._updater.gap.finish()
-
-    def _note_nonfinite(self, step: int, number: int, error: NonFinite) -> None:
-        """Save the sample of the step's update of this number from 1, 0 for all of them. Raises UserError unless such
-        updates are left out."""
-        saved = self._folder.write_nonfinite(step, number, str(error), error.sample)
-        if self._config.update.on_nonfinite == "stop":
-            raise UserError(
-                f"step {step}: {error}; saved in {saved}. Weights are as before this update: {error.remedy}, or leave "
-                "such updates out with update.on_nonfinite=skip"
-            ) from error
-        what = "this update is" if number else "the step's updates are"
-        logger.warning("step %d: %s; %s left out, the sample is in %s", step, error, what, saved)
-
     def _rng(self, step: int, stream: int) -> np.random.Generator:
         return np.random.default_rng([self._config.seed, step, stream])
 
     def _prompt_texts(self, groups: Sequence[RolloutGroup]) -> dict[str, str]:
         return {g.uid: self._chat.decode_prompt(g.rollouts[0].prompt_ids) for g in groups if g.rollouts}
 
-    def _save(self, step: int) -> None:
+    def _save(self) -> None:
+        """A checkpoint behind the last whole step, or behind the updates of the next that have been made since."""
+        step, progress = self._step_behind, self._updates.progress
+        num_done = 0 if progress is None else progress.num_done
+        if (step, num_done) in (self._saved, (0, 0)):
+            return
         folder, config = self._folder.checkpoints, self._config.checkpoint
+        state: dict[str, Any] = {}
+        tensors, rng = None, self._rng_behind
+        if progress is not None and num_done:
+            state["update"], tensors = progress.pack()
+            rng = progress.rng
         checkpoint.save(
             folder,
             step=step,
+            updates=num_done,
             model=self._student.module,
             optimizer=self._updater.optimizer,
-            state={
-                **self._identity(),
-                "sampler": self._sampler.state_dict(),
-                "buffer": self._buffer.state_dict(),
-                "tracker": self._tracker.state_dict(),
-            },
+            state={**self._identity(), **self._behind, **state},
+            tensors=tensors,
+            rng=rng,
         )
-        self._stored.keep_only([later for later in self._stored_ahead if later > step])
+        self._saved = (step, num_done)
+        self._stored.keep_only([later for later in self._stored.steps() if later > step])
         checkpoint.prune(folder, keep_last=config.keep_last, keep_every=config.keep_every)
+
+    def _note_behind(self, step: int) -> None:
+        """What a checkpoint behind a whole step says beside weights and moments: the next one changes it at once."""
+        self._step_behind = step
+        self._rng_behind = checkpoint.rng_state()
+        self._behind = {
+            "sampler": self._sampler.state_dict(),
+            "buffer": self._buffer.state_dict(),
+            "tracker": self._tracker.state_dict(),
+        }
 
     def _identity(self) -> dict[str, Any]:
         """Whose checkpoint it is. The learning rate is constant: of a schedule there is no state."""
@@ -293,13 +288,14 @@ class Trainer:
         self._stored.keep_only(self._stored_ahead)
         if self._stored_ahead:
             logger.info("the rollouts of step %d to %d are there already", step + 1, self._stored_ahead[-1])
+        self._note_behind(step)
         return step
 
     def _load(self, found: Sequence[Path]) -> int:
         """Load the newest of the checkpoints that is intact, and rename those that are not."""
         damaged: list[tuple[Path, str]] = []
         for path in reversed(found):
-            problem = checkpoint.damage(path)
+            problem = checkpoint.damage(path) or self._lacks(path)
             if problem is None:
                 break
             damaged.append((path, problem))
@@ -314,10 +310,24 @@ class Trainer:
         self._sampler.load_state_dict(state["sampler"])
         self._buffer.load_state_dict(state["buffer"], self._sampler.questions)
         self._tracker.load_state_dict(state["tracker"])
+        self._saved = (state["step"], state["updates"])
+        if state["updates"]:
+            tensors = checkpoint.load_tensors(path)
+            self._updates.progress = Progress.unpack(state["update"], tensors, checkpoint.rng_state())
         logger.info("resumed from %s", path)
         for bad, problem in damaged:
             logger.warning("%s is damaged (%s): it is now %s", bad, problem, checkpoint.set_aside(bad).name)
         return state["step"]
+
+    def _lacks(self, path: Path) -> str | None:
+        """Why a checkpoint in the middle of a step has not got the step's rollouts; None where all is there."""
+        state = checkpoint.read_state(path)
+        try:
+            if state["updates"]:
+                self._stored.read(state["step"] + 1)
+        except Unusable as error:
+            return str(error)
+        return None
 
     def _refuse_foreign(self, path: Path) -> None:
         stored = checkpoint.read_state(path).get("config")

@@ -1,0 +1,65 @@
+"""Runs that are killed with SIGKILL end as the unbroken run, to the bit: at every boundary of a step, and at any time."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from harness.testing.faults import Fault, Tally, random_faults, survive
+
+PRESETS = sorted(p.stem for p in (Path(__file__).parents[2] / "conf/method").glob("*.yaml") if p.stem != "base")
+NUM_RANDOM, CHAIN = 50, 10
+"""Kills at random times for each method, so many one after another in one run."""
+
+
+def options(method: str) -> list[str]:
+    """Two updates a step, teacher groups and candidate prompts out of few questions."""
+    from harness.compose import compose
+    from harness.config import from_hydra
+    from harness.run import build_method
+
+    built = build_method(from_hydra(compose([f"method={method}", "student=tiny_xs"])))
+    small = {
+        "updates_per_step": 2, "group_size": 4, "teacher_group_size": 2, "augment_ratio": 0.5,
+        "compress_max_tokens": 48, "hint_max_tokens": 48,
+    }  # fmt: skip
+    return [f"method={method}", *(f"method.{k}={v}" for k, v in small.items() if hasattr(built.config, k))]
+
+
+def test_a_run_killed_four_times_is_the_unbroken_run(broken):
+    """While the teacher samples, behind a stored step, between two updates, and while a checkpoint is written."""
+    run = broken(*options("zppo"))
+    places = [("sampled-teacher", 2), ("stored", 3), ("update-1", 2), ("checkpoint-tensors", 2)]
+    tally = survive(run.launcher, [Fault(point=p, number=n) for p, n in places], run.folder, run.whole)
+    assert tally.kills == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", PRESETS)
+def test_every_boundary_three_times(broken, method):
+    """One kill at the first passing, one at the second and one at the last, in this order, each in its own launch."""
+    whole = broken(*options(method))
+    points = list(dict.fromkeys(whole.points))
+    assert {"sampled-student", "stored", "update-1", "records", "checkpoint-renamed"} <= {*points, "sampled-student"}
+    total = Tally()
+    for point in points:
+        run = broken(*options(method))
+        faults = [Fault(point=point, number=number) for number in (1, 1, 1, 2)]
+        tally = survive(run.launcher, faults, run.folder, run.whole)
+        assert tally.kills >= min(3, run.points.count(point)), point
+        total += tally
+    print(f"\n{method}: {total} at {len(points)} boundaries ({', '.join(points)})")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", PRESETS)
+def test_kills_at_random_times(broken, method):
+    total = Tally()
+    seed = 0
+    while total.kills < NUM_RANDOM:
+        run = broken(*options(method))
+        total += survive(run.launcher, random_faults(CHAIN, 2.5, seed, [signal.SIGKILL]), run.folder, run.whole)
+        seed += 1
+    print(f"\n{method}: {total} at random times")
