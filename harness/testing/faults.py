@@ -11,7 +11,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -33,8 +33,8 @@ class Fault:
     number: int = 1
     seconds: float = 0.0
     signal: int = signal.SIGKILL
-    then: Callable[[], None] | None = None
-    """Called at the point behind the signal; of a module, since it is sent to another process."""
+    hold: float = 0.0
+    """Seconds that the run stands still at the point, behind the signal."""
 
 
 class Launcher:
@@ -145,13 +145,12 @@ def _run(overrides: Sequence[str], fault: Fault | None) -> None:
         passed.append(name)
         if fault is not None and name == fault.point and passed.count(name) == fault.number:
             os.kill(os.getpid(), fault.signal)
-            if fault.then is not None:
-                fault.then()
+            time.sleep(fault.hold)
 
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     preemption.watch(strike)
     try:
-        run(from_hydra(compose(overrides)))
+        run(from_hydra(compose(list(overrides))))
     except preemption.Stopped as error:
         os._exit(error.exit_code)  # as the command does
     finally:
@@ -166,5 +165,5 @@ def _record(overrides: Sequence[str], sender: object) -> None:
     passed: list[str] = []
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     preemption.watch(passed.append)
-    run(from_hydra(compose(overrides)))
+    run(from_hydra(compose(list(overrides))))
     sender.send(passed)  # type: ignore[attr-defined]

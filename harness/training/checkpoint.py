@@ -201,6 +201,13 @@ def rng_state() -> dict[str, Any]:
     return {"torch": tensors, "python": streams}
 
 
+def seed_rng(seed: int) -> None:
+    """Begin the global random streams. The harness draws from none of them; a plugin, or a library, may."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
 def set_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"]["torch"])
     for name, tensor in state["torch"].items():

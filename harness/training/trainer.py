@@ -280,6 +280,7 @@ class Trainer:
             raise UserError(
                 f"{self._folder.path} holds checkpoints and resume=never: set resume=auto or choose another study"
             )
+        checkpoint.seed_rng(self._config.seed)
         step = self._load(found) if found else 0
         if step > self._num_steps:
             raise UserError(f"{self._folder.path} already has {step} steps: set steps={step} or more, or another study")

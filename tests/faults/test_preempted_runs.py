@@ -56,15 +56,11 @@ def test_an_update_that_was_made_is_not_made_again(broken):
     survive(run.launcher, [], run.folder, run.whole)
 
 
-def hold() -> None:
-    time.sleep(60)
-
-
 def test_what_takes_longer_than_the_grace_is_left_as_it_is(broken):
     """A step's records are never left half written by choice; here they take a minute. The stored step counts."""
     run = broken(*GRPO, "preempt_grace=0.5")
     started = time.monotonic()
-    fault = Fault(point="rollout-records", number=3, signal=signal.SIGTERM, then=hold)
+    fault = Fault(point="rollout-records", number=3, signal=signal.SIGTERM, hold=60)
     assert run.launcher.launch(fault) == os.EX_TEMPFAIL
     assert time.monotonic() - started < 30
     info = RunFolder.read_info(run.folder)
@@ -89,6 +85,7 @@ def test_a_run_is_left_in_an_evaluation(broken):
     survive(launcher, [], run.folder, run.whole)
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_75(tmp_path, broken):
     """`zppo train` itself, told to end while it samples; launched again it says where it goes on."""
     run = broken(*GRPO)
