@@ -237,14 +237,13 @@ class Trainer:
         num_done = 0 if progress is None else progress.num_done
         if (step, num_done) in (self._saved, (0, 0)):
             return
-        folder, config = self._folder.checkpoints, self._config.checkpoint
         state: dict[str, Any] = {}
         tensors, rng = None, self._rng_behind
         if progress is not None and num_done:
             state["update"], tensors = progress.pack()
             rng = progress.rng
         checkpoint.save(
-            folder,
+            self._folder.checkpoints,
             step=step,
             updates=num_done,
             model=self._student.module,
@@ -254,8 +253,13 @@ class Trainer:
             rng=rng,
         )
         self._saved = (step, num_done)
+        self._prune(step)
+
+    def _prune(self, step: int) -> None:
+        """Remove what a checkpoint behind `step` makes superfluous."""
+        config = self._config.checkpoint
         self._stored.keep_only([later for later in self._stored.steps() if later > step])
-        checkpoint.prune(folder, keep_last=config.keep_last, keep_every=config.keep_every)
+        checkpoint.prune(self._folder.checkpoints, keep_last=config.keep_last, keep_every=config.keep_every)
 
     def _note_behind(self, step: int) -> None:
         """What a checkpoint behind a whole step says beside weights and moments: the next one changes it at once."""
@@ -285,6 +289,7 @@ class Trainer:
         if step > self._num_steps:
             raise UserError(f"{self._folder.path} already has {step} steps: set steps={step} or more, or another study")
         self._folder.truncate_after(step)
+        self._prune(step)
         self._stored_ahead = self._stored.steps_after(step)
         self._stored.keep_only(self._stored_ahead)
         if self._stored_ahead:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import signal
-from pathlib import Path
-
 import pytest
 
 from harness.compose import compose
 from harness.config import from_hydra
 from harness.run import build_method
 from harness.testing.faults import Fault, Tally, random_faults, survive
+from methods import registry
 
-PRESETS = sorted(p.stem for p in (Path(__file__).parents[2] / "conf/method").glob("*.yaml") if p.stem != "base")
+METHODS = sorted(registry.built_in())
 NUM_RANDOM, CHAIN = 50, 10
 """Kills at random times for each method, so many one after another in one run."""
 
@@ -41,7 +40,7 @@ def test_a_run_killed_four_times_is_the_unbroken_run(broken):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", PRESETS)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_boundary_three_times(broken, method):
     """At the first time that a launch comes by it, three launches in a row, and in a run of its own at the last time.
 
@@ -62,7 +61,7 @@ def test_every_boundary_three_times(broken, method):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", PRESETS)
+@pytest.mark.parametrize("method", METHODS)
 def test_kills_at_random_times(broken, method):
     total = Tally()
     seed = 0
