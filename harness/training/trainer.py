@@ -12,7 +12,7 @@ import numpy as np
 from harness.actors import LiveActors
 from harness.config import RunConfig
 from harness.data.sampler import Batch, QuestionSampler
-from harness.errors import UserError
+from harness.errors import RunInterrupted, UserError
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
 from harness.preemption import Preempted, at, check, interruptible
@@ -109,7 +109,8 @@ class Trainer:
         )
 
     def train(self) -> None:
-        """Train to the last step. Raises Preempted where a signal ends the run, with all saved that it needs."""
+        """Train to the last step. Raises Preempted where a signal ends the run, and RunInterrupted where an endpoint
+        has gone, with all saved that it needs."""
         step = self._resume()
         logger.info("%s", memory.plan(self._student, self._config.update))
         self._transfer(0)
@@ -123,7 +124,7 @@ class Trainer:
                 if step % self._config.checkpoint.every == 0 or self._is_last(step):
                     self._save()
                 self._evaluate_after(step)
-        except Preempted:
+        except (Preempted, RunInterrupted):  # while sampling, scoring or evaluating: no weight is about to move
             self._save()
             raise
 
