@@ -5,11 +5,13 @@ A fork server loads the libraries once, so that a kill costs no more than the ru
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import random
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from harness import preemption
 from harness.testing.checks import assert_same_run
 
 PRELOAD = ["harness.testing.faults", "harness.training.trainer", "harness.rollout.build", "harness.evaluation.evaluate"]
-SECONDS = 300.0
+SECONDS = 100.0
 """After which a run is stuck."""
 
 
@@ -44,6 +46,7 @@ class Launcher:
         self.overrides = list(overrides)
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOAD)
+        self._stacks = tempfile.NamedTemporaryFile(prefix="stacks-")  # noqa: SIM115
 
     def launch(self, fault: Fault | None = None) -> int:
         """Run until it ends; returns its exit code, the negative number of the signal where it was killed."""
@@ -55,15 +58,19 @@ class Launcher:
         return self.wait(process)
 
     def start(self, fault: Fault | None = None) -> BaseProcess:
-        process = self._context.Process(target=_run, args=(self.overrides, fault))
+        process = self._context.Process(target=_run, args=(self.overrides, fault, self._stacks.name))
         process.start()
         return process
 
     def wait(self, process: BaseProcess) -> int:
+        """Raises AssertionError, with the stacks of all threads, for a run that does not end."""
         process.join(SECONDS)
-        if process.exitcode is None:
+        if process.exitcode is None and process.pid is not None:
+            os.kill(process.pid, signal.SIGUSR2)
+            process.join(2)
             process.kill()
-            raise AssertionError(f"the run is stuck after {SECONDS:.0f} s")
+            raise AssertionError(f"the run is stuck after {SECONDS:.0f} s:\n{Path(self._stacks.name).read_text()}")
+        assert process.exitcode is not None
         return process.exitcode
 
     def points(self) -> list[str]:
@@ -136,7 +143,7 @@ def _tensors(sums: Path) -> list[str]:
     return [line for line in sums.read_text().splitlines() if line.endswith(".safetensors")]
 
 
-def _run(overrides: Sequence[str], fault: Fault | None) -> None:
+def _run(overrides: Sequence[str], fault: Fault | None, stacks: str) -> None:
     from harness.compose import compose
     from harness.config import from_hydra
     from harness.run import run
@@ -150,6 +157,7 @@ def _run(overrides: Sequence[str], fault: Fault | None) -> None:
             time.sleep(fault.hold)
 
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    faulthandler.register(signal.SIGUSR2, file=open(stacks, "w"), all_threads=True)  # noqa: SIM115
     preemption.watch(strike)
     try:
         run(from_hydra(compose(list(overrides))))
