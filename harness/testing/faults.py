@@ -18,12 +18,14 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import psutil
+
 from harness import preemption
 from harness.testing.checks import assert_same_run
 
 PRELOAD = ["harness.testing.faults", "harness.training.trainer", "harness.rollout.build", "harness.evaluation.evaluate"]
-SECONDS = 100.0
-"""After which a run is stuck."""
+SECONDS = 300
+"""After which a run is stuck. Time does not count while somebody has stopped the process (SIGSTOP)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +66,15 @@ class Launcher:
 
     def wait(self, process: BaseProcess) -> int:
         """Raises AssertionError, with the stacks of all threads, for a run that does not end."""
-        process.join(SECONDS)
+        waited = 0
+        while process.is_alive() and waited < SECONDS:
+            process.join(1)
+            waited += not _is_stopped(process)
         if process.exitcode is None and process.pid is not None:
             os.kill(process.pid, signal.SIGUSR2)
             process.join(2)
             process.kill()
-            raise AssertionError(f"the run is stuck after {SECONDS:.0f} s:\n{Path(self._stacks.name).read_text()}")
+            raise AssertionError(f"the run is stuck after {SECONDS} s:\n{Path(self._stacks.name).read_text()}")
         assert process.exitcode is not None
         return process.exitcode
 
@@ -141,6 +146,13 @@ def _files(folder: Path) -> set[Path]:
 
 def _tensors(sums: Path) -> list[str]:
     return [line for line in sums.read_text().splitlines() if line.endswith(".safetensors")]
+
+
+def _is_stopped(process: BaseProcess) -> bool:
+    try:
+        return psutil.Process(process.pid).status() == psutil.STATUS_STOPPED
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _run(overrides: Sequence[str], fault: Fault | None, stacks: str) -> None:
