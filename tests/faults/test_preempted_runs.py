@@ -69,6 +69,7 @@ def test_what_takes_longer_than_the_grace_is_left_as_it_is(broken):
     survive(run.launcher, [], run.folder, run.whole)
 
 
+@pytest.mark.slow
 def test_a_run_is_left_in_an_evaluation(broken):
     """It is behind a step that no checkpoint is due after; the next launch makes up for the evaluation."""
     options = ["method=sft", "eval=mini", "eval.num_questions=40", "eval.every=3"]
