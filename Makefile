@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 VLLM := .venv-vllm
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: quickstart test plugin test-slow test-gpu test-vllm test-launchers test-browser lint bench smollm clean
+.PHONY: quickstart test plugin test-slow soak test-gpu test-vllm test-launchers test-browser lint bench smollm clean
 
 quickstart: $(VENV)/.base  ## the main job: a sweep of tiny models and its table
 	$(BIN)/zppo sweep quickstart
@@ -21,6 +21,9 @@ plugin: $(VENV)/.dev  ## a method from a package of its own: install it, run its
 
 test-slow: $(VENV)/.dev $(VENV)/.smollm
 	$(BIN)/python -m pytest -m slow
+
+soak: $(VENV)/.dev  ## an hour: hundreds of kills and preemptions of every method, sweeps killed halfway; prints the figures
+	$(BIN)/python -m pytest -m slow --capture=no tests/faults tests/test_sweep_faults.py
 
 test-gpu: $(VENV)/.dev
 	$(BIN)/python -m pytest -m gpu

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from harness.config import RolloutConfig
 from harness.errors import UserError
 from harness.models.chat import Chat
+from harness.preemption import at
 from harness.rewards.boxed import last_boxed
 from harness.rewards.judged import JudgedGrader
 from harness.rewards.workers import Grader
@@ -253,6 +254,7 @@ class LiveActors:
                 self.count(f"tokens/{name}_generated", num_tokens)
                 self.count(f"tokens/{name}_prompt", len(group.rollouts[0].prompt_ids) + group.rollouts[0].num_prefix)
                 yield group
+            at(f"sampled-{name}")
         finally:
             self.clock.leave(activity, len(taken) - num_done)
 

@@ -64,6 +64,7 @@ def _train(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
 
     from harness.compose import compose
     from harness.config import from_hydra
+    from harness.preemption import Stopped
     from harness.run import build_method, run
 
     config = from_hydra(compose(args.overrides, config_dir=args.config_dir))
@@ -72,7 +73,12 @@ def _train(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
         return 0
     build_method(config)
     _start_logging()
-    print(run(config, overrides=args.overrides))
+    try:
+        print(run(config, overrides=args.overrides))
+    except Stopped as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(error.exit_code)  # all is written; threads that still wait for a model are not waited for
     return 0
 
 

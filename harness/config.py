@@ -128,6 +128,22 @@ class TrackerConfig:
 
 
 @dataclass
+class CheckpointConfig:
+    every: int = 10
+    """Rollout steps between two checkpoints; the last step has one as well."""
+    keep_last: int = 1
+    """How many of the newest stay."""
+    keep_every: int | None = None
+    """Those of every so many steps stay as well, and are never removed."""
+
+
+@dataclass
+class RecordsConfig:
+    keep: int | None = None
+    """Steps whose rollouts stay on disk, the newest; null: all. A report shows and audits what is there."""
+
+
+@dataclass
 class RunConfig:
     study: str = "default"
     outputs: str = "outputs"
@@ -136,8 +152,10 @@ class RunConfig:
     """Rollout steps; default: as many as the data give in `data.epochs` passes."""
     resume: str = "auto"
     """auto: go on from the newest checkpoint of the same configuration; never: refuse a folder that has one."""
-    checkpoint_every: int = 10
-    keep_checkpoints: int = 1
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    rollouts: RecordsConfig = field(default_factory=RecordsConfig)
+    preempt_grace: float = 60.0
+    """Seconds in which a run that SIGTERM or SIGUSR1 reached has written its state; then it ends as it is."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:<n>."""
     teacher_device: str | None = None
@@ -193,8 +211,11 @@ POSITIVE = (
     "eval.judge.max_tokens",
     "eval.judge.timeout",
     "eval.judge.concurrency",
-    "checkpoint_every",
-    "keep_checkpoints",
+    "checkpoint.every",
+    "checkpoint.keep_last",
+    "checkpoint.keep_every",
+    "rollouts.keep",
+    "preempt_grace",
     *config_engines.POSITIVE,
     *config_update.POSITIVE,
 )
@@ -261,7 +282,7 @@ def check(config: RunConfig) -> None:
 def _check_positive(config: RunConfig) -> None:
     for key in POSITIVE:
         value = attrgetter(key)(config)
-        if value <= 0:
+        if value is not None and value <= 0:
             raise UserError(f"{key} must be above 0, got {value}")
     if len(config.update.betas) != 2:
         raise UserError(f"update.betas are two numbers, got {config.update.betas}")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import shutil
-import signal
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.config import ModelConfig, RunConfig
-from harness.errors import RunInterrupted, UserError, is_disk_full
+from harness.errors import RunInterrupted, UserError, first_line, is_disk_full
+from harness.preemption import Preempted, Stopped, at, interruptible, listening, received
 from harness.run_folder import RunFolder, run_dir
 from harness.types import Question
 from methods import registry
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from harness.models.forward import LanguageModel
     from harness.rewards.workers import Grader
     from harness.rollout.base import RolloutEngine
+    from harness.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,8 @@ def run(config: RunConfig, *, overrides: Sequence[str] = ()) -> Path:
     """Train (unless the method is `base`), save the model, evaluate. Returns the run folder.
 
     A run that is done is left alone; one that was interrupted goes on from its newest checkpoint. Raises UserError for
-    what a user can mend; run.json then has status `failed` and the message.
+    what a user can mend; run.json then has status `failed` and the message. SIGTERM and SIGUSR1 raise `Stopped`, with
+    all that the run needs to go on written; its status is `interrupted`.
     """
     method = build_method(config)
     label = run_label(config)
@@ -91,28 +93,42 @@ def run(config: RunConfig, *, overrides: Sequence[str] = ()) -> Path:
         logger.info("%s is done: nothing to do", folder.path)
         folder.close()
         return folder.path
-    with closing(folder), _logged(folder), _terminable():
+    with closing(folder), _logged(folder), listening(config.preempt_grace, partial(_give_up, folder)):
         method_class, plugin = registry.provenance(method)
         folder.start(label=label, config=config, overrides=overrides, method_class=method_class, plugin=plugin)
         try:
             _execute(config, method, folder, label)
-        except (KeyboardInterrupt, SystemExit):
-            folder.finish("interrupted")
-            raise
-        except RunInterrupted as error:
-            folder.finish("interrupted", str(error))
-            raise
-        except UserError as error:
-            folder.finish("failed", str(error))
-            raise
-        except Exception as error:
-            if is_disk_full(error):
-                raise UserError(f"no space left for {folder.path}: free some and launch again") from error
-            logger.exception("the run failed")
-            folder.finish("failed", f"{type(error).__name__}: {error}")
-            raise
+        except BaseException as error:
+            ending = _ending(error, folder)
+            if ending is error:
+                raise
+            raise ending from error
         folder.finish("done")
     return folder.path
+
+
+def _ending(error: BaseException, folder: RunFolder) -> BaseException:
+    """Note in run.json how a run has ended. Returns what is to be raised."""
+    signal = received()
+    if signal is not None and not isinstance(error, KeyboardInterrupt | SystemExit):
+        if not isinstance(error, Preempted):  # what it needs may have been sent the same signal
+            logger.error("at %s: %s", signal, first_line(error), exc_info=error)
+        error = Stopped(f"{signal} has ended the run: launched again it goes on")
+    elif isinstance(error, Exception) and is_disk_full(error):
+        error = UserError(f"no space left for {folder.path}: free some and launch again")
+    with suppress(OSError):  # on a full disk there may be room, since what was half written is gone
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            folder.finish("interrupted")
+        elif isinstance(error, UserError):
+            folder.finish("interrupted" if isinstance(error, RunInterrupted) else "failed", str(error))
+        else:
+            logger.error("the run failed", exc_info=error)
+            folder.finish("failed", f"{type(error).__name__}: {error}")
+    return error
+
+
+def _give_up(folder: RunFolder) -> None:
+    folder.finish("interrupted", "preempt_grace was over before its state was written: the last checkpoint counts")
 
 
 class _Run:
@@ -142,12 +158,9 @@ class _Run:
         log = folder.path / "student.server.log"
         self.engine = student_engine(config, self.chat, self.student, log=log, stack=stack)
 
-    def train(self) -> None:
-        """Run the method and save the student, in its own dtype, as `model/`."""
-        import torch
-
+    def trainer(self) -> Trainer:
+        """With the teacher and the judge, if the method has them."""
         from harness.actors import LiveActors
-        from harness.models.loading import save_model
         from harness.rewards.judged import JudgedGrader
         from harness.rollout.build import open_teacher
         from harness.tracking import Tracker
@@ -172,9 +185,15 @@ class _Run:
             seed=config.seed,
         )
         self._stack.callback(actors.close)
-        tracker = Tracker(config, self.label, self.folder.path)
+        tracker = Tracker(
+            config,
+            self.label,
+            self.folder.path,
+            run_id=self.folder.info.get("wandb_id"),
+            started=lambda name: self.folder.set_info(wandb_id=name),
+        )
         self._stack.callback(tracker.close)
-        Trainer(
+        return Trainer(
             config=config,
             method=self.method,
             sampler=self.sampler,
@@ -186,22 +205,32 @@ class _Run:
             folder=self.folder,
             tracker=tracker,
             num_steps=num_steps,
-            evaluate=lambda step: self.evaluate(f"step-{step:06d}"),
-        ).train()
+            evaluate=self.evaluate,
+        )
+
+    def save(self) -> None:
+        """Save the student, in its own dtype, as `model/`."""
+        import torch
+
+        from harness.models.loading import save_model
+
+        config = self.config
+        assert self.student is not None
         # What is saved is what is evaluated. The fp32 weights are in the last checkpoint.
         self.student.module.to(dtype=getattr(torch, config.student.dtype))  # type: ignore[call-arg]
         aside = self.folder.path / "model.tmp"
         shutil.rmtree(aside, ignore_errors=True)
         save_model(self.student.module, config.student, aside)
+        at("model")
         self.folder.replace_model(aside)
 
-    def evaluate(self, subfolder: str = "") -> None:
-        """Score the live student on the suite, if there is one."""
+    def evaluate(self, step: int | None = None) -> None:
+        """Score the live student on the suite, if there is one: after a step, or as it is in the end."""
         from harness.evaluation.evaluate import evaluate
 
         if self.config.eval.suite is None:
             return
-        out_dir = self.folder.path / "eval" / self.config.eval.suite / subfolder
+        out_dir = self.folder.evaluation(self.config.eval.suite, step)
         name = f"{self.label}/{self.config.student.name}"
         identity = _identity(self.config, self.student, self.chat)
         for row in evaluate(
@@ -287,10 +316,14 @@ def _execute(config: RunConfig, method: Method | None, folder: RunFolder, label:
     if method is None and config.eval.suite is None:  # nothing to do, so nothing to load
         return
     with ExitStack() as stack:
-        run = _Run(config, method, folder, label, stack)
-        if method is not None:
-            run.train()
-        run.evaluate()
+        with interruptible():
+            run = _Run(config, method, folder, label, stack)
+            trainer = None if method is None else run.trainer()
+        if trainer is not None:
+            trainer.train()
+            run.save()
+        with interruptible():
+            run.evaluate()
 
 
 def live_student(config: RunConfig, log: Path, stack: ExitStack) -> tuple[RolloutEngine, str]:
@@ -338,20 +371,3 @@ def _logged(folder: RunFolder) -> Iterator[None]:
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends a run like Ctrl-C: run.json says `interrupted`."""
-
-    def stop(signum: int, frame: Any) -> None:
-        raise SystemExit(128 + signum)
-
-    if threading.current_thread() is not threading.main_thread():  # signals belong to the main thread
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -24,18 +24,14 @@ import yaml
 
 from harness.config import RunConfig
 from harness.errors import UserError
+from harness.files import append_rows, put_in_place, sync, write_atomically
 from harness.lock import RunLock
 from harness.replay import BufferEvent
 from harness.rewards.match import candidate_match
+from harness.same_run import FREE, differences, plain
 from harness.types import RolloutGroup, TrainingSample
 
 SCHEMA_VERSION = 2
-NOT_PART_OF_RESULTS = (
-    "steps", "resume", "outputs", "num_threads", "device", "teacher_device", "checkpoint_every",
-    "keep_checkpoints", "tracker", "label", "server", "teacher_process", "rollout.transfer_timeout", "teacher.urls",
-    "student.urls", "student.served_name", "teacher.served_name", "update.on_nonfinite", "alarms",
-)  # fmt: skip
-"""Keys that may differ between two launches of one run: more steps prolong it, the label is the folder's name."""
 
 ROLLOUT_SCHEMA = pa.schema(
     [
@@ -50,45 +46,14 @@ ROLLOUT_SCHEMA = pa.schema(
 )  # fmt: skip
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file aside, flush it to disk and rename it."""
-    aside = path.with_name(path.name + ".tmp")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-
-
-def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a resolved configuration that decides a run's results."""
-    kept = {key: value for key, value in config.items() if key not in NOT_PART_OF_RESULTS}
-    for section, name in (key.split(".") for key in NOT_PART_OF_RESULTS if "." in key):
-        if isinstance(kept.get(section), Mapping):
-            kept[section] = {key: value for key, value in kept[section].items() if key != name}
-    if isinstance(reward := kept.get("reward"), Mapping):
-        kept["reward"] = {**reward, "judge": _comparable_judge(reward.get("judge") or {})}
-    return kept
-
-
-def _comparable_judge(judge: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the verdicts, nothing where nobody is asked: the endpoint may move and be tried otherwise."""
-    where = ("url", "api_key_env", "timeout", "retries", "concurrency")
-    return {key: value for key, value in judge.items() if key not in where} if judge.get("url") else {}
-
-
 def other_configuration(path: Path, config: RunConfig) -> str | None:
     """Why the run in a folder is not the one of `config`, in one line with the remedy; None where it is."""
-    old = _flat(comparable(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))))
-    new = _flat(comparable(_plain(config)))
-    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    if not keys:
+    different = differences(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")), config)
+    if different is None:
         return None
-    shown = ", ".join(f"{key}={old.get(key)}, not {new.get(key)}" for key in keys[:3])
-    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
     return (
-        f"{path} holds a run of another configuration ({shown}{more}): "
-        "choose another study=NAME or outputs=DIR, or remove the folder"
+        f"{path} holds a run of another configuration ({different}): choose another study=NAME or outputs=DIR, restore "
+        f"these keys, or remove the folder; only these may change: {', '.join(FREE)}"
     )
 
 
@@ -112,7 +77,7 @@ class RunFolder:
             self._info = self.read_info(path)
             if not self.is_done(config.steps):
                 (path / "rollouts").mkdir(exist_ok=True)
-                write_atomically(path / "config.yaml", yaml.safe_dump(_plain(config), sort_keys=False))
+                write_atomically(path / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False))
         except BaseException:
             self.close()
             raise
@@ -132,8 +97,17 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def pending(self) -> Path:
+        return self.path / "pending"
+
+    @property
     def model(self) -> Path:
         return self.path / "model"
+
+    def evaluation(self, suite: str, step: int | None = None) -> Path:
+        """Where the scores on a suite are, of the final student or of that after a step."""
+        folder = self.path / "eval" / suite
+        return folder if step is None else folder / f"step-{step:06d}"
 
     @staticmethod
     def read_info(path: Path) -> dict[str, Any]:
@@ -181,6 +155,11 @@ class RunFolder:
             cost=self._info.get("cost") or {},
         )
 
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """What run.json says."""
+        return self._info
+
     def set_info(self, **fields: Any) -> None:
         """Change fields of run.json."""
         self._info |= fields
@@ -211,19 +190,20 @@ class RunFolder:
                     for key, value in row.items():
                         if key.startswith(("time/", "tokens/", "flops/")):
                             costs[key] = costs.get(key, 0.0) + value
-        for file in (self.path / "rollouts").glob("step-*.parquet"):
-            if int(file.stem.removeprefix("step-")) > step:
-                file.unlink()
+        rollouts = self.path / "rollouts"
+        later = [f for f in rollouts.glob("step-*.parquet") if int(f.stem.removeprefix("step-")) > step]
+        for file in (*later, *rollouts.glob("*.tmp")):
+            file.unlink()
         for file in (self.path / "alarms").glob("step_*.json"):  # so that as many are kept as without the interruption
             if int(file.stem.split("_")[1]) > step:
                 file.unlink()
         self._info["cost"] = costs
 
     def write_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        _append(self.path / "metrics.jsonl", [{"step": step} | dict(metrics)])
+        append_rows(self.path / "metrics.jsonl", [{"step": step} | dict(metrics)])
 
     def write_buffer_events(self, step: int, events: Iterable[BufferEvent]) -> None:
-        _append(self.path / "buffer.jsonl", [{"step": step} | dataclasses.asdict(event) for event in events])
+        append_rows(self.path / "buffer.jsonl", [{"step": step} | dataclasses.asdict(event) for event in events])
 
     def write_nonfinite(self, step: int, number: int, reason: str, sample: TrainingSample | None) -> Path:
         """Keep what made the numbers of a step's update not finite, by its number from 1; 0 is before all of them.
@@ -296,7 +276,13 @@ class RunFolder:
         file = self.path / "rollouts" / f"step-{step:06d}.parquet"
         aside = file.with_suffix(".tmp")
         pq.write_table(pa.Table.from_pylist(rows, schema=ROLLOUT_SCHEMA), aside)
-        aside.replace(file)
+        sync(aside)
+        put_in_place(aside, file)
+
+    def keep_rollouts(self, num_steps: int) -> None:
+        """Remove the rollouts of all but the newest steps."""
+        for file in sorted((self.path / "rollouts").glob("step-*.parquet"))[:-num_steps]:
+            file.unlink()
 
     def log_to_file(self) -> logging.Handler:
         """Copy what the run logs into run.log."""
@@ -326,28 +312,11 @@ def _holds_work(path: Path) -> bool:
     return any((path / name).exists() for name in ("metrics.jsonl", "checkpoints", "model", "eval"))
 
 
-def _plain(config: RunConfig) -> dict[str, Any]:
-    return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, dict):
-        return {prefix.removesuffix("."): node}
-    return {key: leaf for name, child in node.items() for key, leaf in _flat(child, f"{prefix}{name}.").items()}
-
-
 def _complete_until(line: str, step: int) -> bool:
     try:
         return json.loads(line)["step"] <= step
     except json.JSONDecodeError:  # a line that a kill cut short: its step is written again
         return False
-
-
-def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(row) + "\n" for row in rows))
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _now() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,25 @@ MAX_NAME = 128
 class Tracker:
     """Logs metrics to wandb unless it is disabled; a resumed run goes on in the same wandb run.
 
-    Runs are grouped by study, their job type is the label, and they are tagged by method and student.
+    Runs are grouped by study, their job type is the label, and they are tagged by method and student. `run_id` is that
+    of the wandb run that an earlier launch started; `started` is told the id of a new one at once.
     """
 
-    def __init__(self, config: RunConfig, label: str, folder: Path) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        label: str,
+        folder: Path,
+        *,
+        run_id: str | None = None,
+        started: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._config = config
         self._label = label
         self._folder = folder
         self._run: Any = None
-        self._id: str | None = None
+        self._id = run_id
+        self._started = started
 
     @property
     def enabled(self) -> bool:
@@ -41,7 +51,7 @@ class Tracker:
         return {"id": self._id}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._id = state["id"]
+        self._id = self._id or state["id"]
 
     def close(self) -> None:
         if self._run is not None:
@@ -63,7 +73,9 @@ class Tracker:
                 id=self._id,
                 resume="must" if self._id and tracker.wandb == "online" else "allow",
             )
-            self._id = self._run.id
+            if self._run.id != self._id:
+                self._id = self._run.id
+                self._started(self._run.id)
         return self._run
 
 

@@ -21,7 +21,7 @@ from methods.sft import SFT
 
 SMALL = [
     "student=tiny_xs", "eval=none", "data.batch_size=6", "data.pool_size=24", "data.num_questions=60", "data.epochs=2",
-    "data.levels=[1,2]", "num_threads=1", "method=sft", "teacher=null", "checkpoint_every=1",
+    "data.levels=[1,2]", "num_threads=1", "method=sft", "teacher=null", "checkpoint.every=1",
 ]  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def test_a_run_that_ended_so_goes_on_when_told_to_skip(start, tmp_path):
 
 GROUPED = [
     *SMALL, "method=grpo", "teacher=null", "method.group_size=4", "method.updates_per_step=2", "data.batch_size=4",
-    "rollout.max_response_tokens=32", "data.levels=[2]", "steps=2", "keep_checkpoints=2",
+    "rollout.max_response_tokens=32", "data.levels=[2]", "steps=2", "checkpoint.keep_last=2",
 ]  # fmt: skip
 
 

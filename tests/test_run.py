@@ -36,7 +36,7 @@ def start(outputs: Path, *overrides: str) -> Path:
 def test_checkpoints_change_nothing(tmp_path):
     """That every method's resumed run equals the unbroken one is a check of the conformance kit."""
     whole = start(tmp_path / "a", "method=zppo", "steps=4")
-    assert_same_run(whole, start(tmp_path / "b", "method=zppo", "steps=4", "checkpoint_every=1"))
+    assert_same_run(whole, start(tmp_path / "b", "method=zppo", "steps=4", "checkpoint.every=1"))
 
 
 def test_another_seed_is_another_run(tmp_path):
@@ -164,7 +164,7 @@ def test_evaluation_during_training(tmp_path):
 
 
 def test_a_run_on_all_modalities_resumes_with_its_buffer(tmp_path):
-    options = ["method=zppo", "data=mixture", "steps=3", "checkpoint_every=1", "method.teacher_group_size=2"]
+    options = ["method=zppo", "data=mixture", "steps=3", "checkpoint.every=1", "method.teacher_group_size=2"]
     whole = start(tmp_path / "a", *options)
     broken = start(tmp_path / "b", *options[:2], "steps=2", *options[3:])
     (broken / "run.json").unlink()

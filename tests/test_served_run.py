@@ -125,7 +125,7 @@ def test_an_endpoint_that_fails_for_a_while_loses_and_repeats_nothing(tmp_path, 
 
 @pytest.mark.parametrize(("name", "kind"), [("zppo", "sample"), ("off_policy_kd", "score")])
 def test_a_run_whose_endpoint_dies_goes_on_at_another(tmp_path, model, unbroken, name, kind):
-    lines = [*METHODS[name], "checkpoint_every=1", "server.max_wait=2"]
+    lines = [*METHODS[name], "checkpoint.every=1", "server.max_wait=2"]
     whole = unbroken(name)
     folder = tmp_path / whole.relative_to(whole.parents[3])
     with serve(model) as server:

@@ -19,7 +19,7 @@ from harness.lock import owner_of
 ROOT = Path(__file__).parent.parent
 SMALL = [
     "student=tiny_xs", "eval=none", "data.batch_size=2", "data.pool_size=8", "data.num_questions=16", "data.levels=[1]",
-    "method.group_size=2", "rollout.max_response_tokens=8", "steps=2", "checkpoint_every=1", "study=s", "device=cpu",
+    "method.group_size=2", "rollout.max_response_tokens=8", "steps=2", "checkpoint.every=1", "study=s", "device=cpu",
 ]  # fmt: skip
 
 FAULTS = '''

@@ -18,8 +18,8 @@ from harness.evaluation.protocol import card_hash, evaluation_card
 from harness.evaluation.store import SampleStore
 from harness.evaluation.student import Response, Student
 from harness.evaluation.suites import Benchmark, Suite, load_suite
+from harness.files import write_atomically
 from harness.rollout.base import RolloutEngine
-from harness.run_folder import write_atomically
 
 if TYPE_CHECKING:
     from harness.evaluation.judge.verdicts import Verdict

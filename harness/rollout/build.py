@@ -52,7 +52,9 @@ def student_engine(
     if student is None:
         return _server(_open(config.student, config, "student", log, stack), config.student, config, chat, "student")
     if config.rollout.engine == "transformers":
-        return TransformersEngine(student, chat, "student", config.rollout.max_sequences)
+        ours = TransformersEngine(student, chat, "student", config.rollout.max_sequences)
+        stack.callback(ours.close)
+        return ours
     from harness.rollout.vllm_engine import VllmEngine
 
     folder = _folder(config.student, stack, student)
@@ -87,6 +89,7 @@ def open_teacher(method: Method, config: RunConfig, chat: Chat, *, log: Path, st
         stack.callback(engine.close)
     elif loaded is not None:
         engine = TransformersEngine(loaded, chat, "teacher", config.rollout.max_sequences)
+        stack.callback(engine.close)
     scorer = None
     if scores:
         scorer = open_scorer(

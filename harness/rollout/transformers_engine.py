@@ -6,6 +6,7 @@ up to rounding. Shape suffixes: P prompts, R sequences, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -35,6 +36,7 @@ class TransformersEngine:
         self._model = model
         self._chat = chat
         self._max_sequences = max_sequences
+        self._closed = threading.Event()
 
     @property
     def context_window(self) -> int:
@@ -68,7 +70,8 @@ class TransformersEngine:
         """It never slept."""
 
     def close(self) -> None:
-        """Nothing to release, likewise."""
+        """Whoever is sampling with it gets a RuntimeError, so that a process that ends does not wait for it."""
+        self._closed.set()
 
     def _pieces(self, prompt: Prompt, sampling: Sampling) -> list[_Piece]:
         packed = self._chat.pack(prompt)
@@ -110,6 +113,8 @@ class TransformersEngine:
             seen = SeenTokens([row.piece.given for row in rows], self._model.num_tokens, self._model.device)
         live = list(rows)
         while True:
+            if self._closed.is_set():
+                raise RuntimeError("the engine was closed while it sampled")
             uniforms_R = None if sampling.temperature == 0.0 else streams.next()
             ids_R = draw(adjust(state.logits_RV, sampling, seen), uniforms_R)
             logprobs_R = gather_logprobs(scaled(state.logits_RV, sampling.temperature or 1.0), ids_R)

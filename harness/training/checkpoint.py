@@ -1,109 +1,245 @@
-"""Checkpoints: safetensors and JSON only, written aside, flushed, renamed; resume takes the newest complete one."""
+"""Checkpoints: safetensors and JSON only, written aside, flushed, renamed; resume takes the newest intact one.
+
+`step-000010/` is the state behind step 10. `step-000010.2/` is that behind two updates of step 11; a run that is
+preempted leaves one (`harness.training.trainer`), and it counts only together with the stored rollouts of its step.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from harness.errors import UserError
+from harness.files import sha256, sync
+from harness.preemption import at
 from harness.training.optimizer import load_state_tensors, state_tensors
 
-STATE = "state.json"  # written last: its presence makes a folder complete
+logger = logging.getLogger(__name__)
+
+FORMAT = 2
+STATE, SUMS = "state.json", "SHA256SUMS"
+"""Of every other file: `sha256sum -c SHA256SUMS` checks them as well. Checkpoints of format 1 have none."""
+NAME = re.compile(r"step-(\d+)(?:\.(\d+))?")
 
 
 def save(
     folder: Path,
     *,
     step: int,
+    updates: int = 0,
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
-    keep: int,
+    tensors: dict[str, torch.Tensor] | None = None,
+    rng: dict[str, Any] | None = None,
 ) -> Path:
-    """Write `folder/step-<step>/` and drop all but the newest `keep`. A failure leaves the earlier ones intact."""
+    """Write the checkpoint behind `step` and `updates` of the next. A failure leaves the earlier ones intact.
+
+    `state` are JSON values, `tensors` what else belongs to it; `rng` (`rng_state`) is by default the present one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".step-{step:06d}.tmp"
-    if aside.exists():
-        shutil.rmtree(aside)
+    target = folder / (f"step-{step:06d}.{updates}" if updates else f"step-{step:06d}")
+    aside = folder / f".{target.name}.tmp"
+    shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
+    rng = rng or rng_state()
     try:
         _save_tensors(aside / "model.safetensors", dict(model.named_parameters()))
         _save_tensors(aside / "optimizer.safetensors", state_tensors(optimizer, dict(model.named_parameters())))
-        _save_tensors(aside / "rng.safetensors", {"torch": torch.get_rng_state()})
-        text = json.dumps({"step": step, "rng": _python_rng()} | state)
-        with (aside / STATE).open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        _save_tensors(aside / "rng.safetensors", rng["torch"])
+        if tensors is not None:
+            _save_tensors(aside / "update.safetensors", tensors)
+        at("checkpoint-tensors")
+        described = {"format": FORMAT, "step": step, "updates": updates, "machine": machine(), "rng": rng["python"]}
+        _write(aside / STATE, json.dumps(described | state))
+        names = sorted(path.name for path in aside.iterdir())
+        _write(aside / SUMS, "".join(f"{sha256(aside / name)}  {name}\n" for name in names))
+        sync(aside)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    target = folder / f"step-{step:06d}"
+    old = folder / f".{target.name}.old"
+    shutil.rmtree(old, ignore_errors=True)
     if target.exists():
-        shutil.rmtree(target)
+        target.replace(old)
+        at("checkpoint-replaced")
     aside.replace(target)
-    _sync_folder(folder)
-    for old in sorted(complete(folder))[:-keep]:
-        shutil.rmtree(old)
+    sync(folder)
+    at("checkpoint-renamed")
+    shutil.rmtree(old, ignore_errors=True)
     return target
 
 
+def prune(folder: Path, *, keep_last: int, keep_every: int | None) -> None:
+    """Remove all but the newest `keep_last`, every `keep_every`-th step's, and the newest of all, which may be one in
+    the middle of a step."""
+    found = complete(folder)
+    whole = [path for path in found if not _place(path)[1]]
+    kept = {*whole[-keep_last:], *found[-1:]}
+    kept |= {path for path in whole if keep_every and _place(path)[0] % keep_every == 0}
+    for path in found:
+        if path not in kept:
+            _remove(path)
+            at("checkpoint-pruned")
+
+
 def complete(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return sorted(path.parent for path in folder.glob(f"step-*/{STATE}"))
+    """Checkpoints that were written to their end, oldest first; they may have been damaged since."""
+    found = (path.parent for path in folder.glob(f"step-*/{STATE}"))
+    return sorted((path for path in found if NAME.fullmatch(path.name)), key=_place)
+
+
+def recover(folder: Path) -> None:
+    """Clear away what a kill in `save` or `prune` left, and put a checkpoint back that was to be replaced."""
+    for old in folder.glob(".step-*.old"):
+        target = folder / old.name.removeprefix(".").removesuffix(".old")
+        if target.exists():
+            shutil.rmtree(old)
+        else:
+            old.replace(target)
+    for aside in folder.glob(".step-*.tmp"):
+        shutil.rmtree(aside)
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's files, in half a line; None where they are as they were written."""
+    try:
+        state = read_state(path)
+        if state.get("format", 1) < 2:
+            for file in path.glob("*.safetensors"):
+                with safe_open(file, "pt"):  # compares the length with the header's
+                    pass
+            return None
+        for line in (path / SUMS).read_text(encoding="utf-8").splitlines():
+            expected, name = line.split("  ")
+            if sha256(path / name) != expected:
+                return f"{name} is not what was written"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (ValueError, SafetensorError) as error:
+        return f"it cannot be read: {error}"
+    return None
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged checkpoint, so that it is not looked at again; nothing is removed."""
+    target = path.with_name(f"{path.name}.damaged")
+    while target.exists():
+        target = target.with_name(f"{target.name}.damaged")
+    path.replace(target)
+    return target
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    return {"updates": 0} | json.loads((path / STATE).read_text(encoding="utf-8"))
 
 
 def load(path: Path, *, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Put a checkpoint into model, optimizer and the global random streams; returns its state, `step` included.
 
-    Raises UserError when its tensors are not those of the model.
+    Raises UserError when its tensors are not those of the model; nothing is changed then.
     """
     parameters = dict(model.named_parameters())
-    tensors = load_file(path / "model.safetensors")
-    if tensors.keys() != parameters.keys():
-        name = sorted(tensors.keys() ^ parameters.keys())[0]
+    weights, moments = load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors")
+    ours = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    foreign = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    foreign += sorted({name for key in moments if (name := key.rpartition("/")[0]) not in ours})
+    if foreign:
         raise UserError(
-            f"{path} is not a checkpoint of this student (it differs in {name}): remove it or set resume=never"
+            f"{path} is not a checkpoint of this student (it differs in {foreign[0]}): choose its student, or another "
+            "study=NAME"
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
-    load_state_tensors(optimizer, dict(model.named_parameters()), load_file(path / "optimizer.safetensors"))
-    state = json.loads((path / STATE).read_text(encoding="utf-8"))
-    torch.set_rng_state(load_file(path / "rng.safetensors")["torch"])
-    version, internal, gauss = state["rng"]["python"]
-    random.setstate((version, tuple(internal), gauss))
-    kind, keys, position, has_gauss, cached = state["rng"]["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+            parameter.copy_(weights[name])
+    load_state_tensors(optimizer, parameters, moments)
+    state = read_state(path)
+    set_rng_state({"torch": load_file(path / "rng.safetensors"), "python": state["rng"]})
+    for key, value in machine().items():
+        if state.get("machine", {}).get(key, value) != value:
+            logger.warning(
+                "%s was written with %s=%s, this is %s: from here on results may differ in their last bits",
+                path, key, state["machine"][key], value,
+            )  # fmt: skip
     return state
 
 
-def _python_rng() -> dict[str, Any]:
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """What `save` was given as `tensors`."""
+    return load_file(path / "update.safetensors")
+
+
+def machine() -> dict[str, Any]:
+    """What the bits of a result depend on beside the configuration."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {"device": device, "num_threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def rng_state() -> dict[str, Any]:
+    """The global random streams: tensors as `torch`, JSON values as `python`."""
+    tensors = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_initialized():
+        tensors |= {f"cuda:{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
     version, internal, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state()
-    return {
+    streams = {
         "python": [version, list(internal), gauss],
         "numpy": [kind, np.asarray(keys).tolist(), position, has_gauss, cached],
     }
+    return {"torch": tensors, "python": streams}
+
+
+def seed_rng(seed: int) -> None:
+    """Begin the global random streams. The harness draws from none of them; a plugin, or a library, may."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"]["torch"])
+    for name, tensor in state["torch"].items():
+        if name.startswith("cuda:") and int(name[5:]) < torch.cuda.device_count():
+            torch.cuda.set_rng_state(tensor, int(name[5:]))
+    version, internal, gauss = state["python"]["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, position, has_gauss, cached = state["python"]["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+
+
+def _place(path: Path) -> tuple[int, int]:
+    """Steps, and updates of the next."""
+    found = NAME.fullmatch(path.name)
+    assert found is not None
+    return int(found[1]), int(found[2] or 0)
+
+
+def _remove(path: Path) -> None:
+    """Under another name, so that a kill leaves no half of a checkpoint."""
+    aside = path.with_name(f".{path.name}.tmp")
+    path.replace(aside)
+    shutil.rmtree(aside)
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, path)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(path)

@@ -12,6 +12,7 @@ import logging
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -68,6 +69,19 @@ class GapMeter:
         self._buckets = [_Sums() for _ in range(len(BUCKETS) + 1)]
         self._max = 0.0
         self._num_missing = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the step has added up so far, JSON values only."""
+        return {
+            "buckets": [[sums.num_tokens, sums.absolute, sums.k3] for sums in self._buckets],
+            "max": self._max,
+            "num_missing": self._num_missing,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on in the middle of a step that has been begun with `start`."""
+        self._buckets = [_Sums(*values) for values in state["buckets"]]
+        self._max, self._num_missing = state["max"], state["num_missing"]
 
     @property
     def is_empty(self) -> bool:

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from harness.actors import LiveActors
 from harness.config import RunConfig
 from harness.data.sampler import Batch, QuestionSampler
-from harness.errors import UserError
+from harness.errors import RunInterrupted, UserError
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
+from harness.preemption import Preempted, at, check, interruptible
 from harness.replay import PromptReplayBuffer
 from harness.rollout.base import RolloutEngine
 from harness.rollout.build import Teacher
 from harness.run_folder import RunFolder
+from harness.same_run import comparable, differences, digest, plain
 from harness.tracking import Tracker
 from harness.training import checkpoint, memory, metrics
 from harness.training.alarms import Alarms
-from harness.training.batching import mini_batches
-from harness.training.nonfinite import NonFinite, check_samples
+from harness.training.step_updates import Progress, StepUpdates
+from harness.training.stored_step import SampledStep, StoredSteps, Unusable, code_digest
 from harness.training.transfer import Transfer
 from harness.training.update import Updater
-from harness.types import RolloutGroup, TrainingSample
+from harness.types import RolloutGroup
 from methods.base import Method
 
 logger = logging.getLogger(__name__)
@@ -63,7 +67,6 @@ class Trainer:
         self._tracker = tracker
         self._evaluate = evaluate
         self._num_steps = num_steps
-        self._teacher_scores = method.needs_teacher == "distribution"
         self._buffer = PromptReplayBuffer(capacity=method.config.buffer_capacity, tau=method.config.tau)
         self._updater = Updater(
             student=student,
@@ -73,11 +76,28 @@ class Trainer:
             temperature=config.rollout.temperature,
             clock=actors.clock,
         )
-        self._alarms = Alarms(
+        self._stored = StoredSteps(
+            folder.pending,
+            identity=f"{digest(plain(config))} {code_digest(method)}",
+            questions=sampler.questions,
+            chat=chat,
+        )
+        self._stored_ahead: Sequence[int] = ()
+        self._saved = (0, 0)
+        """Step, and updates of the next, of the newest checkpoint."""
+        alarms = Alarms(
             config.alarms,
             folder,
             logprobs=self._updater.logprobs,
             micro_batch_tokens=config.update.micro_batch_tokens,
+        )
+        self._updates = StepUpdates(
+            self._updater,
+            alarms,
+            folder,
+            config.update,
+            num_updates=method.config.updates_per_step,
+            teacher_scores=method.needs_teacher == "distribution",
         )
         self._transfer = Transfer(
             engine,
@@ -89,42 +109,59 @@ class Trainer:
         )
 
     def train(self) -> None:
-        first = self._resume() + 1
+        """Train to the last step. Raises Preempted where a signal ends the run, and RunInterrupted where an endpoint
+        has gone, with all saved that it needs."""
+        step = self._resume()
         logger.info("%s", memory.plan(self._student, self._config.update))
         self._transfer(0)
-        for step in range(first, self._num_steps + 1):
-            self._step(step)
-            # A method may have taken more questions than its batch: then the data end early.
-            last = step == self._num_steps or self._sampler.num_steps_left == 0
-            if step % self._config.checkpoint_every == 0 or last:
-                self._save(step)
-            if last:
-                return
-            if self._config.eval.every and step % self._config.eval.every == 0:
+        try:
+            self._evaluate_after(step)
+            while not self._is_last(step):
+                check()
+                step += 1
+                self._step(step)
+                self._note_behind(step)
+                if step % self._config.checkpoint.every == 0 or self._is_last(step):
+                    self._save()
+                self._evaluate_after(step)
+        except (Preempted, RunInterrupted):  # while sampling, scoring or evaluating: no weight is about to move
+            self._save()
+            raise
+
+    def _is_last(self, step: int) -> bool:
+        """A method may have taken more questions than its batch: then the data end before `num_steps`."""
+        return step == self._num_steps or self._sampler.num_steps_left == 0
+
+    def _evaluate_after(self, step: int) -> None:
+        """The evaluation that is due after a step, unless it is there: a run may have ended in it. The last step's
+        student is evaluated as the final one."""
+        config = self._config.eval
+        if not (step and config.every and config.suite) or step % config.every or self._is_last(step):
+            return
+        is_whole = self._updates.progress is None  # in the middle of the next step it has been evaluated
+        if is_whole and not (self._folder.evaluation(config.suite, step) / "scores.csv").exists():
+            with interruptible():
                 self._evaluate(step)
 
     def _step(self, step: int) -> None:
         clock = self._actors.clock
         self._actors.begin(step)
-        batch = self._batch(step)
-        groups = self._method.collect(batch, self._actors, self._rng(step, COLLECT))
-        replayed = {entry.question.id for entry in batch.replayed}
-        for group in groups:
-            group.replayed = group.prompt.question.id in replayed
+        sampled = self._sampled(step)
+        groups = sampled.groups
         self._engine.sleep()
 
         samples = self._method.credit(groups)
         row = metrics.group_metrics(groups) | metrics.sample_metrics(samples)
         row |= self._method.metrics(groups)
         with clock.running("update"):
-            row |= self._update(step, samples)
+            row |= self._updates.run(step, samples, self._rng(step, SPLIT))
         with clock.running("transfer"):
             row |= self._transfer(step)
 
         plain = metrics.plain_student_groups(groups)
         events = self._buffer.update(plain) if self._method.config.replay else []
-        row |= metrics.buffer_metrics(self._buffer, events, len(batch.replayed))
-        row |= self._actors.counts
+        row |= metrics.buffer_metrics(self._buffer, events, sampled.num_replayed)
+        row |= sampled.counts
         row |= metrics.flops(
             row,
             student=_num_parameters(self._student),
@@ -132,14 +169,53 @@ class Trainer:
             gradient_checkpointing=self._config.update.gradient_checkpointing,
         )
         row["memory/resident_mb"] = metrics.resident_mb()
-        written = [*groups, *self._actors.rewritten]
+        written = [*groups, *sampled.rewritten]
+        at("transfer")
         self._folder.write_rollouts(step, written, samples, self._prompt_texts(written))
+        at("rollout-records")
         self._folder.write_buffer_events(step, events)
         row |= clock.finish()
+        at("buffer-records")
         self._folder.write_metrics(step, row)
+        at("records")
         self._folder.add_cost(row)
+        if self._config.rollouts.keep is not None:
+            self._folder.keep_rollouts(self._config.rollouts.keep)
         self._tracker.log(step, row)
         logger.info("%s", _line(step, self._num_steps, row))
+
+    def _sampled(self, step: int) -> SampledStep:
+        """The rollouts of a step: those that an earlier launch has stored, else new ones, which are stored."""
+        if step in self._stored_ahead:
+            try:
+                return self._take(self._stored.read(step))
+            except Unusable as error:
+                logger.warning("step %d is sampled again: %s", step, error)
+                self._stored_ahead = ()  # what comes behind may have been sampled from other weights
+                self._stored.keep_only(())
+        with interruptible():
+            batch = self._batch(step)
+            groups = self._method.collect(batch, self._actors, self._rng(step, COLLECT))
+        replayed = {entry.question.id for entry in batch.replayed}
+        for group in groups:
+            group.replayed = group.prompt.question.id in replayed
+        at("rollouts")
+        sampled = SampledStep(
+            groups=groups,
+            rewritten=self._actors.rewritten,
+            counts=self._actors.counts,
+            num_replayed=len(batch.replayed),
+            sampler=self._sampler.state_dict(),
+            rng=checkpoint.rng_state(),
+        )
+        self._stored.write(step, sampled)
+        at("stored")
+        return sampled
+
+    def _take(self, sampled: SampledStep) -> SampledStep:
+        self._sampler.load_state_dict(sampled.sampler)
+        checkpoint.set_rng_state(sampled.rng)
+        return sampled
 
     def _batch(self, step: int) -> Batch:
         new = self._sampler.next_batch()
@@ -150,91 +226,123 @@ class Trainer:
             replayed = self._buffer.draw(num_new=len(new), ratio=ratio, exclude=new, rng=rng)
         return Batch(new=new, replayed=replayed, step=step, num_steps=self._num_steps, sampler=self._sampler)
 
-    def _update(self, step: int, samples: Sequence[TrainingSample]) -> dict[str, float]:
-        """`updates_per_step` optimizer updates; their metrics averaged over the updates that were made."""
-        num_rescored = self._updater.fill_old_logprobs(samples)
-        parts = mini_batches(samples, num_batches=self._method.config.updates_per_step, rng=self._rng(step, SPLIT))
-        rows: list[dict[str, float]] = []
-        made = list(filter(None, parts))
-        num_skipped = 0
-        try:
-            check_samples(samples)
-        except NonFinite as error:
-            self._note_nonfinite(step, 0, error)
-            made, num_skipped = [], len(made)
-        for number, part in enumerate(made, 1):
-            try:
-                rows.append(self._updater.update(part, measure_gap=not rows))
-            except NonFinite as error:
-                self._note_nonfinite(step, number, error)
-                num_skipped += 1
-        num_read, num_padded = (int(sum(r.pop(name) for r in rows)) for name in ("num_read", "num_padded"))
-        row = metrics.token_metrics(
-            samples, num_updated=num_read, num_rescored=num_rescored, teacher_scores=self._teacher_scores
-        )
-        row |= {
-            "train/num_updates": float(len(rows)),
-            "train/empty_mini_batches": float(sum(not part for part in parts)),
-            "train/nonfinite_skipped": float(num_skipped),
-            "train/padding_frac": 1.0 - num_read / num_padded if num_padded else 0.0,
-        }
-        for name in sorted({name for r in rows for name in r}):
-            values = [r[name] for r in rows if name in r]
-            row[f"train/{name}"] = sum(values) / len(values)
-        row |= self._alarms.check(step, rows, samples)
-        return row | self._updater.gap.finish()
-
-    def _note_nonfinite(self, step: int, number: int, error: NonFinite) -> None:
-        """Save the sample of the step's update of this number from 1, 0 for all of them. Raises UserError unless such
-        updates are left out."""
-        saved = self._folder.write_nonfinite(step, number, str(error), error.sample)
-        if self._config.update.on_nonfinite == "stop":
-            raise UserError(
-                f"step {step}: {error}; saved in {saved}. Weights are as before this update: {error.remedy}, or leave "
-                "such updates out with update.on_nonfinite=skip"
-            ) from error
-        what = "this update is" if number else "the step's updates are"
-        logger.warning("step %d: %s; %s left out, the sample is in %s", step, error, what, saved)
-
     def _rng(self, step: int, stream: int) -> np.random.Generator:
         return np.random.default_rng([self._config.seed, step, stream])
 
     def _prompt_texts(self, groups: Sequence[RolloutGroup]) -> dict[str, str]:
         return {g.uid: self._chat.decode_prompt(g.rollouts[0].prompt_ids) for g in groups if g.rollouts}
 
-    def _save(self, step: int) -> None:
+    def _save(self) -> None:
+        """A checkpoint behind the last whole step, or behind the updates of the next that have been made since."""
+        step, progress = self._step_behind, self._updates.progress
+        num_done = 0 if progress is None else progress.num_done
+        if (step, num_done) in (self._saved, (0, 0)):
+            return
+        state: dict[str, Any] = {}
+        tensors, rng = None, self._rng_behind
+        if progress is not None and num_done:
+            state["update"], tensors = progress.pack()
+            rng = progress.rng
         checkpoint.save(
             self._folder.checkpoints,
             step=step,
+            updates=num_done,
             model=self._student.module,
             optimizer=self._updater.optimizer,
-            state={
-                "sampler": self._sampler.state_dict(),
-                "buffer": self._buffer.state_dict(),
-                "tracker": self._tracker.state_dict(),
-            },
-            keep=self._config.keep_checkpoints,
+            state={**self._identity(), **self._behind, **state},
+            tensors=tensors,
+            rng=rng,
         )
+        self._saved = (step, num_done)
+        self._prune(step)
+
+    def _prune(self, step: int) -> None:
+        """Remove what a checkpoint behind `step` makes superfluous."""
+        config = self._config.checkpoint
+        self._stored.keep_only([later for later in self._stored.steps() if later > step])
+        checkpoint.prune(self._folder.checkpoints, keep_last=config.keep_last, keep_every=config.keep_every)
+
+    def _note_behind(self, step: int) -> None:
+        """What a checkpoint behind a whole step says beside weights and moments: the next one changes it at once."""
+        self._step_behind = step
+        self._rng_behind = checkpoint.rng_state()
+        self._behind = {
+            "sampler": self._sampler.state_dict(),
+            "buffer": self._buffer.state_dict(),
+            "tracker": self._tracker.state_dict(),
+        }
+
+    def _identity(self) -> dict[str, Any]:
+        """Whose checkpoint it is. The learning rate is constant: of a schedule there is no state."""
+        config = plain(self._config)
+        return {"config": comparable(config), "config_digest": digest(config), "schedule": "constant"}
 
     def _resume(self) -> int:
-        """Load the newest complete checkpoint; returns its step, 0 for a fresh start."""
+        """Load the newest intact checkpoint; returns its step, 0 for a fresh start."""
+        checkpoint.recover(self._folder.checkpoints)
         found = checkpoint.complete(self._folder.checkpoints)
         if found and self._config.resume == "never":
             raise UserError(
                 f"{self._folder.path} holds checkpoints and resume=never: set resume=auto or choose another study"
             )
-        step = 0
-        if found:
-            state = checkpoint.load(found[-1], model=self._student.module, optimizer=self._updater.optimizer)
-            self._sampler.load_state_dict(state["sampler"])
-            self._buffer.load_state_dict(state["buffer"], self._sampler.questions)
-            self._tracker.load_state_dict(state["tracker"])
-            step = state["step"]
-            logger.info("resumed from %s", found[-1])
+        checkpoint.seed_rng(self._config.seed)
+        step = self._load(found) if found else 0
         if step > self._num_steps:
             raise UserError(f"{self._folder.path} already has {step} steps: set steps={step} or more, or another study")
         self._folder.truncate_after(step)
+        self._prune(step)
+        self._stored_ahead = self._stored.steps_after(step)
+        self._stored.keep_only(self._stored_ahead)
+        if self._stored_ahead:
+            logger.info("the rollouts of step %d to %d are there already", step + 1, self._stored_ahead[-1])
+        self._note_behind(step)
         return step
+
+    def _load(self, found: Sequence[Path]) -> int:
+        """Load the newest of the checkpoints that is intact, and rename those that are not."""
+        damaged: list[tuple[Path, str]] = []
+        for path in reversed(found):
+            problem = checkpoint.damage(path) or self._lacks(path)
+            if problem is None:
+                break
+            damaged.append((path, problem))
+        else:
+            path, problem = damaged[0]
+            raise UserError(
+                f"no checkpoint in {self._folder.checkpoints} is intact ({path.name}: {problem}): put a good copy in "
+                "its place, or remove them all to start anew"
+            )
+        self._refuse_foreign(path)
+        state = checkpoint.load(path, model=self._student.module, optimizer=self._updater.optimizer)
+        self._sampler.load_state_dict(state["sampler"])
+        self._buffer.load_state_dict(state["buffer"], self._sampler.questions)
+        self._tracker.load_state_dict(state["tracker"])
+        self._saved = (state["step"], state["updates"])
+        if state["updates"]:
+            tensors = checkpoint.load_tensors(path)
+            self._updates.progress = Progress.unpack(state["update"], tensors, checkpoint.rng_state())
+        logger.info("resumed from %s", path)
+        for bad, problem in damaged:
+            logger.warning("%s is damaged (%s): it is now %s", bad, problem, checkpoint.set_aside(bad).name)
+        return state["step"]
+
+    def _lacks(self, path: Path) -> str | None:
+        """Why a checkpoint in the middle of a step has not got the step's rollouts; None where all is there."""
+        state = checkpoint.read_state(path)
+        try:
+            if state["updates"]:
+                self._stored.read(state["step"] + 1)
+        except Unusable as error:
+            return str(error)
+        return None
+
+    def _refuse_foreign(self, path: Path) -> None:
+        stored = checkpoint.read_state(path).get("config")
+        different = None if stored is None else differences(stored, self._config)
+        if different is not None:
+            raise UserError(
+                f"{path} is a checkpoint of another run ({different}): remove it, or choose another study=NAME"
+            )
 
 
 def _num_parameters(model: LanguageModel) -> int:

@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from harness.allocator import keep_freed_memory
 from harness.config import UpdateConfig
 from harness.models.forward import LanguageModel
+from harness.preemption import at, interruptible
 from harness.step_clock import StepClock
 from harness.training.batching import MicroBatch, PaddedBatch, micro_batches, pad, tokens_between
 from harness.training.memory import tile_tokens
@@ -65,18 +66,24 @@ class Updater:
         optimizer = make_optimizer(list(student.module.parameters()), config)
         self.optimizer: torch.optim.Optimizer = self._accelerator.prepare(optimizer)
 
-    def fill_old_logprobs(self, samples: Sequence[TrainingSample]) -> int:
+    def fill_old_logprobs(
+        self, samples: Sequence[TrainingSample], known: Sequence[list[float] | None] | None = None
+    ) -> int:
         """Give samples with advantages their `old_logprobs`: the engine's, or the trainer's own by a forward pass.
 
         The trainer's are also taken for a sample that the engine gave none, or not all. One without `rollout_logprobs`
         gets its old ones as such, so that its importance weights are 1. A step's `gap` starts here; where all are
         recomputed it is measured here too, over all of them. Returns the number of tokens that the forward pass read.
+        `known` is what this call gave before the step was interrupted: the weights have moved since.
         """
         for sample in samples:
             if sample.rollout_logprobs is not None and None in sample.rollout_logprobs:
                 sample.rollout_logprobs = [math.nan if value is None else value for value in sample.rollout_logprobs]
         self.gap.start(samples)
-        policy = [s for s in samples if s.advantages is not None and s.old_logprobs is None]
+        if known is not None:
+            for sample, logprobs in zip(samples, known, strict=True):
+                sample.old_logprobs = logprobs
+        policy = [s for s in samples if known is None and s.advantages is not None and s.old_logprobs is None]
         recompute = self._config.old_logprobs == "recompute"
         for sample in policy:
             sample.old_logprobs = sample.rollout_logprobs if _is_complete(sample.rollout_logprobs) else None
@@ -101,7 +108,7 @@ class Updater:
 
         `measure_gap` adds the tokens to the step's `gap`, for the step's first update; not where `fill_old_logprobs`
         has measured it.
-        Raises NonFinite, with the sample, before the optimizer moves.
+        Raises NonFinite, with the sample, before the optimizer moves; a signal that ends the run raises before it, too.
         """
         # A mini-batch of inert samples still is an update with a zero gradient: the optimizer's momentum acts.
         active = [sample for sample in samples if not sample.inert] or list(samples[:1])
@@ -109,12 +116,13 @@ class Updater:
         micros = self._cut(active)
         measure_gap = measure_gap and self.gap.is_empty
         try:
-            sums = self._backward(micros, denominator, measure_gap=measure_gap)
-            parameters = self.student.module.parameters()
-            grad_norm = float(self._accelerator.clip_grad_norm_(parameters, self._config.max_grad_norm))
-            if not math.isfinite(grad_norm):
-                raise self._find_nonfinite(active, denominator)
-        except NonFinite:
+            with interruptible():  # until here no weight has moved
+                sums = self._backward(micros, denominator, measure_gap=measure_gap)
+                parameters = self.student.module.parameters()
+                grad_norm = float(self._accelerator.clip_grad_norm_(parameters, self._config.max_grad_norm))
+                if not math.isfinite(grad_norm):
+                    raise self._find_nonfinite(active, denominator)
+        except BaseException:
             self.optimizer.zero_grad()
             raise
         self.optimizer.step()
@@ -138,6 +146,8 @@ class Updater:
             self.student.module.eval()
             with self._clock.running("teacher"):
                 scores = self._teacher_scores(scored, batch)
+            if scores is not None:
+                at("scored")
             gradient_NH = torch.empty_like(hidden_NH)
             measured: list[torch.Tensor] = []
             for start, stop in self._tiles(len(hidden_NH)):

@@ -5,7 +5,7 @@ import pytest
 from harness.compose import compose
 from harness.config import from_hydra
 from harness.errors import UserError
-from harness.run_folder import comparable
+from harness.same_run import comparable
 
 URL = "http://127.0.0.1:8000/v1"
 

@@ -27,7 +27,8 @@ from harness.rewards.judged import JudgedGrader
 from harness.rewards.rules import Grade
 from harness.rewards.workers import Grader
 from harness.run import run
-from harness.run_folder import RunFolder, comparable
+from harness.run_folder import RunFolder
+from harness.same_run import comparable
 from harness.testing import assert_same_run, run_metrics
 from harness.training.trainer import Trainer
 from harness.types import Question
@@ -185,7 +186,7 @@ def test_moving_the_endpoint_is_the_same_run_and_another_judge_is_not() -> None:
 
 SMALL = [
     "student=tiny_xs", "method=grpo", "eval=none", "data=jsonl", "data.answer_type=text", "data.batch_size=6",
-    "method.group_size=4", "rollout.max_response_tokens=32", "num_threads=1", "checkpoint_every=1",
+    "method.group_size=4", "rollout.max_response_tokens=32", "num_threads=1", "checkpoint.every=1",
     "data.pool_size=12", "reward.judge.retries=0",
 ]  # fmt: skip
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -272,3 +275,21 @@ def test_smollm2_replies(prompt_of):
     rollout = generate(model, chat, [prompt_of("What is the capital of France?")], sampling)[0].rollouts[0]
     assert "Paris" in rollout.text and chat.stop_ids == {2} and chat.end_id == 2
     assert rollout.rollout_logprobs == pytest.approx(forced_logprobs(model, [rollout], 1.0, padded=True)[0], abs=1e-3)
+
+
+def test_whoever_samples_with_an_engine_that_is_closed_stops(model, chat, prompts):
+    """A process that ends waits for its threads; a sampling that would take minutes is given up within a token."""
+    engine = TransformersEngine(model, chat, sampler="student", max_sequences=64)
+    stop_ids, chat.stop_ids = chat.stop_ids, frozenset()  # nothing but the limit ends a reply
+    sampling = Sampling(num_rollouts=8, max_new_tokens=1500)
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(lambda: list(engine.generate(prompts, sampling)))
+        try:
+            future.exception(timeout=0.3)
+        except TimeoutError:
+            engine.close()
+        started = time.monotonic()
+        with pytest.raises(RuntimeError, match="closed while it sampled"):
+            future.result(timeout=60)
+    chat.stop_ids = stop_ids
+    assert time.monotonic() - started < 5

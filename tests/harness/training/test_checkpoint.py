@@ -1,12 +1,16 @@
-"""Checkpoints: everything comes back, a failure leaves the earlier ones, a foreign one is refused."""
+"""Checkpoints: everything comes back, a failure leaves the earlier ones, a foreign or a damaged one is found."""
 
 import errno
+import json
 import random
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
 import torch
 
+from harness import preemption
 from harness.errors import UserError
 from harness.training import checkpoint
 
@@ -29,8 +33,12 @@ def one_more_step(model, optimizer):
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-def save(folder, step, model, optimizer, keep=2):
-    return checkpoint.save(folder, step=step, model=model, optimizer=optimizer, state={"buffer": [1, "a"]}, keep=keep)
+def save(folder, step, model, optimizer, **options):
+    return checkpoint.save(folder, step=step, model=model, optimizer=optimizer, state={"buffer": [1, "a"]}, **options)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
 
 
 def test_weights_optimizer_state_and_random_streams_come_back(tmp_path):
@@ -47,14 +55,36 @@ def test_weights_optimizer_state_and_random_streams_come_back(tmp_path):
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-def test_newest_complete_checkpoints_are_kept(tmp_path):
+def test_the_files_and_their_sums(tmp_path):
+    """`sha256sum -c` reads what is written."""
+    path = save(tmp_path, 10, *trained())
+    assert names(path) == ["SHA256SUMS", "model.safetensors", "optimizer.safetensors", "rng.safetensors", "state.json"]
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=path, check=True, capture_output=True)
+    assert checkpoint.damage(path) is None
+
+
+def test_the_newest_and_every_so_many_are_kept(tmp_path):
     model, optimizer = trained()
-    for step in (1, 2, 10):
+    for step in (1, 2, 3, 4, 10, 11):
         save(tmp_path, step, model, optimizer)
-    assert [p.name for p in checkpoint.complete(tmp_path)] == ["step-000002", "step-000010"]
-    assert {p.name for p in (tmp_path / "step-000010").iterdir()} == {
-        "model.safetensors", "optimizer.safetensors", "rng.safetensors", "state.json",
-    }  # fmt: skip
+        checkpoint.prune(tmp_path, keep_last=2, keep_every=2)
+    assert [p.name for p in checkpoint.complete(tmp_path)] == [
+        "step-000002", "step-000004", "step-000010", "step-000011",
+    ]  # fmt: skip
+    checkpoint.prune(tmp_path, keep_last=1, keep_every=None)
+    assert names(tmp_path) == ["step-000011"]
+
+
+def test_one_in_the_middle_of_a_step_goes_with_the_next_whole_one(tmp_path):
+    model, optimizer = trained()
+    for step, updates in ((1, 0), (1, 2), (1, 10)):
+        save(tmp_path, step, model, optimizer, updates=updates, tensors={"old": torch.ones(2)})
+        checkpoint.prune(tmp_path, keep_last=1, keep_every=1)
+    assert [p.name for p in checkpoint.complete(tmp_path)] == ["step-000001", "step-000001.10"]
+    assert torch.equal(checkpoint.load_tensors(tmp_path / "step-000001.10")["old"], torch.ones(2))
+    save(tmp_path, 2, model, optimizer)
+    checkpoint.prune(tmp_path, keep_last=1, keep_every=1)
+    assert names(tmp_path) == ["step-000001", "step-000002"]
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
@@ -67,22 +97,104 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "state_tensors", full)
     with pytest.raises(OSError):
         save(tmp_path, 2, model, optimizer)
-    assert [p.name for p in tmp_path.iterdir()] == ["step-000001"]
+    assert names(tmp_path) == ["step-000001"]
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed_at(name, action):
+    """Leave the folder as a kill at that point would; nothing that the code does to clear up counts."""
+
+    def stop(point):
+        if point == name:
+            copy = folder.with_name("copy")
+            shutil.copytree(folder, copy)
+            raise Killed
+
+    folder = action[0]
+    preemption.watch(stop)
+    try:
+        with pytest.raises(Killed):
+            save(*action)
+    finally:
+        preemption.watch(None)
+    shutil.rmtree(folder)
+    folder.with_name("copy").rename(folder)
+
+
+@pytest.mark.parametrize("point", ["checkpoint-tensors", "checkpoint-replaced", "checkpoint-renamed"])
+def test_a_kill_while_one_is_replaced_leaves_one_whole(tmp_path, point):
+    folder = tmp_path / "checkpoints"
+    model, optimizer = trained()
+    save(folder, 1, model, optimizer)
+    one_more_step(model, optimizer)
+    killed_at(point, (folder, 1, model, optimizer))
+    checkpoint.recover(folder)
+    assert names(folder) == ["step-000001"]
+    assert checkpoint.damage(folder / "step-000001") is None
 
 
 def test_a_killed_write_is_no_checkpoint(tmp_path):
+    folder = tmp_path / "checkpoints"
     model, optimizer = trained()
-    save(tmp_path, 1, model, optimizer)
-    (tmp_path / ".step-000002.tmp").mkdir()
-    (tmp_path / ".step-000002.tmp" / "model.safetensors").write_bytes(b"half")
-    assert [p.name for p in checkpoint.complete(tmp_path)] == ["step-000001"]
-    save(tmp_path, 2, model, optimizer)  # written over the remains
-    assert [p.name for p in checkpoint.complete(tmp_path)] == ["step-000001", "step-000002"]
+    save(folder, 1, model, optimizer)
+    killed_at("checkpoint-tensors", (folder, 2, model, optimizer))
+    assert names(folder) == [".step-000002.tmp", "step-000001"]
+    assert [p.name for p in checkpoint.complete(folder)] == ["step-000001"]
+    save(folder, 2, model, optimizer)  # written over the remains
+    assert names(folder) == ["step-000001", "step-000002"]
 
 
-def test_another_model_is_refused(tmp_path):
+def test_another_model_is_refused_and_changes_nothing(tmp_path):
     model, optimizer = trained()
     path = save(tmp_path, 1, model, optimizer)
-    other = torch.nn.Sequential(torch.nn.Linear(3, 2))
-    with pytest.raises(UserError, match="not a checkpoint of this student"):
-        checkpoint.load(path, model=other, optimizer=torch.optim.AdamW(other.parameters()))
+    for other in (torch.nn.Sequential(torch.nn.Linear(3, 2)), torch.nn.Linear(3, 4)):
+        before = {name: p.detach().clone() for name, p in other.named_parameters()}
+        with pytest.raises(UserError, match=r"not a checkpoint of this student \(it differs in "):
+            checkpoint.load(path, model=other, optimizer=torch.optim.AdamW(other.parameters()))
+        assert all(torch.equal(before[name], p) for name, p in other.named_parameters())
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "rng.safetensors", "state.json"])
+@pytest.mark.parametrize("harm", ["cut", "flipped", "removed"])
+def test_every_kind_of_damage_is_found(tmp_path, file, harm):
+    path = save(tmp_path, 1, *trained()) / file
+    content = bytearray(path.read_bytes())
+    if harm == "removed":
+        path.unlink()
+    else:
+        content[-3] ^= 1
+        path.write_bytes(content if harm == "flipped" else content[:-3])
+    problem = checkpoint.damage(tmp_path / "step-000001")
+    assert problem is not None and (file in problem or file == "state.json")
+    assert checkpoint.set_aside(tmp_path / "step-000001").name == "step-000001.damaged"
+    assert checkpoint.complete(tmp_path) == []
+
+
+def test_a_checkpoint_of_format_1_still_loads(tmp_path):
+    """It has no sums: the length of its files is all that can be checked."""
+    model, optimizer = trained()
+    path = save(tmp_path, 1, model, optimizer)
+    state = json.loads((path / "state.json").read_text())
+    for key in ("format", "updates", "machine"):
+        del state[key]
+    (path / "state.json").write_text(json.dumps(state))
+    (path / "SHA256SUMS").unlink()
+    assert checkpoint.damage(path) is None
+    assert checkpoint.load(path, model=model, optimizer=optimizer)["updates"] == 0
+    weights = path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-3])
+    assert "cannot be read" in checkpoint.damage(path)
+
+
+def test_other_threads_are_told(tmp_path, caplog):
+    model, optimizer = trained()
+    path = save(tmp_path, 1, model, optimizer)
+    file = path / "state.json"
+    state = json.loads(file.read_text())
+    state["machine"]["num_threads"] = 63
+    file.write_text(json.dumps(state))
+    checkpoint.load(path, model=model, optimizer=optimizer)
+    assert "was written with num_threads=63" in caplog.text

@@ -1,0 +1,70 @@
+"""Whether two configurations are of one run, and where they differ. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from harness.config import ModelConfig, RunConfig
+
+FREE = (
+    "steps", "resume", "outputs", "num_threads", "device", "teacher_device", "checkpoint", "rollouts", "preempt_grace",
+    "tracker", "label", "server", "teacher_process", "rollout.transfer_timeout", "teacher.urls", "student.urls",
+    "student.served_name", "teacher.served_name", "update.on_nonfinite", "alarms",
+)  # fmt: skip
+"""Keys that may differ between two launches of one run: more steps prolong it, the label is the folder's name."""
+GONE = ("checkpoint_every", "keep_checkpoints")
+"""Keys of earlier versions that decided no result either."""
+
+
+def plain(config: RunConfig) -> dict[str, Any]:
+    """A configuration as JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a resolved configuration that decides a run's results."""
+    kept = {key: value for key, value in config.items() if key not in (*FREE, *GONE)}
+    for section, name in (key.split(".") for key in FREE if "." in key):
+        if isinstance(kept.get(section), Mapping):
+            kept[section] = {key: value for key, value in kept[section].items() if key != name}
+    if isinstance(reward := kept.get("reward"), Mapping):
+        kept["reward"] = {**reward, "judge": _comparable_judge(reward.get("judge") or {})}
+    return kept
+
+
+def digest(config: Mapping[str, Any]) -> str:
+    """16 hex digits of what decides a run's results."""
+    text = json.dumps(comparable(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def differences(stored: Mapping[str, Any], config: RunConfig) -> str | None:
+    """`seed=0, not 1, ...`: where what was stored is another run than `config`; None where it is the same.
+
+    A key that the stored configuration does not have came with a later version: it stood at its default.
+    """
+    new, old = _flat(comparable(plain(config))), _flat(comparable(stored))
+    teacher = ModelConfig() if stored.get("teacher") is not None else None
+    defaults = _flat(comparable(plain(RunConfig(teacher=teacher))))
+    was = {key: old.get(key, defaults.get(key)) for key in new.keys() | old.keys()}
+    keys = sorted(key for key in was if was[key] != new.get(key))
+    if not keys:
+        return None
+    shown = ", ".join(f"{key}={was[key]}, not {new.get(key)}" for key in keys[:3])
+    return shown + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def _comparable_judge(judge: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the verdicts, nothing where nobody is asked: the endpoint may move and be tried otherwise."""
+    where = ("url", "api_key_env", "timeout", "retries", "concurrency")
+    return {key: value for key, value in judge.items() if key not in where} if judge.get("url") else {}
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {prefix.removesuffix("."): node}
+    return {key: leaf for name, child in node.items() for key, leaf in _flat(child, f"{prefix}{name}.").items()}

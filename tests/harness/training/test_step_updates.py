@@ -1,0 +1,83 @@
+"""Going on between the updates of a step: what is written of it, and that the rest is the same to the bit."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from harness import preemption
+from harness.compose import compose
+from harness.config import UpdateConfig, from_hydra
+from harness.run_folder import RunFolder
+from harness.training.alarms import Alarms
+from harness.training.step_updates import Progress, StepUpdates
+from harness.training.update import Updater
+from methods import registry
+
+
+@pytest.fixture
+def make(make_student, tmp_path):
+    """`make()` are updates of a fresh student, three a step."""
+
+    def make(**changes) -> tuple[StepUpdates, Updater]:
+        method = registry.build({"name": "grpo", "class": "grpo", "updates_per_step": 3})
+        config = from_hydra(compose(["student=tiny_xs", "alarms.max_ratio=1.0001"]))
+        update = UpdateConfig(learning_rate=1e-3, **changes)
+        updater = Updater(student=make_student(), teacher=None, method=method, config=update, temperature=1.0)
+        folder = RunFolder(tmp_path / f"run{len(list(tmp_path.iterdir()))}", config)
+        alarms = Alarms(config.alarms, folder, logprobs=updater.logprobs, micro_batch_tokens=512)
+        return StepUpdates(updater, alarms, folder, update, num_updates=3, teacher_scores=False), updater
+
+    return make
+
+
+class Left(Exception):
+    pass
+
+
+def left_behind(number: int):
+    def stop(name: str) -> None:
+        if name == f"update-{number}":
+            raise Left
+
+    return stop
+
+
+@pytest.mark.parametrize("old_logprobs", ["engine", "recompute"])
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_rest_of_a_step_is_the_same(make, make_samples, old_logprobs, number):
+    samples = make_samples(8)
+    samples[3].rollout_logprobs = None  # the engine gave none: the trainer's are taken, before its weights move
+    samples[5].rollout_logprobs[-1] = None
+    whole, whole_updater = make(old_logprobs=old_logprobs)
+    expected = whole.run(1, copy.deepcopy(samples), np.random.default_rng(0))
+
+    broken, updater = make(old_logprobs=old_logprobs)
+    preemption.watch(left_behind(number))
+    try:
+        with pytest.raises(Left):
+            broken.run(1, copy.deepcopy(samples), np.random.default_rng(0))
+    finally:
+        preemption.watch(None)
+    assert broken.progress.num_done == number
+    state, tensors = broken.progress.pack()
+
+    resumed, other = make(old_logprobs=old_logprobs)
+    other.student.module.load_state_dict(updater.student.module.state_dict())
+    other.optimizer.load_state_dict(updater.optimizer.state_dict())
+    resumed.progress = Progress.unpack(json.loads(json.dumps(state)), tensors, broken.progress.rng)
+    assert resumed.run(1, copy.deepcopy(samples), np.random.default_rng(0)) == expected
+    assert resumed.progress is None and expected["alarm/ratio"] == 1.0
+    for one, two in zip(whole_updater.student.module.parameters(), other.student.module.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_old_log_probabilities_are_written_to_the_bit():
+    values = [[0.0, -1 / 3, float("nan")], None, []]
+    progress = Progress(old_logprobs=values, num_rescored=7)
+    progress.note(2, {"max": 0.25})
+    state, tensors = progress.pack()
+    back = Progress.unpack(json.loads(json.dumps(state)), tensors, progress.rng)
+    assert repr(back) == repr(progress)
