@@ -26,7 +26,7 @@ def plain(config: RunConfig) -> dict[str, Any]:
 
 
 def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a resolved configuration that decides a run's results."""
+    """The part of a resolved configuration that decides a run's results; of such a part, the same."""
     kept = {key: value for key, value in config.items() if key not in (*FREE, *GONE)}
     for section, name in (key.split(".") for key in FREE if "." in key):
         if isinstance(kept.get(section), Mapping):
@@ -59,9 +59,12 @@ def differences(stored: Mapping[str, Any], config: RunConfig) -> str | None:
 
 
 def _comparable_judge(judge: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the verdicts, nothing where nobody is asked: the endpoint may move and be tried otherwise."""
+    """What decides the verdicts, nothing where nobody is asked: the endpoint may move and be tried otherwise.
+
+    What a checkpoint stores has been through this already, and has no url any more.
+    """
     where = ("url", "api_key_env", "timeout", "retries", "concurrency")
-    return {key: value for key, value in judge.items() if key not in where} if judge.get("url") else {}
+    return {key: value for key, value in judge.items() if key not in where} if judge.get("url", True) else {}
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:

@@ -153,6 +153,7 @@ def make_sweep(tmp_path, memory_group):
         sweep.close()
 
 
+@pytest.mark.slow
 def test_killed_with_a_cell_that_raises_one_that_crashes_and_one_out_of_memory(tmp_path, memory_group, make_sweep):
     """The fourth cell is in its second step when the launcher is killed; it goes on, and the second launch waits."""
     sweep = make_sweep(4)

@@ -158,6 +158,7 @@ def test_the_basic_launcher_runs_every_cell_past_a_failure(work, tmp_path, capfd
     assert "CellFailed: ended with 2" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_real_cells_under_the_basic_launcher(tmp_path, monkeypatch, capfd):
     """Two cells, one of which is done; a second launch has nothing to do. `-m` takes the launcher's options."""
     monkeypatch.chdir(ROOT)

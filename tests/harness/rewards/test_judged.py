@@ -182,6 +182,8 @@ def test_moving_the_endpoint_is_the_same_run_and_another_judge_is_not() -> None:
     assert of(url="a", model="m", timeout=1.0) == of(url="b", model="m", timeout=2.0) != of(url="a", model="n")
     assert of(url=None, model="m") == of(url=None, model="n") == comparable({"reward": {"grader": "math_verify"}})
     assert of(url=None, model="m") != of(url="a", model="m")
+    for left in (of(url="a", model="m"), of(url=None, model="m")):  # which a checkpoint stores
+        assert comparable(left) == left
 
 
 SMALL = [
