@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,9 +48,6 @@ def listening(grace: float, give_up: Callable[[], None]) -> Iterator[None]:
 
     `give_up` is called before that, in another thread. Handlers need the main thread: elsewhere nothing is changed.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     timer = threading.Timer(grace, _leave, (grace, give_up))
     timer.daemon = True
 
@@ -62,14 +59,27 @@ def listening(grace: float, give_up: Callable[[], None]) -> Iterator[None]:
             _state.is_open = False  # once: it must not hit the clearing up that it starts
             raise Preempted
 
-    before = {number: signal.signal(number, note) for number in SIGNALS}
+    with handling(SIGNALS, note) as is_set:
+        try:
+            yield
+        finally:
+            if is_set:
+                timer.cancel()
+                _state.received, _state.is_open = None, False
+
+
+@contextmanager
+def handling(signals: Iterable[int], handler: Callable[[int, Any], None]) -> Iterator[bool]:
+    """`handler` takes these signals in here. False, and nothing changed, outside the main thread, which alone may."""
+    if threading.current_thread() is not threading.main_thread():
+        yield False
+        return
+    before = {number: signal.signal(number, handler) for number in signals}
     try:
-        yield
+        yield True
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        timer.cancel()
-        _state.received, _state.is_open = None, False
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 @contextmanager

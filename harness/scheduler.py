@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from rich.console import Console
 
 from harness.errors import UserError
 from harness.lock import Owner, RunLock, Taken, Watch, clear
+from harness.preemption import handling
 from harness.progress import Progress, Row
 from harness.run_folder import RunFolder, other_configuration
 from harness.slots import Slots
@@ -359,18 +359,10 @@ def stop_seconds(cell: Cell) -> float:
 
 @contextlib.contextmanager
 def _signals_exit() -> Iterator[None]:
-    """The signals of `EXIT_CODES` raise SystemExit in here, so that cells are stopped. Only the main thread may set
-    handlers."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    """The signals of `EXIT_CODES` raise SystemExit in here, so that cells are stopped."""
 
     def leave(number: int, _: Any) -> None:
         raise SystemExit(EXIT_CODES[signal.Signals(number)])
 
-    before = {number: signal.signal(number, leave) for number in EXIT_CODES}
-    try:
+    with handling(EXIT_CODES, leave):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.config import ModelConfig
 from harness.models.forward import LanguageModel
@@ -41,6 +42,23 @@ def test_a_model_computes_what_it_did(shape):
     plain(x).square().sum().backward()
     for a, b in zip(fast.parameters(), plain.parameters(), strict=True):
         assert torch.equal(a.grad, b.grad)  # with gradients nothing has changed
+
+
+@pytest.mark.parametrize(("rows", "first"), [(2, (256, 256)), (FEW_ROWS + 1, (FEW_ROWS + 1, 256))])
+def test_the_weights_come_first_where_rows_are_few(rows, first):
+    shapes = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.mm.default:
+                shapes.append(tuple(args[0].shape))
+            return func(*args, **(kwargs or {}))
+
+    layer = nn.Sequential(nn.Linear(256, 256, bias=False))
+    multiply_fast(layer)
+    with torch.no_grad(), Record():
+        layer(torch.randn(rows, 1, 256))
+    assert shapes == [first]
 
 
 def test_a_language_model_on_a_cpu_uses_it():
