@@ -34,7 +34,7 @@ WARM_UP = 0.1
 
 def command(outputs: Path, steps: int, jobs: int) -> list[str]:
     cells = [f"study={outputs.name}", f"outputs={outputs.parent}", f"method={','.join(METHODS)}"]
-    size = [f"steps={steps}", f"data.num_questions={steps}", "data.epochs=8"]
+    size = [f"steps={steps}", f"data.num_questions={steps}", "data.pool_size=null", "data.epochs=8"]
     return [sys.executable, "-m", "harness.app", "train", "-m", f"--jobs={jobs}", *cells, *OPTIONS, *size]
 
 
