@@ -98,10 +98,12 @@ def build(options: BuildOptions, config: RunConfig, *, force: bool = False, repo
     options.check()
     out = Path(options.out).expanduser()
     work = out / UNFINISHED
-    if force and out.is_dir():
-        _clear(out)
     inputs = _inputs(options, config, report)
     fingerprint = inputs.fingerprint()
+    if force and out.is_dir():
+        _clear(out)
+    elif (out / FINISHED).exists():
+        shutil.rmtree(out / FINISHED)
     if not work.exists() and (out / CARD).exists():
         stored: dict[str, Any] = json.loads((out / CARD).read_text(encoding="utf-8"))
         if stored["fingerprint"] != fingerprint:
@@ -111,7 +113,7 @@ def build(options: BuildOptions, config: RunConfig, *, force: bool = False, repo
             )
         report(f"{out} is built already")
         return stored
-    if out.is_dir() and not work.exists() and any(out.iterdir()):
+    if not force and out.is_dir() and not work.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty and holds no corpus: choose another --out")
 
     from harness.data.corpus.examine import Examiner
@@ -179,10 +181,10 @@ def _refuse_unknown(sources: Sequence[OpenedSource]) -> None:
             if canonical_name(name, raw) is None and not is_left_out(name, raw)
         }
         if unknown:
-            listed = ", ".join(f"{raw!r} ({number} rows)" for raw, number in sorted(unknown.items()))
+            names = ", ".join(f"{raw!r} ({number} rows)" for raw, number in sorted(unknown.items()))
             raise UserError(
-                f"{name}: sub-datasets that are in no table: {listed}: give them a tier in harness/data/corpus/tables.py, "
-                "or leave them out with --unknown skip"
+                f"{name}: sub-datasets that are in no table: {names}: leave them out with --unknown skip, or give them "
+                "a tier in harness/data/corpus/tables.py"
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -62,6 +63,8 @@ def _add_hash(parser: argparse.ArgumentParser) -> None:
 
 
 def _build(args: argparse.Namespace) -> int:
+    from PIL import Image
+
     from harness.compose import compose
     from harness.config import from_hydra
     from harness.data.corpus.build import build
@@ -73,6 +76,7 @@ def _build(args: argparse.Namespace) -> int:
     chosen = [] if any(word.startswith("student=") for word in args.overrides) else [f"student={student}"]
     config = from_hydra(compose([*chosen, *args.overrides], config_dir=args.config_dir))
     options = _with_fixture(given) if args.fixture else BuildOptions(**given)
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the builder has a limit of its own, and counts
     made = build(options, config, force=args.force, report=_report)
     print(summary(made, options.out))
     return 0

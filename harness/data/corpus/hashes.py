@@ -37,10 +37,10 @@ def normal_question(text: str) -> str:
 
     Example: `<image>\\nFind  x.` and `find x` are `findx`; `x-1` and `x+1` stay apart. Twice is the same as once.
     """
-    normal = "".join(fold(text).split())
-    while (without := _MARK.sub("", normal)) != normal:
-        normal = without
-    return normal.strip(_END)
+    # Again until nothing changes: what goes can bring a mark together, or a letter and its accent.
+    while (simpler := _MARK.sub("", "".join(fold(text).split())).strip(_END)) != text:
+        text = simpler
+    return text
 
 
 def text_hash(text: str) -> str | None:

@@ -86,7 +86,9 @@ class Index:
         self._path = path
         self._db = sqlite3.connect(path, isolation_level=None, timeout=1.0)
         with self.errors():
-            self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            self._db.execute("PRAGMA locking_mode = EXCLUSIVE")  # so no shared memory, which network disks lack
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")  # a commit lost with the machine's power is made again
             self._db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
             self._db.execute("BEGIN EXCLUSIVE")
             self._db.executescript(SCHEMA)  # commits

@@ -157,13 +157,19 @@ def _between(positions: Sequence[int], start: int, end: int) -> Sequence[int]:
 
 
 def _training_files(source: Source, place: str, revision: str | None) -> list[str]:
+    """Of all configurations, as the data set's card lists them, or by their names where it does not."""
     import datasets
+    from datasets.load import dataset_module_factory
 
     try:
         urls: list[str] = []
-        for config in datasets.get_dataset_config_names(place, revision=revision):
-            data_files = datasets.load_dataset_builder(place, config, revision=revision).config.data_files or {}
-            urls += data_files.get(SPLIT, [])
+        # What `load_dataset` does for one configuration; it would read the card anew for each of dozens.
+        module = dataset_module_factory(place, revision=revision)
+        for config in module.builder_configs_parameters.builder_configs or []:
+            found = config.data_files or {}
+            if isinstance(found, datasets.data_files.DataFilesPatternsDict):
+                found = found.resolve(module.builder_kwargs["base_path"], datasets.DownloadConfig())
+            urls += found.get(SPLIT, [])
     except Exception as error:  # from a missing folder to whatever the network stack raises
         raise UserError(
             f"--{source.name}: the data set {place} cannot be read ({first_line(error.__cause__ or error)}): give its "
