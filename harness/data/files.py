@@ -150,7 +150,7 @@ def _parquet_files(config: DataConfig) -> tuple[Path, list[Path]]:
         raise UserError(f"data.path={path} is a corpus whose build has not ended: launch its zppo data build again")
     files = sorted(path.glob("*.parquet"))
     if not files:
-        raise UserError(f"data.path={path} has no parquet file in it: give a file, or a folder with *.parquet")
+        raise UserError(f"data.path={path} is not a file and has no *.parquet in it: give a file or a folder of them")
     return path, files
 
 
