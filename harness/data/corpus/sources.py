@@ -196,6 +196,7 @@ def _commit(url: str) -> str | None:
 @contextmanager
 def _parquet(url: str, name: str) -> Iterator[pq.ParquetFile]:
     import fsspec
+    import httpx
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -203,10 +204,10 @@ def _parquet(url: str, name: str) -> Iterator[pq.ParquetFile]:
         filesystem, path = fsspec.core.url_to_fs(url)
         with filesystem.open(path, "rb") as handle, pq.ParquetFile(handle, buffer_size=BUFFER_BYTES) as file:
             yield file
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, httpx.HTTPError) as error:
         raise UserError(
-            f"{name} cannot be read ({first_line(error)}): it may be damaged or cut off; download it anew, then launch "
-            "the same command again"
+            f"{name} cannot be read ({first_line(error)}): launch the same command again, it goes on; a local copy that is "
+            "damaged has to be downloaded anew"
         ) from error
 
 

@@ -142,7 +142,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     write_mmfinereason(tmp_path, [plain_row("MMR1", 1)], num_files=1)
     path = tmp_path / "data" / "train-00000-of-00001.parquet"
     path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(UserError, match=r"train-00000-of-00001.parquet cannot be read .* download it anew"):
+    with pytest.raises(UserError, match=r"train-00000-of-00001.parquet cannot be read .* downloaded anew"):
         open_source(MMFINEREASON, str(tmp_path), None)
 
 
