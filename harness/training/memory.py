@@ -54,9 +54,10 @@ class MemoryPlan:
         )
 
 
-def plan(student: LanguageModel, config: UpdateConfig) -> MemoryPlan:
-    """What an update of `student` will take. Activations are a rule of thumb: what a layer keeps for its backward."""
-    num_weights = sum(p.numel() for p in student.module.parameters())
+def plan(student: LanguageModel, config: UpdateConfig, num_ranks: int = 1) -> MemoryPlan:
+    """What an update of `student` will take on each of the ranks that share its weights out. Activations are a rule of
+    thumb: what a layer keeps for its backward."""
+    num_weights = sum(p.numel() for p in student.module.parameters()) / num_ranks
     text = student.config
     wide = (getattr(text, "intermediate_size", None) or 4 * text.hidden_size) * 4
     layer = (10 * text.hidden_size + wide) * student.compute_dtype.itemsize

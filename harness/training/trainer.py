@@ -48,6 +48,7 @@ class Trainer:
         actors: LiveActors,
         engine: RolloutEngine,
         student: LanguageModel,
+        updater: Updater,
         teacher: Teacher,
         chat: Chat,
         folder: RunFolder,
@@ -68,14 +69,7 @@ class Trainer:
         self._evaluate = evaluate
         self._num_steps = num_steps
         self._buffer = PromptReplayBuffer(capacity=method.config.buffer_capacity, tau=method.config.tau)
-        self._updater = Updater(
-            student=student,
-            teacher=teacher.scorer,
-            method=method,
-            config=config.update,
-            temperature=config.rollout.temperature,
-            clock=actors.clock,
-        )
+        self._updater = updater
         self._stored = StoredSteps(
             folder.pending,
             identity=f"{digest(plain(config))} {code_digest(method)}",
@@ -112,7 +106,7 @@ class Trainer:
         """Train to the last step. Raises Preempted where a signal ends the run, and RunInterrupted where an endpoint
         has gone, with all saved that it needs."""
         step = self._resume()
-        logger.info("%s", memory.plan(self._student, self._config.update))
+        logger.info("%s", memory.plan(self._student, self._config.update, self._config.cluster.world_size))
         self._transfer(0)
         try:
             self._evaluate_after(step)
@@ -247,8 +241,7 @@ class Trainer:
             self._folder.checkpoints,
             step=step,
             updates=num_done,
-            model=self._student.module,
-            optimizer=self._updater.optimizer,
+            weights=self._updater.weights,
             state={**self._identity(), **self._behind, **state},
             tensors=tensors,
             rng=rng,
@@ -313,7 +306,7 @@ class Trainer:
                 "its place, or remove them all to start anew"
             )
         self._refuse_foreign(path)
-        state = checkpoint.load(path, model=self._student.module, optimizer=self._updater.optimizer)
+        state = checkpoint.load(path, self._updater.weights)
         self._sampler.load_state_dict(state["sampler"])
         self._buffer.load_state_dict(state["buffer"], self._sampler.questions)
         self._tracker.load_state_dict(state["tracker"])
