@@ -64,6 +64,8 @@ def _train(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
 
     from harness.compose import compose
     from harness.config import from_hydra
+    from harness.distributed.launch import launch, rank_command
+    from harness.distributed.place import this_place
     from harness.preemption import Stopped
     from harness.run import build_method, run
 
@@ -72,7 +74,10 @@ def _train(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
         _print_config(config)
         return 0
     build_method(config)
-    _start_logging()
+    place = this_place()
+    if place is None and config.cluster.world_size > 1:
+        return launch(config, rank_command(["train", *argv]))
+    _start_logging(quiet=place is not None and place.rank > 0)
     try:
         print(run(config, overrides=args.overrides))
     except Stopped as error:
@@ -304,8 +309,9 @@ def _print_config(config: object) -> None:
     print(OmegaConf.to_yaml(OmegaConf.structured(config)), end="")
 
 
-def _start_logging() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+def _start_logging(*, quiet: bool = False) -> None:
+    """`quiet`: of a rank that says only why it has to end."""
+    logging.basicConfig(level=logging.CRITICAL if quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in (
         "httpx",
         "urllib3",

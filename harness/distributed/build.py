@@ -37,16 +37,16 @@ class RankModels:
         self, config: RunConfig, chat: Chat, world: World, *, trained: bool, folder: Path, stack: ExitStack
     ) -> None:
         self._config, self._chat, self._world, self._folder, self._stack = config, chat, world, folder, stack
-        self._sharded: ShardedModel | None = None
+        self.sharded: ShardedModel | None = None
         self.engines: dict[str, RolloutEngine] = {}
         """This rank's own."""
         self._gathering: PreTrainedModel | None = None
         world.vision = lambda: chat.vision
         self.student: LanguageModel = load_student(config, chat, trained=trained)
         if trained:
-            self._sharded = ShardedModel(self.student, world.mesh)
+            self.sharded = ShardedModel(self.student, world.mesh)
             own = separate_engine(config, chat, stack=stack)
-            world.commands = engine_commands(own, self._sharded.whole_tensors) | {"gather": self._gather}
+            world.commands = engine_commands(own, self.sharded.whole_tensors) | {"gather": self._gather}
         else:
             own = student_engine(config, chat, self.student, log=folder / STUDENT_LOG, stack=stack)
         self.engines["student"] = own
@@ -76,11 +76,11 @@ class RankModels:
         return dataclasses.replace(opened, engine=engine)
 
     def updater(self, method: Method, teacher: Teacher, clock: StepClock | None = None) -> RankUpdater:
-        assert self._sharded is not None
+        assert self.sharded is not None
         kind = RankUpdater if self._world.rank else DistributedUpdater
         updater = kind(
             world=self._world,
-            sharded=self._sharded,
+            sharded=self.sharded,
             student=self.student,
             teacher=teacher.scorer,
             method=method,
@@ -101,13 +101,13 @@ class RankModels:
             self._gathering = None
 
     def identity(self) -> str:
-        return model_identity(self.student.module if self._sharded is None else self.finished(), self._chat)
+        return model_identity(self.student.module if self.sharded is None else self.finished(), self._chat)
 
     def _gather(self) -> None:
-        assert self._sharded is not None
+        assert self.sharded is not None
         own = {} if self._gathering is None else dict(self._gathering.named_parameters())
         with torch.no_grad():
-            for name, tensor in self._sharded.whole_tensors():
+            for name, tensor in self.sharded.whole_tensors():
                 if name in own:
                     own[name].copy_(tensor)
 

@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from multiprocessing import connection
 from multiprocessing.connection import Client, Connection, Listener
 from typing import Any
@@ -202,7 +202,7 @@ class Follower:
         for lane in LANES:
             self.lanes[lane] = Client(address, authkey=key)
             send(self.lanes[lane], (rank, lane, name))
-        self._name = name
+        self._rank = rank
         self._sending = threading.Lock()
         threading.Thread(target=self._watch, name="rank watch", daemon=True).start()
 
@@ -242,9 +242,6 @@ class Follower:
                 self._leave(f"has not answered in cluster.collective_timeout={self._timeout:g} s")
 
     def _leave(self, what: str) -> None:
-        logger.critical("error: rank 0 %s while this one, %s, was %s", what, self._name, self.doing)
+        if self._rank == 1:  # one for all
+            logger.critical("error: rank 0 %s; launched again the run goes on from its last checkpoint", what)
         os._exit(os.EX_TEMPFAIL)
-
-
-def ranks_of(links: Leader, lane: str) -> Sequence[int]:
-    return sorted(links.lanes[lane])

@@ -51,7 +51,9 @@ class ShardedModel:
         root.set_requires_gradient_sync(False, recurse=False)  # `gathered` reduces it
         root.set_reshard_after_backward(False, recurse=False)
         self._root = root
-        with torch.no_grad():  # the only pass through the outermost module: it makes that the root of the others
+        # The only pass through the outermost module: it makes that the root of the others.
+        cast = torch.autocast(student.device.type, dtype=student.compute_dtype, enabled=is_mixed)
+        with torch.no_grad(), cast:
             root(input_ids=torch.zeros(1, 1, dtype=torch.long, device=student.device))
         root.reshard()
         self.local: dict[str, torch.nn.Parameter] = {
