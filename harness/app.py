@@ -43,7 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        from harness.distributed.place import speaks
+
+        if speaks():
+            print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -65,7 +68,7 @@ def _train(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     from harness.compose import compose
     from harness.config import from_hydra
     from harness.distributed.launch import launch, rank_command
-    from harness.distributed.place import this_place
+    from harness.distributed.place import check_ranks, this_place
     from harness.preemption import Stopped
     from harness.run import build_method, run
 
@@ -74,6 +77,7 @@ def _train(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
         _print_config(config)
         return 0
     build_method(config)
+    check_ranks(config)
     place = this_place()
     if place is None and config.cluster.world_size > 1:
         return launch(config, rank_command(["train", *argv]))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.config import ModelConfig, RunConfig
-from harness.distributed.place import check_place, this_place
+from harness.distributed.place import check_place, check_ranks, this_place
 from harness.errors import UserError, first_line, is_disk_full
 from harness.preemption import Preempted, Stopped, at, interruptible, listening, received
 from harness.run_folder import RunFolder, run_dir
@@ -92,6 +92,7 @@ def run(config: RunConfig, *, overrides: Sequence[str] = ()) -> Path:
     With several ranks this is rank 0's part; it does not return on another one.
     """
     method = build_method(config)
+    check_ranks(config)
     place = this_place()
     check_place(config, place)
     if place is None:

@@ -38,9 +38,9 @@ def _follow(config: RunConfig, method: Method | None, world: World, folder: Path
     for lane, engine in models.engines.items():
         threading.Thread(target=_sample, args=(world, lane, engine), name=lane, daemon=True).start()
     while True:
-        follower.doing = "idle"
+        follower.doing = "between commands"
         name, arguments = receive(follower.lanes["work"], world.vision)
-        follower.doing = f"at {name}"
+        follower.doing = f"during {name}"
         send(follower.lanes["work"], world.commands[name](**arguments))
 
 

@@ -129,7 +129,7 @@ class Leader:
         ranks = {link: rank for rank, link in self.lanes["watch"].items()}
         now = time.monotonic()
         heard = dict.fromkeys(ranks.values(), now)
-        doing = dict.fromkeys(ranks.values(), "starting")
+        doing = dict.fromkeys(ranks.values(), "while starting")
         while not self._ended.is_set() and self.loss is None:
             for link in connection.wait(list(ranks), BEAT):
                 rank = ranks[link]  # type: ignore[index]
@@ -137,7 +137,7 @@ class Leader:
                     kind, *rest = receive(link)  # type: ignore[arg-type]
                 except (EOFError, OSError):
                     if not self._ended.is_set():
-                        self._lose(rank, f"has ended while {doing[rank]}")
+                        self._lose(rank, f"has ended {doing[rank]}")
                     break
                 heard[rank] = time.monotonic()
                 match kind:
@@ -153,7 +153,7 @@ class Leader:
             rank = max(silent, key=lambda r: silent[r])
             if silent[rank] > self._timeout and self.loss is None:
                 waited = f"cluster.collective_timeout={self._timeout:g} s"
-                self._lose(rank, f"has not answered in {waited}, last {doing[rank]}")
+                self._lose(rank, f"has not answered in {waited}, last seen {doing[rank]}")
 
     def _beat(self) -> None:
         with self._sending:
@@ -196,7 +196,7 @@ class Follower:
 
     def __init__(self, address: tuple[str, int], key: bytes, rank: int, name: str, timeout: float) -> None:
         self._timeout = timeout
-        self.doing = "starting"
+        self.doing = "while starting"
         """What this rank is at, for the message if it is lost."""
         self.lanes: dict[str, Connection] = {}
         for lane in LANES:

@@ -82,16 +82,29 @@ def this_place(environ: Mapping[str, str] | None = None) -> Place | None:
     )
 
 
+def speaks() -> bool:
+    """Whether this process is the one of its node that tells a user what is wrong."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def check_place(config: RunConfig, place: Place | None) -> None:
     """Raises UserError where the processes that were started are not those that the configuration describes."""
     cluster, size = config.cluster, 1 if place is None else place.world_size
-    if place is not None and (place.num_nodes, place.local_world_size) != (cluster.num_nodes, cluster.student_gpus):
+    if size == cluster.world_size == 1:
+        return
+    if place is None:
+        raise UserError(f"cluster={cluster.name} has {cluster.world_size} ranks: start them with zppo train, or torchrun")
+    if (place.num_nodes, place.local_world_size) != (cluster.num_nodes, cluster.student_gpus):
         raise UserError(
             f"{size} ranks were started, {place.local_world_size} a node, and cluster={cluster.name} has "
             f"{cluster.num_nodes} x {cluster.student_gpus}: set cluster.num_nodes={place.num_nodes} "
             f"cluster.student_gpus={place.local_world_size}, or leave torchrun out: zppo train starts its ranks"
         )
-    if size == 1:
+
+
+def check_ranks(config: RunConfig) -> None:
+    """Raises UserError for what several ranks cannot do."""
+    if config.cluster.world_size == 1:
         return
     if config.student.is_served:
         raise UserError("a student behind endpoints has nothing to share out: set cluster=local")
@@ -106,4 +119,4 @@ def check_place(config: RunConfig, place: Place | None) -> None:
         )
     for name in ("device", "teacher_device"):
         if (getattr(config, name) or "").startswith("cuda:"):
-            raise UserError(f"{name}={getattr(config, name)} is one GPU for {size} ranks: set {name}=cuda")
+            raise UserError(f"{name}={getattr(config, name)} is one GPU for several ranks: set {name}=cuda")

@@ -138,12 +138,7 @@ class World:
 @contextmanager
 def opened(config: RunConfig, place: Place) -> Iterator[World]:
     """Meet the other ranks; on rank 0, tell them the end, with the exit code of this process."""
-    try:
-        world = World(config, place)
-    except UserError as error:
-        if not place.leads_node:  # the first rank of a node says it
-            os._exit(error.exit_code)
-        raise
+    world = World(config, place)
     if place.rank:
         with handling(SIGNALS, world.follower.forward), handling((signal.SIGINT,), lambda *_: None):
             yield world
