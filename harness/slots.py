@@ -46,7 +46,8 @@ class Slots:
         names = list(visible_gpus() if gpus is None else gpus) if width else []
         if names and len(names) < width:
             raise UserError(
-                f"a cell names {width} GPUs and {len(names)} are visible: set teacher_device=cuda:0, or a smaller cluster=NAME"
+                f"a cell names {width} GPUs and {len(names)} are visible: set teacher_device=cuda:0, or a smaller "
+                "cluster=NAME"
             )
         self.shares = [tuple(names[i : i + width]) for i in range(0, len(names) - width + 1, width)] if names else []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 
@@ -24,7 +25,7 @@ def blocks(num_items: int, num_shares: int) -> list[range]:
     """Consecutive blocks of sizes that differ by at most one, the larger ones first."""
     size, more = divmod(num_items, num_shares)
     starts = [size * i + min(i, more) for i in range(num_shares + 1)]
-    return [range(a, b) for a, b in zip(starts, starts[1:], strict=False)]
+    return [range(a, b) for a, b in itertools.pairwise(starts)]
 
 
 def rows_of(num_rows: int, num_shares: int, share: int) -> range:

@@ -1,8 +1,8 @@
 """The models of a run over ranks: made in the same order on each, since parts of it are collective.
 
 The student is cut over ranks (`sharding`); its engine has whole weights of its own. A teacher that only samples is at
-the first rank of each node, which serves it on the node's teacher GPUs by loopback; one whose distribution is read is at
-every rank, by its node's endpoint where it is served.
+the first rank of each node, which serves it on the node's teacher GPUs by loopback; one whose distribution is read is
+at every rank, by its node's endpoint where it is served.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from harness.config import RunConfig
 from harness.distributed.engine import ShardedEngine, engine_commands
+from harness.distributed.messages import share_vision
 from harness.distributed.sharding import ShardedModel
 from harness.distributed.updater import DistributedUpdater, RankUpdater
 from harness.distributed.world import World
@@ -37,18 +38,19 @@ class RankModels:
         self, config: RunConfig, chat: Chat, world: World, *, trained: bool, folder: Path, stack: ExitStack
     ) -> None:
         self._config, self._chat, self._world, self._folder, self._stack = config, chat, world, folder, stack
+        self.student: LanguageModel | None
         self.sharded: ShardedModel | None = None
         self.engines: dict[str, RolloutEngine] = {}
         """This rank's own."""
         self._gathering: PreTrainedModel | None = None
-        world.vision = lambda: chat.vision
-        self.student: LanguageModel = load_student(config, chat, trained=trained)
+        share_vision(lambda: chat.vision)
+        student = self.student = load_student(config, chat, trained=trained)
         if trained:
-            self.sharded = ShardedModel(self.student, world.mesh)
+            self.sharded = ShardedModel(student, world.mesh)
             own = separate_engine(config, chat, stack=stack)
             world.commands = engine_commands(own, self.sharded.whole_tensors) | {"gather": self._gather}
         else:
-            own = student_engine(config, chat, self.student, log=folder / STUDENT_LOG, stack=stack)
+            own = student_engine(config, chat, student, log=folder / STUDENT_LOG, stack=stack)
         self.engines["student"] = own
         self.engine = own if world.rank else ShardedEngine(own, world, "student", range(world.size))
 
@@ -70,18 +72,20 @@ class RankModels:
                 opened = open_teacher(method, config, self._chat, log=self._folder / TEACHER_LOG, stack=self._stack)
         if opened.engine is not None:
             self.engines["teacher"] = opened.engine
-        if place.rank or opened.engine is None or place.is_alone_on_machine:
+        ranks = range(place.world_size) if scores and not model.is_served else self._world.node_leaders()
+        if place.rank or opened.engine is None or len(ranks) == 1:
             return opened
-        engine = ShardedEngine(opened.engine, self._world, "teacher", self._world.node_leaders())
+        engine = ShardedEngine(opened.engine, self._world, "teacher", ranks)
         return dataclasses.replace(opened, engine=engine)
 
     def updater(self, method: Method, teacher: Teacher, clock: StepClock | None = None) -> RankUpdater:
-        assert self.sharded is not None
+        student = self.student
+        assert self.sharded is not None and student is not None
         kind = RankUpdater if self._world.rank else DistributedUpdater
         updater = kind(
             world=self._world,
             sharded=self.sharded,
-            student=self.student,
+            student=student,
             teacher=teacher.scorer,
             method=method,
             config=self._config.update,
@@ -101,7 +105,13 @@ class RankModels:
             self._gathering = None
 
     def identity(self) -> str:
-        return model_identity(self.student.module if self.sharded is None else self.finished(), self._chat)
+        return model_identity(self._whole(), self._chat)
+
+    def _whole(self) -> PreTrainedModel:
+        if self.sharded is not None:
+            return self.finished()
+        assert self.student is not None
+        return self.student.module
 
     def _gather(self) -> None:
         assert self.sharded is not None

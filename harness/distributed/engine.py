@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 
 from harness.distributed.balance import blocks
-from harness.distributed.messages import plain_error, receive, send
+from harness.distributed.messages import plain_error
 from harness.distributed.world import World
 from harness.errors import UserError
 from harness.rollout.base import RolloutEngine, Sampling
@@ -49,7 +49,8 @@ class ShardedEngine:
             arriving.append(groups)
             threading.Thread(target=self._read, args=(rank, number, groups), daemon=True).start()
         ours = self._engine.generate([given[i] for i in own], sampling)
-        return self._groups(ours, [(given[i], groups) for (_, block), groups in zip(asked, arriving, strict=True) for i in block])
+        theirs = [(given[i], groups) for (_, block), groups in zip(asked, arriving, strict=True) for i in block]
+        return self._groups(ours, theirs)
 
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Every rank gathers the student's weights into its own engine; these are the ones that are given here."""
@@ -81,7 +82,7 @@ class ShardedEngine:
         which come before, are dropped."""
         try:
             while True:
-                theirs, kind, content = self._world.leader.receive(self._lane, rank, self._world.vision)
+                theirs, kind, content = self._world.leader.receive(self._lane, rank)
                 if theirs != number:
                     continue
                 if kind == "done":
@@ -93,10 +94,10 @@ class ShardedEngine:
             groups.put(error)
 
 
-def serve(link: Connection, engine: RolloutEngine, vision: Callable[[], Any] | None) -> None:
+def serve(link: Connection, engine: RolloutEngine) -> None:
     """A follower's side of one lane: sample what is asked for, until the process ends."""
     while True:
-        number, prompts, sampling = receive(link, vision)
+        number, prompts, sampling = link.recv()
         try:
             groups = engine.generate(prompts, sampling)
             found: dict[str, RolloutGroup] = {}
@@ -104,13 +105,15 @@ def serve(link: Connection, engine: RolloutEngine, vision: Callable[[], Any] | N
                 while prompt.uid not in found:
                     group = next(groups)
                     found[group.uid] = group
-                send(link, (number, "group", found.pop(prompt.uid)))
-            send(link, (number, "done", None))
+                link.send((number, "group", found.pop(prompt.uid)))
+            link.send((number, "done", None))
         except UserError as error:
-            send(link, (number, "error", plain_error(error)))
+            link.send((number, "error", plain_error(error)))
 
 
-def engine_commands(engine: RolloutEngine, tensors: Callable[[], Iterator[tuple[str, torch.Tensor]]]) -> Mapping[str, Any]:
+def engine_commands(
+    engine: RolloutEngine, tensors: Callable[[], Iterator[tuple[str, torch.Tensor]]]
+) -> dict[str, Callable[..., Any]]:
     """What rank 0 has every rank do with its engine. `tensors` gathers the student's weights."""
     return {
         "load_weights": lambda: engine.load_weights(tensors()),

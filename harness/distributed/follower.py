@@ -13,7 +13,6 @@ from typing import NoReturn
 from harness.config import RunConfig
 from harness.distributed.build import RankModels
 from harness.distributed.engine import serve
-from harness.distributed.messages import receive, send
 from harness.distributed.world import World
 from harness.errors import UserError
 from harness.models.chat import Chat
@@ -39,14 +38,14 @@ def _follow(config: RunConfig, method: Method | None, world: World, folder: Path
         threading.Thread(target=_sample, args=(world, lane, engine), name=lane, daemon=True).start()
     while True:
         follower.doing = "between commands"
-        name, arguments = receive(follower.lanes["work"], world.vision)
+        name, arguments = follower.lanes["work"].recv()
         follower.doing = f"during {name}"
-        send(follower.lanes["work"], world.commands[name](**arguments))
+        follower.lanes["work"].send(world.commands[name](**arguments))
 
 
 def _sample(world: World, lane: str, engine: RolloutEngine) -> None:
     with _told(world):
-        serve(world.follower.lanes[lane], engine, world.vision)
+        serve(world.follower.lanes[lane], engine)
 
 
 class _told:

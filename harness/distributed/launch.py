@@ -1,8 +1,8 @@
 """Starts the ranks of this node: `zppo train cluster=NAME`, once a node.
 
 On several nodes the same command runs on each of them (Slurm starts one task a node) and finds the others by Slurm's
-variables, or by `ZPPO_NODE`, `MASTER_ADDR` and `MASTER_PORT`. torchrun does the same job, but for exit codes: its own is
-1 whatever a rank's was, and it gives ranks 30 s to write a checkpoint. Imports no torch.
+variables, or by `ZPPO_NODE`, `MASTER_ADDR` and `MASTER_PORT`. torchrun does the same job, but for exit codes: its own
+is 1 whatever a rank's was, and it gives ranks 30 s to write a checkpoint. Imports no torch.
 """
 
 from __future__ import annotations

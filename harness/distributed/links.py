@@ -12,11 +12,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from multiprocessing import connection
+from multiprocessing import AuthenticationError, connection
 from multiprocessing.connection import Client, Connection, Listener
 from typing import Any
 
-from harness.distributed.messages import receive, send
 from harness.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -28,6 +27,9 @@ BEAT = 0.5
 LEAVE = 10.0
 """Seconds in which the run may end by itself behind the loss of a rank; then the process leaves."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+GOES_ON = "launched again the run goes on from its last checkpoint"
 
 
 class RankLost(UserError):
@@ -81,20 +83,20 @@ class Leader:
         if self.loss is not None:
             raise self.loss
 
-    def receive(self, lane: str, rank: int, vision: Any = None) -> Any:
+    def receive(self, lane: str, rank: int) -> Any:
         """The next message of a rank; waits as long as the rank lives. Raises RankLost or RankFailed."""
         link = self.lanes[lane][rank]
         try:
             while not link.poll(BEAT):
                 self.check()
-            return receive(link, vision)
+            return link.recv()
         except (EOFError, OSError):
             raise self.known_loss() or self._lose(rank, "has ended") from None
 
     def send(self, lane: str, rank: int, message: Any) -> None:
         self.check()
         try:
-            send(self.lanes[lane][rank], message)
+            self.lanes[lane][rank].send(message)
         except OSError:
             raise self.known_loss() or self._lose(rank, "has ended") from None
 
@@ -108,67 +110,59 @@ class Leader:
     def end(self, code: int) -> None:
         """All other ranks leave, with this exit code."""
         self._ended.set()
-        with self._sending:
-            for link in self.lanes["watch"].values():
-                try:
-                    send(link, ("end", code))
-                except OSError:
-                    continue
+        self._say(("end", code))
 
     def _accept(self) -> None:
         while len(self.lanes["teacher"]) < self._size - 1 or any(len(x) < self._size - 1 for x in self.lanes.values()):
             try:
                 link = self._listener.accept()
-            except (OSError, EOFError, connection.AuthenticationError):
+            except (OSError, EOFError, AuthenticationError):
                 continue
-            rank, lane, name = receive(link)
+            rank, lane, name = link.recv()
             self.lanes[lane][rank] = link
             self._names[rank] = name
 
     def _watch(self) -> None:
-        ranks = {link: rank for rank, link in self.lanes["watch"].items()}
-        now = time.monotonic()
-        heard = dict.fromkeys(ranks.values(), now)
-        doing = dict.fromkeys(ranks.values(), "while starting")
+        ranks: dict[Any, int] = {link: rank for rank, link in self.lanes["watch"].items()}
+        heard = dict.fromkeys(ranks.values(), time.monotonic())
+        doing: dict[int, str] = dict.fromkeys(ranks.values(), "while starting")
+        beat = time.monotonic()
         while not self._ended.is_set() and self.loss is None:
-            for link in connection.wait(list(ranks), BEAT):
-                rank = ranks[link]  # type: ignore[index]
+            for link in connection.wait(list(ranks), max(0.0, beat - time.monotonic())):
+                rank = ranks[link]
                 try:
-                    kind, *rest = receive(link)  # type: ignore[arg-type]
+                    message: tuple[Any, ...] = link.recv()  # type: ignore[union-attr, call-arg, assignment]
                 except (EOFError, OSError):
                     if not self._ended.is_set():
                         self._lose(rank, f"has ended {doing[rank]}")
-                    break
+                    return
                 heard[rank] = time.monotonic()
-                match kind:
-                    case "beat":
-                        (doing[rank],) = rest
-                    case "signal":
-                        logger.warning("rank %d has been sent %s", rank, rest[0])
-                        os.kill(os.getpid(), getattr(signal, rest[0]))
-                    case "fault":
-                        self._fail(rank, *rest)
-            self._beat()
-            silent = {rank: time.monotonic() - since for rank, since in heard.items()}
-            rank = max(silent, key=lambda r: silent[r])
-            if silent[rank] > self._timeout and self.loss is None:
+                match message:
+                    case ("beat", what):
+                        doing[rank] = what
+                    case ("signal", name):
+                        logger.warning("rank %d has been sent %s", rank, name)
+                        os.kill(os.getpid(), getattr(signal, name))
+                    case ("fault", text, code):
+                        self._fail(rank, text, code)
+            if time.monotonic() >= beat:
+                beat = time.monotonic() + BEAT
+                self._say(("beat",))
+            longest = min(heard, key=lambda r: heard[r])
+            if time.monotonic() - heard[longest] > self._timeout and self.loss is None:
                 waited = f"cluster.collective_timeout={self._timeout:g} s"
-                self._lose(rank, f"has not answered in {waited}, last seen {doing[rank]}")
+                self._lose(longest, f"has not answered in {waited}, last seen {doing[longest]}")
 
-    def _beat(self) -> None:
+    def _say(self, message: tuple[Any, ...]) -> None:
         with self._sending:
             for link in self.lanes["watch"].values():
                 try:
-                    send(link, ("beat",))
+                    link.send(message)
                 except OSError:
                     continue
 
     def _lose(self, rank: int, what: str) -> UserError:
-        return self._give_up_soon(
-            RankLost(
-                f"step {self.step()}: {self._names[rank]} {what}; launched again the run goes on from its last checkpoint"
-            )
-        )
+        return self._give_up_soon(RankLost(f"step {self.step()}: {self._names[rank]} {what}; {GOES_ON}"))
 
     def _fail(self, rank: int, text: str, code: int) -> None:
         self._give_up_soon(RankFailed(f"step {self.step()}: {self._names[rank]} failed: {text}", code))
@@ -201,7 +195,7 @@ class Follower:
         self.lanes: dict[str, Connection] = {}
         for lane in LANES:
             self.lanes[lane] = Client(address, authkey=key)
-            send(self.lanes[lane], (rank, lane, name))
+            self.lanes[lane].send((rank, lane, name))
         self._rank = rank
         self._sending = threading.Lock()
         threading.Thread(target=self._watch, name="rank watch", daemon=True).start()
@@ -220,22 +214,22 @@ class Follower:
     def _say(self, *message: Any) -> None:
         with self._sending:
             try:
-                send(self.lanes["watch"], message)
+                self.lanes["watch"].send(message)
             except OSError:
                 return
 
     def _watch(self) -> None:
-        link, heard = self.lanes["watch"], time.monotonic()
+        link, heard, beat = self.lanes["watch"], time.monotonic(), time.monotonic()
         while True:
-            self._say("beat", self.doing)
+            if time.monotonic() >= beat:
+                beat = time.monotonic() + BEAT
+                self._say("beat", self.doing)
             try:
-                while link.poll(BEAT):
-                    kind, *rest = receive(link)
+                if link.poll(max(0.0, beat - time.monotonic())):
+                    message = link.recv()
                     heard = time.monotonic()
-                    if kind == "end":
-                        os._exit(rest[0])
-                    if time.monotonic() - heard > BEAT:
-                        break
+                    if message[0] == "end":
+                        os._exit(message[1])
             except (EOFError, OSError):
                 self._leave("has ended")
             if time.monotonic() - heard > self._timeout:
@@ -243,5 +237,5 @@ class Follower:
 
     def _leave(self, what: str) -> None:
         if self._rank == 1:  # one for all
-            logger.critical("error: rank 0 %s; launched again the run goes on from its last checkpoint", what)
+            logger.critical("error: rank 0 %s; %s", what, GOES_ON)
         os._exit(os.EX_TEMPFAIL)

@@ -1,58 +1,38 @@
-"""What ranks tell each other, as bytes. Media travel as references: the pixels are made anew where they are read.
-
-Pickles are read from the run's own ranks alone, over connections that know its key (`harness.distributed.links`).
-"""
+"""What ranks tell each other. Media travel as references: the pixels are made anew where they are read."""
 
 from __future__ import annotations
 
 import dataclasses
-import io
-import pickle
-from collections.abc import Sequence
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Sequence
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from harness.errors import RunInterrupted, UserError
+from harness.models.vision import Vision
 from harness.types import TrainingSample
 
-
-class _Pickler(pickle.Pickler):
-    def persistent_id(self, obj: Any) -> str | None:
-        from harness.models.vision import Vision
-
-        return "vision" if isinstance(obj, Vision) else None
+_processor: Callable[[], Vision] | None = None
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, data: bytes, vision: Any) -> None:
-        super().__init__(io.BytesIO(data))
-        self._vision = vision
-
-    def persistent_load(self, pid: Any) -> Any:
-        assert self._vision is not None, "media came to a rank that has no processor"
-        return self._vision()
+def share_vision(processor: Callable[[], Vision]) -> None:
+    """From here on a medium that arrives is opened by this rank's own processor."""
+    global _processor
+    _processor = processor
+    ForkingPickler.register(Vision, lambda vision: (_own_vision, ()))
 
 
-def send(connection: Connection, message: Any) -> None:
-    buffer = io.BytesIO()
-    _Pickler(buffer, protocol=5).dump(message)
-    connection.send_bytes(buffer.getbuffer())
-
-
-def receive(connection: Connection, vision: Any = None) -> Any:
-    """`vision` gives the processor of this rank, for media. Raises EOFError where the other side has ended."""
-    return _Unpickler(connection.recv_bytes(), vision).load()
+def _own_vision() -> Vision:
+    assert _processor is not None, "media came to a rank that has no processor"
+    return _processor()
 
 
 def slim(samples: Sequence[TrainingSample]) -> list[TrainingSample]:
     """Copies without what an update does not read: texts, and the completions, which are in `token_ids` already."""
+    without: dict[str, Any] = {"text": "", "completion_ids": [], "rollout_logprobs": []}
     return [
         sample
         if sample.rollout is None
-        else dataclasses.replace(
-            sample,
-            rollout=dataclasses.replace(sample.rollout, text="", completion_ids=[], rollout_logprobs=[]),
-        )
+        else dataclasses.replace(sample, rollout=dataclasses.replace(sample.rollout, **without))
         for sample in samples
     ]
 

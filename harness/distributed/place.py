@@ -93,7 +93,9 @@ def check_place(config: RunConfig, place: Place | None) -> None:
     if size == cluster.world_size == 1:
         return
     if place is None:
-        raise UserError(f"cluster={cluster.name} has {cluster.world_size} ranks: start them with zppo train, or torchrun")
+        raise UserError(
+            f"cluster={cluster.name} has {cluster.world_size} ranks: start them with zppo train, or torchrun"
+        )
     if (place.num_nodes, place.local_world_size) != (cluster.num_nodes, cluster.student_gpus):
         raise UserError(
             f"{size} ranks were started, {place.local_world_size} a node, and cluster={cluster.name} has "

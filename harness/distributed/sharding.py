@@ -1,10 +1,10 @@
 """A student whose weights, gradients and moments are cut over the ranks: FSDP2, full shard.
 
 `torch.distributed.fsdp.fully_shard` is used directly. accelerate's `prepare` takes a model whose own forward ends in
-its loss: it would wrap and gather the head together with a forward pass that the update (`harness.training.update`) does
-not make, and sum its gradient once a micro-batch. Here every decoder layer is a group of its own, gathered for its pass
-and summed behind it; embedding, head (tied or not), vision tower and norms are the outer group, which is gathered once
-for a command, adds its gradient up in place as one process does, and is reduced once.
+its loss: it would wrap and gather the head together with a forward pass that the update (`harness.training.update`)
+does not make, and sum its gradient once a micro-batch. Here every decoder layer is a group of its own, gathered for its
+pass and summed behind it; embedding, head (tied or not), vision tower and norms are the outer group, which is gathered
+once for a command, adds its gradient up in place as one process does, and is reduced once.
 
 Optimizers work on the local shards, so that each of `harness.training.optimizer` is the same code as in one process.
 """
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Shard
 
 from harness.errors import UserError
@@ -54,7 +54,7 @@ class ShardedModel:
         # The only pass through the outermost module: it makes that the root of the others.
         cast = torch.autocast(student.device.type, dtype=student.compute_dtype, enabled=is_mixed)
         with torch.no_grad(), cast:
-            root(input_ids=torch.zeros(1, 1, dtype=torch.long, device=student.device))
+            module(input_ids=torch.zeros(1, 1, dtype=torch.long, device=student.device))
         root.reshard()
         self.local: dict[str, torch.nn.Parameter] = {
             name: torch.nn.Parameter(p.detach().to_local(), requires_grad=p.requires_grad)  # type: ignore[attr-defined]
@@ -117,7 +117,7 @@ class ShardedModel:
                 parameter.grad = partial.redistribute(placements=[Shard(0)])
 
 
-def _as_sums(module: torch.nn.Module) -> torch.nn.Module:
+def _as_sums(module: FSDPModule) -> FSDPModule:
     """Gradients are summed over ranks, not averaged: each is already divided by the denominator of the whole batch."""
     module.set_gradient_divide_factor(1.0)
     module.set_force_sum_reduction_for_comms(True)

@@ -112,8 +112,8 @@ class RankUpdater(Updater):
                 for sample, logprobs in zip(micro.samples, self._logprobs(micro, measure_gap=False), strict=True):
                     found[id(sample)] = [v for v, mask in zip(logprobs, sample.loss_mask, strict=True) if mask]
         is_left = len(found) < len(samples)
-        logprobs = [found.get(id(sample), []) for sample in samples]
-        return Report(logprobs=logprobs, num_read=sum(micro.num_tokens for micro in micros), is_left=is_left)
+        values = [found.get(id(sample), []) for sample in samples]
+        return Report(logprobs=values, num_read=sum(micro.num_tokens for micro in micros), is_left=is_left)
 
     def _rounds(self, micros: Sequence[MicroBatch]) -> Iterator[MicroBatch | None]:
         """The own micro-batches, and None as often as another rank has one more; ends early where all stop."""
@@ -254,9 +254,7 @@ class DistributedUpdater(RankUpdater):
         for sample, logprobs in zip(samples, self.logprobs(samples), strict=True):
             sample.old_logprobs = logprobs
         if measure_gap:
-            trained = [
-                [v for v, mask in zip(s.old_logprobs or (), s.loss_mask, strict=True) if mask] for s in samples
-            ]
+            trained = [[v for v, mask in zip(s.old_logprobs or (), s.loss_mask, strict=True) if mask] for s in samples]
             self._measure(samples, trained)
         return self._num_read
 

@@ -26,7 +26,7 @@ class RankWeights:
         moments = state_tensors(self._optimizer, self._own())
         if self._rank:
             moments = {name: tensor for name, tensor in moments.items() if tensor.dim()}
-        sums = {}
+        sums: dict[str, str] = {}
         for kind, tensors in ((MODEL, self._own()), (OPTIMIZER, moments)):
             sums |= write_tensors(Path(folder) / shard_name(kind, self._rank, self._size), tensors)
         return sums

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from harness.config import RunConfig
-from harness.distributed.links import Follower, Leader, RankLost
+from harness.distributed.links import GOES_ON, Follower, Leader, RankLost
 from harness.distributed.place import VARIABLES, Place
 from harness.errors import UserError, first_line
 from harness.preemption import handling, received, whole
@@ -35,8 +35,6 @@ class World:
     def __init__(self, config: RunConfig, place: Place) -> None:
         self.place = place
         self.rank, self.size = place.rank, place.world_size
-        self.vision: Callable[[], Any] | None = None
-        """Gives this rank's processor, for media that come by reference."""
         self.commands: Mapping[str, Command] = {}
         self._timeout = config.cluster.collective_timeout
         self._device = _own_device(config, place)
@@ -73,7 +71,7 @@ class World:
             for rank in range(1, self.size):
                 leader.send("work", rank, (name, each[rank]))
             own = self.commands[name](**each[0])
-            return [own, *(leader.receive("work", rank, self.vision) for rank in range(1, self.size))]
+            return [own, *(leader.receive("work", rank) for rank in range(1, self.size))]
 
     def maximum(self, value: int) -> int:
         """Of all ranks' values."""
@@ -110,7 +108,7 @@ class World:
             if isinstance(error, RuntimeError) and _is_of_a_collective(error):
                 raise RankLost(
                     f"step {self.leader.step()}: a collective did not come about in cluster.collective_timeout="
-                    f"{self._timeout:g} s ({first_line(error)}); launched again the run goes on from its last checkpoint"
+                    f"{self._timeout:g} s ({first_line(error)}); {GOES_ON}"
                 ) from error
             raise
 
@@ -189,8 +187,8 @@ def _start_process_group(place: Place, device: torch.device, timeout: float) -> 
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"{place.world_size} ranks did not meet at {place.address}:{place.port} in cluster.collective_timeout="
-            f"{timeout:g} s ({first_line(error)}): see that all were started and that the nodes reach each other; with "
-            "several networks name the right one in NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME; NCCL_DEBUG=INFO says more"
+            f"{timeout:g} s ({first_line(error)}): see that all were started and that the nodes reach each other; of "
+            "several networks name one in NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME; NCCL_DEBUG=INFO says more"
         ) from error
     # What this process starts (vLLM's servers, graders, evaluations) is no rank, and must not take itself for one.
     for name in (*VARIABLES, *[n for n in os.environ if n.startswith("TORCHELASTIC_")]):

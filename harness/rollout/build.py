@@ -144,9 +144,7 @@ def _open(model: ModelConfig, config: RunConfig, role: str, log: Path, stack: Ex
     gpus = visible_gpus()[-config.cluster.teacher_gpus :] if role == "teacher" and config.cluster.teacher_gpus else []
     if len(gpus) > 1 and not any("parallel-size" in argument for argument in config.server.args):
         arguments += ["--data-parallel-size", str(len(gpus))]
-    return stack.enter_context(
-        opened(model, folder, config.server, role=role, log=log, arguments=arguments, gpus=gpus)
-    )
+    return stack.enter_context(opened(model, folder, config.server, role=role, log=log, arguments=arguments, gpus=gpus))
 
 
 def _server(endpoints: Endpoints, model: ModelConfig, config: RunConfig, chat: Chat, sampler: Sampler) -> RolloutEngine:

@@ -45,9 +45,10 @@ def opened(
 ) -> Iterator[Endpoints]:
     """The endpoints of a model, checked: `model.urls`, or with `model.serve` a server of the folder or hub id `path`.
 
-    The server writes to the end of `log`, is given `arguments` and `config.args`, and sees `gpus` alone, if any. It is started again where it
-    dies, and it ends with the block or with this process, however that dies. Its log-probabilities are those of
-    logits / temperature, as the harness wants them; those of other endpoints are in the mode that they were started in.
+    The server writes to the end of `log`, is given `arguments` and `config.args`, and sees `gpus` alone, if any. It is
+    started again where it dies, and it ends with the block or with this process, however that dies. Its
+    log-probabilities are those of logits / temperature, as the harness wants them; those of other endpoints are in the
+    mode that they were started in.
 
     Raises UserError for endpoints that cannot be reached or serve something else, and where the server does not start.
     """

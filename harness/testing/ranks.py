@@ -25,7 +25,12 @@ if TYPE_CHECKING:
     Body = Callable[..., Any]
     """`body(config, method, world, *arguments)`, a function at the top of its file."""
 
-PRELOAD = ["harness.testing.ranks", "harness.distributed.build", "harness.distributed.follower", "harness.training.trainer"]
+PRELOAD = [
+    "harness.testing.ranks",
+    "harness.distributed.build",
+    "harness.distributed.follower",
+    "harness.training.trainer",
+]
 
 SECONDS = 120
 """After which a rank is stuck."""

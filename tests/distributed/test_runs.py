@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 pytestmark = pytest.mark.dist
 
 ZPPO = ["method=zppo", "method.updates_per_step=2", "method.group_size=4", "method.teacher_group_size=2"]
-KD = ["method=on_policy_kd", "method.group_size=4"]
+KD = ["method=on_policy_kd", "method.group_size=4", "data.tasks=[arithmetic,bar_chart]"]
 OF_RANKS = ("transfer/",)
 """Probed where the engine has weights of its own."""
 UNLIKE = ("time/", "busy/", "memory/", "train/padding_frac", *OF_RANKS)

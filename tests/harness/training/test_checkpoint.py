@@ -35,7 +35,9 @@ def one_more_step(model, optimizer):
 
 
 def save(folder, step, model, optimizer, **options):
-    return checkpoint.save(folder, step=step, weights=WholeWeights(model, optimizer), state={"buffer": [1, "a"]}, **options)
+    return checkpoint.save(
+        folder, step=step, weights=WholeWeights(model, optimizer), state={"buffer": [1, "a"]}, **options
+    )
 
 
 def names(folder):
