@@ -1,7 +1,7 @@
 """The tokens of one step of a method: its own `collect` and `credit` run on groups of the assumed lengths and rewards.
 
-Nothing is sampled: a `~` in a text stands for `UNIT` tokens, and an id for as many. What a method asks of the two models
-is counted as `harness.actors.LiveActors` counts it.
+Nothing is sampled: a `~` in a text stands for `UNIT` tokens, and an id for as many. What a method asks of the two
+models is counted as `harness.actors.LiveActors` counts it.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ class Assumptions:
     """Mean accuracy of the student. A question's own is spread about it: Beta(2a, 2 - 2a), even for 0.5."""
     teacher_accuracy: float = 0.7
     """Of every rollout of the teacher."""
+    num_questions: int = 76_800
+    """Of data whose size is known when they are read; the paper's pass of 200 steps with 384 each."""
     mfu: float = 0.35
     """Share of the GPU's bf16 peak in updates and in scoring."""
     bandwidth: float = 0.6

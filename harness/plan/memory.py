@@ -2,7 +2,8 @@
 
 What a layer keeps for its backward pass was counted with `torch.autograd.graph.saved_tensors_hooks` in transformers
 5.23, for Qwen3.5's layers in fp32 and under bf16 autocast; llama-like layers keep a little less. Sharding is FSDP2's
-full shard by decoder layer, with embeddings and head in the root's group: `tests/distributed/test_memory.py` measures.
+full shard by decoder layer, all else in an outer group that is whole during an update
+(`tests/distributed/test_memory.py` measures it).
 """
 
 from __future__ import annotations
@@ -121,19 +122,26 @@ def predict(
         missing = embedding_gradient - parts["activations"] - working
         parts["backward"] += max(0.0, missing)
         return parts
-    root = shape.vocab * shape.hidden * (1 if shape.tied else 2)
-    # The head and the layer at work are whole, the next layer is on its way; so is a layer's gradient.
-    parts["gathered weights"] = 4.0 * root + 2 * largest * compute
-    parts["gathered gradients"] = embedding_gradient + (4.0 * largest if update.gradient_checkpointing else 0.0)
+    by_part = shape.parameters
+    root = 4.0 * sum(by_part[part] for part in ("embeddings", "head", "vision", "final norm"))
+    # The outer group and the layer at work are whole, the next layer is on its way; so is a layer's gradient.
+    parts["gathered weights"] = root + 2 * largest * compute
+    parts["gathered gradients"] = root + (4.0 * largest if update.gradient_checkpointing else 0.0)
     return parts
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherLoad:
-    """A teacher that shares the student's GPU. `in_vllm`: in an engine of its own, with its share of the memory."""
+    """A teacher that shares the student's GPU."""
 
     shape: ModelShape
-    in_vllm: bool
+    in_vllm: bool = False
+    """In an engine of its own, with its share of the memory."""
+    samples: bool = False
+
+    def scoring_bytes(self, tokens: float) -> float:
+        """Of a forward pass without gradients: what an MLP holds at once, 16-bit, and the stream."""
+        return tokens * 2 * (3 * self.shape.intermediate + 4 * self.shape.hidden)
 
 
 def phases(
@@ -167,8 +175,10 @@ def phases(
             sampling_only["16-bit copies"] = parts.get("16-bit copies", 0.0)
     if teacher is not None:
         shared["teacher"] = fraction if teacher.in_vllm else teacher.shape.weight_bytes
-        if not teacher.in_vllm:
+        if teacher.samples and not teacher.in_vllm:
             sampling_only["teacher's cache"] = num_sequences * teacher.shape.cache_bytes(longest)
+        if not teacher.in_vllm:
+            updating_only["scoring"] = teacher.scoring_bytes(longest)
     lasting = {name: parts[name] for name in ("weights", "optimizer")}
     return {"update": {**parts, **shared, **updating_only}, "sampling": {**lasting, **shared, **sampling_only}}
 

@@ -193,7 +193,7 @@ def shape_of(model: ModelConfig) -> ModelShape:
                 f"zppo plan reads dimensions from config.json, and {model.path} has none: set {model.name}'s path to a "
                 "folder of safetensors"
             )
-        return ModelShape.from_config(json.loads(file.read_text(encoding="utf-8")), str(file))
+        return ModelShape.from_config(json.loads(file.read_text(encoding="utf-8")), f"config.json of {model.path}")
     if (cached := cached_file(model, "config.json")) is not None:
         return ModelShape.from_config(
             json.loads(cached.read_text(encoding="utf-8")), f"{model.path} in the hub's cache"
