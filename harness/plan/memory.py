@@ -159,7 +159,7 @@ def phases(
 
     `num_sequences` of at most `longest` tokens are decoded at a time.
     """
-    shared = {"runtime": RUNTIME_BYTES}
+    shared = {"runtime": RUNTIME_BYTES} if gpu_bytes else {}
     sampling_only: dict[str, float] = {}
     updating_only: dict[str, float] = {}
     fraction = rollout.vllm.memory_fraction * gpu_bytes

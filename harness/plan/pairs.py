@@ -70,15 +70,13 @@ def _templates(name: str, student: ModelConfig, ours: Any, theirs: Any) -> Check
     """One template renders every prompt for both; how the teacher's own differs is worth knowing."""
     chosen = student.enable_thinking
     defaults = [_default(tokenizer) for tokenizer in (ours, theirs)]
-    said = [
-        f"the {role}'s template {'thinks' if default else 'does not think' if default is not None else 'knows no thinking'}"
-        " by default"
-        for role, default in zip(("student", "teacher"), defaults, strict=True)
-    ]
+    words = {True: "thinks", False: "does not think", None: "knows no thinking"}
+    ours_does, theirs_does = (words[default] for default in defaults)
+    said = f"by default the student's template {ours_does}, the teacher's {theirs_does}"
     used = f"student.enable_thinking={str(chosen).lower()} is given explicitly"
     if _rendered(ours, chosen) == _rendered(theirs, chosen):
-        return Check("ok", name, f"one prompt in both chat templates; {used} ({', '.join(said)})")
-    text = f"the chat templates differ: the student's renders every prompt for both; {used} ({', '.join(said)})"
+        return Check("ok", name, f"one prompt in both chat templates; {used} ({said})")
+    text = f"the chat templates differ: the student's renders every prompt for both; {used} ({said})"
     return Check("warn", name, text, "set student.chat_template=FILE to give both another one")
 
 

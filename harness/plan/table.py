@@ -25,16 +25,15 @@ MEMORY_COLUMNS = {
     "grad.": ("gradients",),
     "optim.": ("optimizer",),
     "gathered": ("gathered weights", "gathered gradients"),
-    "activ.": ("activations", "backward"),
-    "logits": ("logits",),
+    "activ.": ("activations", "backward", "logits"),
     "engine": ("engine", "cache"),
     "teacher": ("teacher", "teacher's cache", "scoring"),
-    "runtime": ("runtime",),
+    "other": ("runtime",),
 }
 """Parts of `harness.plan.memory`, as they are added up in the table."""
 NOT_IN_IT = (
-    "Not in it: evaluation, loading, weights to the engines, stragglers of a step whose responses differ in length, and "
-    "whatever runs on the same GPUs."
+    "Not in it: evaluation, loading, weights to the engines, responses of one step that end at different times, and "
+    "what else runs on the GPUs."
 )
 
 
@@ -129,34 +128,38 @@ def _memory_title(cluster: ClusterConfig) -> str:
     gpu = GPUS.get(cluster.gpu)
     room = f" of {gpu.memory_gb:g}" if gpu else ""
     return (
-        f"Memory of a student's GPU, GB{room} (10^9 bytes), at the longest sequence; the parts are those of an update, or "
-        "of sampling where that needs more"
+        f"Memory of a student's GPU, GB{room} (10^9 bytes), at the longest sequence: the parts of an update, and what "
+        "sampling takes"
     )
 
 
 def _memory(plans: Sequence[Plan]) -> Table:
-    table = _table("student", "rows", *MEMORY_COLUMNS, "update", "sampling", left=(0, 1), wrap=(1,))
-    groups: dict[tuple[str, tuple[str, ...]], list[Plan]] = {}
+    rows = len(MEMORY_COLUMNS) + 3
+    table = _table("student", *MEMORY_COLUMNS, "update", "sampling", "rows", left=(0, rows), wrap=(rows,))
+    groups: dict[tuple[str, ...], list[Plan]] = {}
     for plan in plans:
-        numbers = _memory_cells(plan)
-        groups.setdefault((plan.config.student.name, tuple(numbers)), []).append(plan)
-    for (student, numbers), same in groups.items():
-        table.add_row(student, ", ".join(plan.label for plan in same), *numbers)
+        groups.setdefault((plan.config.student.name, *_memory_cells(plan)), []).append(plan)
+    for cells, same in groups.items():
+        table.add_row(*cells, ", ".join(plan.label for plan in same))
     return table
 
 
 def _memory_cells(plan: Plan) -> list[str]:
     assert plan.memory is not None
-    totals = {phase: sum(parts.values()) for phase, parts in plan.memory.items()}
-    largest = plan.memory[max(totals, key=lambda phase: totals[phase])]
-    cells = [sum(largest.get(part, 0.0) for part in parts) / GB for parts in MEMORY_COLUMNS.values()]
-    return [*(f"{cell:.1f}" if cell else "-" for cell in cells), *(f"{total / GB:.1f}" for total in totals.values())]
+    update = plan.memory["update"]
+    cells = [sum(update.get(part, 0.0) for part in parts) / GB for parts in MEMORY_COLUMNS.values()]
+    totals = [sum(parts.values()) / GB for parts in plan.memory.values()]
+    return [*(_gigabytes(cell) for cell in cells), *map(_gigabytes, totals)]
+
+
+def _gigabytes(number: float) -> str:
+    return f"{number:.1f}" if number >= 0.05 else f"{number:.1g}" if number else "-"
 
 
 def _costs(plans: Sequence[Plan]) -> Table:
     table = _table(
         "student", "row", "lr", "student\nMtok", "teacher\nMtok", "update\nMtok", "steps", "FLOPs", "Table 9\nFLOPs",
-        "ratio", "hours", "Table 9\nhours", "disk\nGB", left=(0, 1), wrap=(1,),
+        "hours", "Table 9\nhours", "disk\nGB", left=(0, 1), wrap=(1,),
     )  # fmt: skip
     for plan in plans:
         assert plan.cost is not None and plan.count is not None
@@ -172,7 +175,6 @@ def _costs(plans: Sequence[Plan]) -> Table:
             str(cost.num_steps),
             f"{cost.run_flops:.1e}",
             "-" if paper is None else f"{paper[1]:.1e}",
-            "-" if paper is None else f"{paper[1] / cost.run_flops:.2f}",
             "-" if cost.hours is None else f"{cost.hours:.1f}",
             "-" if paper is None else f"{paper[0]:.0f}",
             f"{cost.disk_bytes / GB:,.0f}",
@@ -196,8 +198,8 @@ def _assumptions(assumed: Assumptions, kernels: Kernels, cluster: ClusterConfig)
     )
     rate = f"{assumed.rollout_rate:g} tokens a second on a GPU"
     decode = (
-        f"{assumed.bandwidth:.0%} of the memory's bandwidth, at most {assumed.max_steps_per_second:g} tokens a second of one "
-        "sequence"
+        f"{assumed.bandwidth:.0%} of the memory's bandwidth, a sequence at {assumed.max_steps_per_second:g} tokens a "
+        "second at most"
     )
     how = "flash-linear-attention and causal-conv1d" if kernels == "fla" else "transformers' own code, without kernels"
     together = "hidden behind the student's as far as it fits" if cluster.teacher_gpus else "behind the student's"
@@ -208,8 +210,8 @@ def _assumptions(assumed: Assumptions, kernels: Kernels, cluster: ClusterConfig)
         f"(--num-questions); {assumed.mfu:.0%} of the bf16 peak in updates and scoring (--mfu); decoding at "
         f"{rate if assumed.rollout_rate else decode} (--rollout-rate, --bandwidth); the teacher's work is {together}; "
         f"linear attention by {how} (--kernels).",
-        "Computed FLOPs are the harness's own (docs/run_folder.md): every token enters once, samples without advantage "
-        "are left out. Table 9 of the paper multiplies RL by the updates a step and is 1.40 to 1.46 times its own rule.",
+        "FLOPs are what the harness computes (docs/run_folder.md): every token enters once, samples without advantage "
+        "are left out. The paper's Table 9 multiplies RL by the updates a step, and is 1.40 to 1.46 times its own rule.",
     ]
 
 
