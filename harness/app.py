@@ -103,6 +103,21 @@ def _sweep(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     return _run_study(params, args)
 
 
+def _plan(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+    _add_overrides(parser, "sweep=NAME cluster=8x8, and key=value in Hydra's grammar")
+    parser.add_argument("--json", action="store_true", help="all numbers as JSON: bytes, FLOPs, seconds")
+    from harness.plan.options import add_options, read_options
+
+    add_options(parser)
+    args = parser.parse_intermixed_args(argv)
+
+    from harness.plan.command import plan_command
+
+    assumed, kernels = read_options(args)
+    print(plan_command(args.overrides, config_dir=args.config_dir, assumed=assumed, kernels=kernels, as_json=args.json))
+    return 0
+
+
 def _run_study(params: dict[str, str], args: argparse.Namespace) -> int:
     from harness.run import build_method
     from harness.scheduler import exit_code, run_cells
@@ -269,6 +284,7 @@ def _tiny(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
 COMMANDS: dict[str, tuple[str, Command]] = {
     "train": ("One run: train, save, evaluate; -m for several.", _train),
     "sweep": ("Run a study of sweeps/; finished runs are skipped.", _sweep),
+    "plan": ("Memory, FLOPs, hours and disk of a study, before it has GPUs.", _plan),
     "eval": ("Score a run or a model on a suite; --list shows the benchmarks.", _eval),
     "doctor": ("What this machine can run; with overrides, whether it can run that.", _doctor),
     "status": ("State of the cells of a study.", _status),
@@ -291,8 +307,8 @@ def _value_errors_are_the_users() -> Iterator[None]:
         raise UserError(str(error)) from error
 
 
-def _add_overrides(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("overrides", nargs="*", help="key=value, Hydra's grammar")
+def _add_overrides(parser: argparse.ArgumentParser, text: str = "key=value, Hydra's grammar") -> None:
+    parser.add_argument("overrides", nargs="*", help=text)
     parser.add_argument("--config-dir", help="a folder with further options, <group>/<name>.yaml")
 
 

@@ -35,7 +35,7 @@ POSITIVE = ("cluster.num_nodes", "cluster.student_gpus", "cluster.collective_tim
 
 
 def check_cluster(cluster: ClusterConfig, batch_size: int) -> None:
-    """Raises UserError for GPUs that are unknown or of several types, and for ranks that would not have equal shares."""
+    """Raises UserError for GPUs that are unknown or of several types, and for ranks without equal shares."""
     if cluster.teacher_gpus < 0:
         raise UserError(f"cluster.teacher_gpus must be 0 or more, got {cluster.teacher_gpus}")
     types = [name for name in re.split(r"[+,;/\s]+", cluster.gpu) if name]

@@ -62,7 +62,8 @@ def _check_served_teacher(config: RunConfig, method: Method) -> None:
     teacher, name = config.teacher, config.method["name"]
     if teacher is None or not teacher.is_served or method.needs_teacher == "none":
         return
-    reads, trains = method.needs_teacher == "distribution", "teacher" in method.trained_samplers
+    reads = method.needs_teacher == "distribution" and config.server.score
+    trains = "teacher" in method.trained_samplers
     if teacher.api == "text" and (reads or trains):
         what = "reads the teacher's distribution" if reads else "trains the teacher's tokens"
         raise UserError(
@@ -74,7 +75,7 @@ def _check_served_teacher(config: RunConfig, method: Method) -> None:
             f"method={name} compares distributions at rollout.temperature={config.rollout.temperature:g}, and an "
             "endpoint scores at 1: set rollout.temperature=1, or load the teacher beside the student"
         )
-    if config.teacher_process:
+    if config.teacher_process and config.server.score:
         raise UserError("teacher_process=true is for a teacher that this run loads: set teacher_process=false")
 
 

@@ -124,8 +124,10 @@ class RankModels:
 
 def _on_teacher_gpu(config: RunConfig, local_rank: int) -> RunConfig:
     """A teacher that ranks load themselves is on the node's teacher GPUs, which are behind those of the student."""
-    cluster = config.cluster
+    cluster, teacher = config.cluster, config.teacher
     if not cluster.teacher_gpus or config.teacher_device is not None or not torch.cuda.is_available():
+        return config
+    if teacher is None or teacher.is_served:  # then they are the server's
         return config
     device = f"cuda:{cluster.student_gpus + local_rank % cluster.teacher_gpus}"
     return dataclasses.replace(config, teacher_device=device)

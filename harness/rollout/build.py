@@ -92,10 +92,12 @@ def open_teacher(method: Method, config: RunConfig, chat: Chat, *, log: Path, st
     scores = method.needs_teacher == "distribution"
     samples = not scores or "teacher" in method.trained_samplers
     device = device_of(config.teacher_device or config.device)
-    endpoints = _open(model, config, "teacher", log, stack) if model.is_served else None
+    by_server = model.is_served and config.server.score
+    endpoints = _open(model, config, "teacher", log, stack) if by_server or (model.is_served and samples) else None
     loaded: LanguageModel | None = None
     on_vllm = config.rollout.engine == "vllm"
-    if endpoints is None and ((scores and not config.teacher_process) or (samples and not on_vllm)):
+    scores_here = scores and not by_server and not config.teacher_process
+    if scores_here or (samples and endpoints is None and not on_vllm):
         loaded = LanguageModel.for_chat(load_model(model, device), chat)
     engine: RolloutEngine | None = None
     if endpoints is not None:
@@ -115,7 +117,7 @@ def open_teacher(method: Method, config: RunConfig, chat: Chat, *, log: Path, st
             chat,
             temperature=config.rollout.temperature,
             model=loaded,
-            endpoints=endpoints,
+            endpoints=endpoints if by_server else None,
             top_k=config.server.top_k,
             process=config.teacher_process,
             device=device,

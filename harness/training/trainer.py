@@ -22,8 +22,9 @@ from harness.rollout.build import Teacher
 from harness.run_folder import RunFolder
 from harness.same_run import comparable, differences, digest, plain
 from harness.tracking import Tracker
-from harness.training import checkpoint, memory, metrics
+from harness.training import checkpoint, metrics
 from harness.training.alarms import Alarms
+from harness.training.memory import memory_text
 from harness.training.step_updates import Progress, StepUpdates
 from harness.training.stored_step import SampledStep, StoredSteps, Unusable, code_digest
 from harness.training.transfer import Transfer
@@ -106,7 +107,7 @@ class Trainer:
         """Train to the last step. Raises Preempted where a signal ends the run, and RunInterrupted where an endpoint
         has gone, with all saved that it needs."""
         step = self._resume()
-        logger.info("%s", memory.plan(self._student, self._config.update, self._config.cluster.world_size))
+        logger.info("%s", memory_text(self._student, self._config.update, self._config.cluster.world_size))
         self._transfer(0)
         try:
             self._evaluate_after(step)
