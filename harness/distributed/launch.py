@@ -77,8 +77,8 @@ class _Ranks:
         before = {number: signal.signal(number, self._pass_on) for number in numbers}
         try:
             while any(child.poll() is None for child in self._children):
-                if self._deadline is None and any(child.poll() is not None for child in self._children):
-                    self._deadline = time.monotonic() + END
+                if any(child.poll() is not None for child in self._children):
+                    self._leave_within(END)
                 if self._deadline is not None and time.monotonic() > self._deadline:
                     break
                 time.sleep(POLL)
@@ -91,9 +91,13 @@ class _Ranks:
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         """The first rank ends the run: here, or by word to the rank 0 of another node."""
-        self._deadline = time.monotonic() + self._grace + END
+        self._leave_within(self._grace + END)
         if (first := self._children[0]).poll() is None:
             first.send_signal(number)
+
+    def _leave_within(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        self._deadline = end if self._deadline is None else min(self._deadline, end)
 
     @staticmethod
     def _kill(child: subprocess.Popen[bytes]) -> None:

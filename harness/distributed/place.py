@@ -82,9 +82,12 @@ def this_place(environ: Mapping[str, str] | None = None) -> Place | None:
     )
 
 
+_started_as = os.environ.get("LOCAL_RANK", "0")
+
+
 def speaks() -> bool:
     """Whether this process is the one of its node that tells a user what is wrong."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+    return os.environ.get("LOCAL_RANK", _started_as) == "0"
 
 
 def check_place(config: RunConfig, place: Place | None) -> None:
@@ -93,9 +96,7 @@ def check_place(config: RunConfig, place: Place | None) -> None:
     if size == cluster.world_size == 1:
         return
     if place is None:
-        raise UserError(
-            f"cluster={cluster.name} has {cluster.world_size} ranks: start them with zppo train, or torchrun"
-        )
+        raise UserError(f"cluster={cluster.name} has {cluster.world_size} ranks: zppo train or torchrun starts them")
     if (place.num_nodes, place.local_world_size) != (cluster.num_nodes, cluster.student_gpus):
         raise UserError(
             f"{size} ranks were started, {place.local_world_size} a node, and cluster={cluster.name} has "

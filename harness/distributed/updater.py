@@ -189,7 +189,8 @@ class RankUpdater(Updater):
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         """Over this rank's rows alone; a parameter with fewer rows than there are ranks has none on some."""
-        return make_optimizer([p for p in self._sharded.local.values() if p.numel()], self._config)
+        held = [p for p in self._sharded.local.values() if p.numel()]
+        return make_optimizer(held, self._config, stream=self._world.rank)
 
     def _clip(self) -> float:
         gradients = [p.grad for p in self._sharded.local.values() if p.grad is not None]
