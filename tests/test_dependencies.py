@@ -80,6 +80,9 @@ def test_reports_read_run_folders_only(path):
     [
         "config",
         "config_cluster",
+        "distributed/balance",
+        "distributed/launch",
+        "distributed/place",
         "gpus",
         "errors",
         "types",

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from harness.config import RunConfig
-from harness.distributed.links import GOES_ON, Follower, Leader, RankLost
+from harness.distributed.links import GOES_ON, LEAVE, Follower, Leader, RankLost
 from harness.distributed.place import VARIABLES, Place
 from harness.errors import UserError, first_line
 from harness.preemption import handling, received, whole
@@ -181,7 +181,7 @@ def _start_process_group(place: Place, device: torch.device, timeout: float) -> 
             init_method="env://",  # with torchrun its agent has the store, not rank 0
             rank=place.rank,
             world_size=place.world_size,
-            timeout=timedelta(seconds=timeout),
+            timeout=timedelta(seconds=timeout + 2 * LEAVE),  # a rank that hangs is named before
         )
         dist.all_reduce(torch.zeros(1, device=device))
     except (RuntimeError, ValueError) as error:
@@ -191,7 +191,7 @@ def _start_process_group(place: Place, device: torch.device, timeout: float) -> 
             "several networks name one in NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME; NCCL_DEBUG=INFO says more"
         ) from error
     # What this process starts (vLLM's servers, graders, evaluations) is no rank, and must not take itself for one.
-    for name in (*VARIABLES, *[n for n in os.environ if n.startswith("TORCHELASTIC_")]):
+    for name in (*VARIABLES[:4], *[n for n in os.environ if n.startswith("TORCHELASTIC_")]):
         with suppress(KeyError):
             del os.environ[name]
 
