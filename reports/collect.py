@@ -39,6 +39,7 @@ COLUMNS = (
     Column("student", "run.json", "student"),
     Column("teacher", "run.json", "teacher", required=False),
     Column("seed", "run.json", "seed"),
+    Column("learning_rate", "run.json", "learning_rate", required=False),
     Column("benchmark", "scores.csv", "benchmark"),
     Column("family", "scores.csv", "family", required=False),
     Column("score", "scores.csv", "score"),

@@ -92,7 +92,7 @@ def predict(
     `num_weights` the model's weights where they were counted.
     """
     is_16bit = dtype != "float32"
-    width, compute = (2 if is_16bit else 4), (2.0 if is_16bit else 4.0)
+    compute = 2.0 if is_16bit else 4.0
     num = shape.num_parameters if num_weights is None else num_weights
     tokens = max(update.micro_batch_tokens, longest)
     ids = shape.vocab if num_ids is None else num_ids
@@ -113,7 +113,7 @@ def predict(
         "weights": 4.0 * num / world_size,
         "gradients": 4.0 * num / world_size,
         "optimizer": STATE_BYTES[update.optimizer] * num / world_size,
-        "activations": kept + seen + tokens * (width + 4) * shape.hidden,
+        "activations": kept + seen + tokens * (compute + 4) * shape.hidden,
         "backward": working,
         "logits": float(tile),
     }

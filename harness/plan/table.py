@@ -211,7 +211,7 @@ def _assumptions(assumed: Assumptions, kernels: Kernels, cluster: ClusterConfig)
         f"{rate if assumed.rollout_rate else decode} (--rollout-rate, --bandwidth); the teacher's work is {together}; "
         f"linear attention by {how} (--kernels).",
         "FLOPs are what the harness computes (docs/run_folder.md): every token enters once, samples without advantage "
-        "are left out. The paper's Table 9 multiplies RL by the updates a step, and is 1.40 to 1.46 times its own rule.",
+        "are left out. The paper's Table 9 multiplies RL by the updates a step and is 1.40 to 1.46 times its own rule.",
     ]
 
 
