@@ -22,6 +22,10 @@ NUM_UNITS = 192
 """Ids at least of a response at its limit: so fine is the count."""
 
 
+STEPS_PER_SECOND = {"vllm": 100.0, "transformers": 25.0, "server": 100.0}
+"""What launching a step's kernels leaves: with CUDA graphs, and one by one from Python. Assumed, not measured."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Assumptions:
     """What a plan cannot know. Tokens are means; 0 for a response is `rollout.max_response_tokens`, the paper's own."""
@@ -39,8 +43,8 @@ class Assumptions:
     """Share of the GPU's bf16 peak in updates and in scoring."""
     bandwidth: float = 0.6
     """Share of its memory's bandwidth in decoding."""
-    max_steps_per_second: float = 100.0
-    """Tokens a second of one sequence at most, however small the model."""
+    max_steps_per_second: float = 0.0
+    """Tokens a second of one sequence at most, however small the model; 0: `STEPS_PER_SECOND` of the engine."""
     rollout_rate: float = 0.0
     """Student tokens a second on a GPU; 0: from the bandwidth."""
 
