@@ -56,6 +56,11 @@ def test_the_table_fits_its_width():
     assert "Qwen/Qwen3.5-2B and Qwen/Qwen3.5-27B-FP8 are not on this machine" in text
 
 
+def test_pictures_and_a_served_teacher():
+    assert "a served teacher is asked text only, and the data may have pictures: zppo would end" in plan(*ZPPO)
+    assert "asked text only" not in plan(*ZPPO, "data=arithmetic")
+
+
 def test_a_tiny_study_is_compared_with_its_teacher():
     text = plan("student=tiny_s,tiny_xs", "method=zppo")
     assert "one tokenizer: 293 ids mean the same to both" in text
