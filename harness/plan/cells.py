@@ -102,7 +102,7 @@ def memory_of(
         world_size=world,
         dtype=config.student.dtype,
         longest=count.longest,
-        num_patches=patches_of(student, config.data.media.max_pixels) if _may_have_media(config) else 0,
+        num_patches=patches_of(student, config.data.media.max_pixels) if may_have_media(config) else 0,
         kernels=kernels,
     )
     gpu = GPUS.get(config.cluster.gpu)
@@ -118,7 +118,8 @@ def memory_of(
     )
 
 
-def _may_have_media(config: RunConfig) -> bool:
+def may_have_media(config: RunConfig) -> bool:
+    """Files are not read here."""
     data = config.data
     return data.source in ("jsonl", "parquet", "hub") or any(task != "arithmetic" for task in data.tasks)
 
@@ -221,7 +222,7 @@ def _scoring_problems(config: RunConfig, method: Method, teacher: ModelShape, ro
     if method.needs_teacher != "distribution":
         return
     if not _scores_here(config, method):
-        if _may_have_media(config):
+        if may_have_media(config):
             yield "a served teacher scores text only, and the data may have pictures: set server.score=false"
         return
     copies = -(-config.cluster.student_gpus // max(1, config.cluster.teacher_gpus))

@@ -11,7 +11,7 @@ from harness.compose import compose_sweep, parse_overrides
 from harness.config import ModelConfig
 from harness.doctor_machine import Check
 from harness.errors import UserError
-from harness.plan.cells import Plan, plan_cell, refuse
+from harness.plan.cells import Plan, may_have_media, plan_cell, refuse
 from harness.plan.counting import Assumptions
 from harness.plan.memory import Kernels
 from harness.plan.pairs import check_pair
@@ -84,12 +84,29 @@ def plan_study(
             pairs.setdefault((config.student.path, teacher.path), (config.student, teacher))
         both = (shapes[config.student.path], None if teacher is None else shapes[teacher.path])
         plans.append(plan_cell(group[0].label, len(group), config, method, both, assumed, kernels))
-    checks = [
+    checks = _media_checks(plans)
+    checks += [
         check
         for (ours, theirs), (student, teacher) in pairs.items()
         for check in check_pair(student, teacher, (shapes[ours], shapes[theirs]))
     ]
     return Planned(plans, checks)
+
+
+def _media_checks(plans: Sequence[Plan]) -> list[Check]:
+    """`harness.rollout.server_engine` asks text alone."""
+    served = [
+        plan.label
+        for plan in plans
+        if plan.teacher is not None and plan.config.teacher is not None and plan.config.teacher.is_served
+        and plan.count is not None and plan.count.tokens.get("tokens/teacher_generated") and may_have_media(plan.config)
+    ]  # fmt: skip
+    if not served:
+        return []
+    rows = ", ".join(dict.fromkeys(served))
+    text = f"a served teacher is asked text only, and the data may have pictures: {rows} would end at the first one"
+    remedy = "leave pictures out with data.columns.images=null, or train in one process with teacher.serve=false"
+    return [Check("warn", "pictures", text, remedy)]
 
 
 def _by_seed(cells: Sequence[Cell]) -> list[list[Cell]]:

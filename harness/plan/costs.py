@@ -10,7 +10,7 @@ from importlib.resources import files
 
 from harness.config import RunConfig
 from harness.gpus import GPUS, Gpu
-from harness.plan.counting import Assumptions, StepCount
+from harness.plan.counting import STEPS_PER_SECOND, Assumptions, StepCount
 from harness.plan.memory import STATE_BYTES
 from harness.plan.shapes import ModelShape
 from harness.training.metrics import flops
@@ -64,17 +64,19 @@ def cost_of(
 
 
 def decode_rate(
-    shape: ModelShape, gpu: Gpu, *, num_sequences: float, mean_tokens: float, assumed: Assumptions
+    shape: ModelShape, gpu: Gpu, *, num_sequences: float, mean_tokens: float, engine: str, assumed: Assumptions
 ) -> float:
     """Tokens a second of one GPU that decodes `num_sequences` at a time: each step reads the weights and all caches."""
     read = shape.weight_bytes + num_sequences * shape.cache_bytes(mean_tokens)
-    steps = min(assumed.max_steps_per_second, assumed.bandwidth * gpu.bandwidth_tb * 1e12 / read)
+    limit = assumed.max_steps_per_second or STEPS_PER_SECOND[engine]
+    steps = min(limit, assumed.bandwidth * gpu.bandwidth_tb * 1e12 / read)
     return num_sequences * steps
 
 
-def published(method: str, student: str) -> tuple[float, float] | None:
-    """Hours on 64 H100 and total FLOPs of the paper's Table 9, for a preset and a student that it has."""
-    return _table9().get((method, student))
+def published(label: str, config: RunConfig, cost: Cost | None) -> tuple[float, float] | None:
+    """Hours on 64 H100 and total FLOPs of the paper's Table 9, for a row, a student and a setting that it has."""
+    setting = (config.data.batch_size, config.rollout.max_response_tokens, None if cost is None else cost.num_steps)
+    return _table9().get((label, config.student.name)) if setting == (384, 12_288, 200) else None
 
 
 @cache
@@ -137,9 +139,10 @@ def _generation(
         return prefill + generated / (assumed.rollout_rate * num_gpus)
     share = max(1.0, num_rollouts / num_gpus)
     mean = (assumed.response_tokens or config.rollout.max_response_tokens) / 2 + assumed.prompt_tokens
-    rate = decode_rate(
-        shape, gpu, num_sequences=min(share, config.rollout.max_sequences), mean_tokens=mean, assumed=assumed
-    )
+    is_served = name == "teacher" and config.teacher is not None and config.teacher.is_served
+    engine = "server" if is_served else config.rollout.engine
+    at_a_time = min(share, config.rollout.max_sequences)
+    rate = decode_rate(shape, gpu, num_sequences=at_a_time, mean_tokens=mean, engine=engine, assumed=assumed)
     return prefill + generated / (rate * num_gpus)
 
 

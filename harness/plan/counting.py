@@ -1,7 +1,7 @@
 """The tokens of one step of a method: its own `collect` and `credit` run on groups of the assumed lengths and rewards.
 
-Nothing is sampled: a `~` in a text stands for `UNIT` tokens, and an id for as many. What a method asks of the two
-models is counted as `harness.actors.LiveActors` counts it.
+Nothing is sampled: a `~` in a text stands for some tokens (`unit_of`), and an id for as many. What a method asks of
+the two models is counted as `harness.actors.LiveActors` counts it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,13 @@ from harness.training.metrics import token_metrics
 from harness.types import Prompt, Question, ReplayedQuestion, Rewrite, Rollout, RolloutGroup, Sampler, TrainingSample
 from methods.base import Method
 
-UNIT = 64
-"""Tokens of an id."""
 MARK = "~"
+NUM_UNITS = 192
+"""Ids at least of a response at its limit: so fine is the count."""
+
+
+STEPS_PER_SECOND = {"vllm": 100.0, "transformers": 25.0, "server": 100.0}
+"""What launching a step's kernels leaves: with CUDA graphs, and one by one from Python. Assumed, not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +43,8 @@ class Assumptions:
     """Share of the GPU's bf16 peak in updates and in scoring."""
     bandwidth: float = 0.6
     """Share of its memory's bandwidth in decoding."""
-    max_steps_per_second: float = 100.0
-    """Tokens a second of one sequence at most, however small the model."""
+    max_steps_per_second: float = 0.0
+    """Tokens a second of one sequence at most, however small the model; 0: `STEPS_PER_SECOND` of the engine."""
     rollout_rate: float = 0.0
     """Student tokens a second on a GPU; 0: from the bandwidth."""
 
@@ -70,8 +74,9 @@ class CountingActors:
 
     def __init__(self, config: RunConfig, assumed: Assumptions, seed: int = 0) -> None:
         limit = config.rollout.max_response_tokens
-        self.response = _units(min(assumed.response_tokens or limit, limit))
-        self.prompt = _units(assumed.prompt_tokens)
+        self.unit = unit_of(limit)
+        self.response = self._units(min(assumed.response_tokens or limit, limit))
+        self.prompt = self._units(assumed.prompt_tokens)
         self.counts: Counter[str] = Counter()
         self.num_rollouts: Counter[str] = Counter()
         self._assumed = assumed
@@ -87,12 +92,12 @@ class CountingActors:
     def rewrite(self, prompts: Sequence[Prompt], *, tag: str, max_tokens: int, sample: bool = False) -> list[Rewrite]:
         """Every rewrite succeeds, at its limit."""
         for prompt in prompts:
-            self._count("teacher", prompt.messages[-1]["content"].count(MARK), [_units(max_tokens)])
-        text = MARK * _units(max_tokens)
+            self._count("teacher", prompt.messages[-1]["content"].count(MARK), [self._units(max_tokens)])
+        text = MARK * self._units(max_tokens)
         return [Rewrite(uid=p.uid, text=text, answer="1", same_answer=True, truncated=False) for p in prompts]
 
     def demonstrate(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[RolloutGroup]:
-        """An answer of at most `UNIT` tokens each; nothing is sampled."""
+        """An answer of one id each; nothing is sampled."""
         return [self._group("teacher", prompt, [self._rollout("teacher", prompt, 0, 1, True)]) for prompt in prompts]
 
     def fits(self, prompts: Sequence[Prompt]) -> list[bool]:
@@ -100,6 +105,9 @@ class CountingActors:
 
     def count(self, name: str, value: float = 1.0) -> None:
         """What a method counts beside tokens is not asked for."""
+
+    def _units(self, num_tokens: int) -> int:
+        return max(1, -(-num_tokens // self.unit))
 
     def _groups(self, sampler: Sampler, prompts: Iterable[Prompt], num_rollouts: int) -> Iterator[RolloutGroup]:
         for prompt in prompts:
@@ -142,8 +150,8 @@ class CountingActors:
         return self._ease[question.id]
 
     def _count(self, sampler: str, num_prompt: int, lengths: Sequence[int]) -> None:
-        self.counts[f"tokens/{sampler}_prompt"] += num_prompt * UNIT
-        self.counts[f"tokens/{sampler}_generated"] += sum(lengths) * UNIT
+        self.counts[f"tokens/{sampler}_prompt"] += num_prompt * self.unit
+        self.counts[f"tokens/{sampler}_generated"] += sum(lengths) * self.unit
 
 
 @dataclass
@@ -173,11 +181,11 @@ def count_step(method: Method, config: RunConfig, assumed: Assumptions) -> StepC
     limit = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
     given = max((len(sample.token_ids) - actors.prompt - actors.response for sample in active), default=0)
     return StepCount(
-        tokens={**actors.counts, **{name: value * UNIT for name, value in measured.items()}},
+        tokens={**actors.counts, **{name: value * actors.unit for name, value in measured.items()}},
         num_student=actors.num_rollouts["student"],
         num_teacher=actors.num_rollouts["teacher"],
         num_samples=len(samples),
-        longest=limit + max(0, given) * UNIT,
+        longest=limit + max(0, given) * actors.unit,
     )
 
 
@@ -192,5 +200,9 @@ def _questions(name: str, number: int) -> list[Question]:
     return [Question(id=f"{name}/{i}", text="?", answer="1") for i in range(number)]
 
 
-def _units(num_tokens: int) -> int:
-    return max(1, -(-num_tokens // UNIT))
+def unit_of(max_response_tokens: int) -> int:
+    """Tokens of an id: 64 for the published limit of 12,288, 1 for what is short."""
+    unit = 1
+    while 2 * unit * NUM_UNITS <= max_response_tokens:
+        unit *= 2
+    return unit

@@ -92,17 +92,17 @@ def predict(
     `num_weights` the model's weights where they were counted.
     """
     is_16bit = dtype != "float32"
-    width, compute = (2 if is_16bit else 4), (2.0 if is_16bit else 4.0)
+    compute = 2.0 if is_16bit else 4.0
     num = shape.num_parameters if num_weights is None else num_weights
     tokens = max(update.micro_batch_tokens, longest)
     ids = shape.vocab if num_ids is None else num_ids
-    tile = min(tile_tokens(ids, update.logit_memory_mb), tokens) * LOGIT_BUFFERS * 4 * ids
+    tile = float(min(tile_tokens(ids, update.logit_memory_mb), tokens) * LOGIT_BUFFERS * 4 * ids)
     layers = {kind: layer_activations(shape, kind, is_16bit=is_16bit, kernels=kernels) for kind in _kinds(shape)}
     # The last MLP's backward pass: the gradients of its three wide tensors and of two of the stream's width.
     backward = tokens * (3 * shape.intermediate + 2 * shape.hidden) * compute
     seen, block = _vision(shape, num_patches, is_16bit=is_16bit, checkpointing=update.gradient_checkpointing)
     if update.gradient_checkpointing:
-        kept = tokens * shape.hidden * 4 * len(shape.layer_types)
+        kept = 4.0 * tokens * shape.hidden * len(shape.layer_types)
         working = max(tokens * max(layers.values()), block) + backward
     else:
         kept = tokens * sum(shape.num_layers(kind) * layers[kind] for kind in layers)
@@ -113,9 +113,9 @@ def predict(
         "weights": 4.0 * num / world_size,
         "gradients": 4.0 * num / world_size,
         "optimizer": STATE_BYTES[update.optimizer] * num / world_size,
-        "activations": kept + seen + tokens * (width + 4) * shape.hidden,
+        "activations": kept + seen + tokens * (compute + 4) * shape.hidden,
         "backward": working,
-        "logits": float(tile),
+        "logits": tile,
     }
     if world_size == 1:
         parts["16-bit copies"] = 2.0 * (num - shape.vocab * shape.hidden) if is_16bit else 0.0

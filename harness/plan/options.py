@@ -17,7 +17,7 @@ HELP = {
     "num_questions": "of data whose size is only known when they are read",
     "mfu": "share of a GPU's bf16 peak in updates and scoring",
     "bandwidth": "share of its memory's bandwidth in decoding",
-    "max_steps_per_second": "tokens a second of one sequence, at most",
+    "max_steps_per_second": "tokens a second of one sequence, at most; default 100 with vLLM, 25 with transformers",
     "rollout_rate": "student's tokens a second on a GPU; default: from the bandwidth",
 }
 SHARES = ("accuracy", "teacher_accuracy", "mfu", "bandwidth")
@@ -45,6 +45,6 @@ def read_options(args: argparse.Namespace) -> tuple[Assumptions, Kernels]:
         option = f"--{name.replace('_', '-')}"
         if name in SHARES and not 0.0 <= value <= 1.0:
             raise UserError(f"{option} must lie in [0, 1], got {value:g}")
-        if value < 0 or (value == 0 and name in ("mfu", "bandwidth", "max_steps_per_second", "prompt_tokens")):
+        if value < 0 or (value == 0 and name in ("mfu", "bandwidth", "prompt_tokens")):
             raise UserError(f"{option} must be above 0, got {value:g}")
     return Assumptions(**values), args.kernels

@@ -16,6 +16,7 @@ from harness.config import ModelConfig
 from harness.errors import UserError, did_you_mean
 
 LINEAR, FULL = "linear_attention", "full_attention"
+KNOWN = "known_models.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +186,15 @@ class ModelShape:
 
 def shape_of(model: ModelConfig) -> ModelShape:
     """The shape of a configured model. Raises UserError for one whose config.json is not here, nor known."""
+    return ModelShape.from_config(*_config_and_source(model))
+
+
+def config_of(model: ModelConfig) -> dict[str, Any]:
+    """The content of its config.json. Raises UserError as `shape_of`."""
+    return _config_and_source(model)[0]
+
+
+def _config_and_source(model: ModelConfig) -> tuple[dict[str, Any], str]:
     folder = _folder(model)
     if folder is not None:
         file = folder / "config.json"
@@ -193,11 +203,9 @@ def shape_of(model: ModelConfig) -> ModelShape:
                 f"zppo plan reads dimensions from config.json, and {model.path} has none: set {model.name}'s path to a "
                 "folder of safetensors"
             )
-        return ModelShape.from_config(json.loads(file.read_text(encoding="utf-8")), f"config.json of {model.path}")
+        return json.loads(file.read_text(encoding="utf-8")), f"config.json of {model.path}"
     if (cached := cached_file(model, "config.json")) is not None:
-        return ModelShape.from_config(
-            json.loads(cached.read_text(encoding="utf-8")), f"{model.path} in the hub's cache"
-        )
+        return json.loads(cached.read_text(encoding="utf-8")), f"{model.path} in the hub's cache"
     known = _known_models()
     if model.path not in known:
         near = did_you_mean(model.path, known)
@@ -205,7 +213,7 @@ def shape_of(model: ModelConfig) -> ModelShape:
             f"the dimensions of {model.path} are not known here: download its config.json (`hf download {model.path} "
             f"config.json`) or give a folder.{near}"
         )
-    return ModelShape.from_config(known[model.path], "known_models.json")
+    return known[model.path], KNOWN
 
 
 def cached_file(model: ModelConfig, name: str) -> Path | None:
@@ -233,7 +241,7 @@ def _folder(model: ModelConfig) -> Path | None:
 
 
 def _known_models() -> dict[str, dict[str, Any]]:
-    content = json.loads(files("harness.plan").joinpath("known_models.json").read_text(encoding="utf-8"))
+    content = json.loads(files("harness.plan").joinpath(KNOWN).read_text(encoding="utf-8"))
     common: dict[str, Any] = content["common"]
     return {
         name: common | own | {part: common[part] | own[part] for part in ("text_config", "vision_config")}

@@ -15,7 +15,7 @@ from harness.config_cluster import ClusterConfig
 from harness.gpus import GPUS
 from harness.plan.cells import Plan
 from harness.plan.costs import published
-from harness.plan.counting import Assumptions
+from harness.plan.counting import STEPS_PER_SECOND, Assumptions
 from harness.plan.memory import GB, Kernels
 from harness.plan.shapes import ModelShape
 
@@ -44,7 +44,12 @@ def plan_text(plans: Sequence[Plan], assumed: Assumptions, kernels: Kernels) -> 
     parts: list[Any] = [_head(plans, cluster), "", "Parameters, millions", _models(plans)]
     if trained:
         parts += ["", _memory_title(cluster), _memory(trained), "", "Cost of a run", _costs(trained)]
-        parts += ["", *_totals(plans, trained, cluster), "", *_assumptions(assumed, kernels, cluster)]
+        parts += [
+            "",
+            *_totals(plans, trained, cluster),
+            "",
+            *_assumptions(assumed, kernels, cluster, plans[0].config.rollout.engine),
+        ]
     console = Console(width=WIDTH, markup=False, highlight=False, emoji=False)
     with console.capture() as capture:
         console.print(Group(*(part if isinstance(part, Table) else Text(part) for part in parts)))
@@ -65,7 +70,7 @@ def plan_json(plans: Sequence[Plan], assumed: Assumptions, kernels: Kernels) -> 
 
 def _record(plan: Plan) -> dict[str, Any]:
     cost, count = plan.cost, plan.count
-    paper = published(plan.label, plan.config.student.name)
+    paper = published(plan.label, plan.config, plan.cost)
     return {
         "label": plan.label,
         "method": plan.method,
@@ -164,7 +169,7 @@ def _costs(plans: Sequence[Plan]) -> Table:
     for plan in plans:
         assert plan.cost is not None and plan.count is not None
         tokens, cost = plan.count.tokens, plan.cost
-        paper = published(plan.label, plan.config.student.name)
+        paper = published(plan.label, plan.config, plan.cost)
         sampled = [tokens.get(f"tokens/{name}_generated", 0.0) / 1e6 for name in ("student", "teacher")]
         table.add_row(
             plan.config.student.name,
@@ -192,15 +197,13 @@ def _totals(plans: Sequence[Plan], trained: Sequence[Plan], cluster: ClusterConf
     return [*lines, NOT_IN_IT]
 
 
-def _assumptions(assumed: Assumptions, kernels: Kernels, cluster: ClusterConfig) -> list[str]:
+def _assumptions(assumed: Assumptions, kernels: Kernels, cluster: ClusterConfig, engine: str) -> list[str]:
     length = (
         f"{assumed.response_tokens} tokens" if assumed.response_tokens else "as long as it may be, the paper's rule"
     )
     rate = f"{assumed.rollout_rate:g} tokens a second on a GPU"
-    decode = (
-        f"{assumed.bandwidth:.0%} of the memory's bandwidth, a sequence at {assumed.max_steps_per_second:g} tokens a "
-        "second at most"
-    )
+    steps = assumed.max_steps_per_second or STEPS_PER_SECOND[engine]
+    decode = f"{assumed.bandwidth:.0%} of the memory's bandwidth, a sequence at {steps:g} tokens a second at most"
     how = "flash-linear-attention and causal-conv1d" if kernels == "fla" else "transformers' own code, without kernels"
     together = "hidden behind the student's as far as it fits" if cluster.teacher_gpus else "behind the student's"
     return [
@@ -208,10 +211,11 @@ def _assumptions(assumed: Assumptions, kernels: Kernels, cluster: ClusterConfig)
         f"mean accuracy {assumed.accuracy:g} (--accuracy), the teacher's {assumed.teacher_accuracy:g} "
         f"(--teacher-accuracy); the replay buffer is full; {assumed.num_questions:,} questions where only the data say "
         f"(--num-questions); {assumed.mfu:.0%} of the bf16 peak in updates and scoring (--mfu); decoding at "
-        f"{rate if assumed.rollout_rate else decode} (--rollout-rate, --bandwidth); the teacher's work is {together}; "
+        f"{rate if assumed.rollout_rate else decode} (--rollout-rate, --bandwidth, --max-steps-per-second); the "
+        f"teacher's work is {together}; "
         f"linear attention by {how} (--kernels).",
         "FLOPs are what the harness computes (docs/run_folder.md): every token enters once, samples without advantage "
-        "are left out. The paper's Table 9 multiplies RL by the updates a step, and is 1.40 to 1.46 times its own rule.",
+        "are left out. The paper's Table 9 multiplies RL by the updates a step and is 1.40 to 1.46 times its own rule.",
     ]
 
 
