@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 VLLM := .venv-vllm
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: quickstart test plugin test-slow soak test-gpu test-vllm test-launchers test-browser lint bench smollm clean
+.PHONY: quickstart test plugin test-dist test-slow soak test-gpu test-vllm test-launchers test-browser lint bench smollm clean
 
 quickstart: $(VENV)/.base  ## the main job: a sweep of tiny models and its table
 	$(BIN)/zppo sweep quickstart
@@ -18,6 +18,9 @@ plugin: $(VENV)/.dev  ## a method from a package of its own: install it, run its
 	$(PIP) --no-deps --editable examples/zppo-maxrl
 	$(BIN)/python -m pytest --quiet examples/zppo-maxrl
 	$(BIN)/zppo train method=maxrl student=tiny_xs steps=2 eval=none outputs="$$(mktemp -d)"
+
+test-dist: $(VENV)/.dev  ## 2 and 4 ranks on this machine's CPU
+	$(BIN)/python -m pytest --quiet -m dist tests/distributed
 
 test-slow: $(VENV)/.dev $(VENV)/.smollm
 	$(BIN)/python -m pytest -m slow

@@ -115,6 +115,10 @@ class LiveActors:
         self._counts: defaultdict[str, float] = defaultdict(float)
         self._lock = threading.Lock()
 
+    @property
+    def step(self) -> int:
+        return self._step
+
     def begin(self, step: int) -> None:
         self._step = step
         self.clock.start()

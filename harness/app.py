@@ -43,7 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        from harness.distributed.place import speaks
+
+        if speaks():
+            print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -64,6 +67,8 @@ def _train(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
 
     from harness.compose import compose
     from harness.config import from_hydra
+    from harness.distributed.launch import launch, rank_command
+    from harness.distributed.place import check_ranks, this_place
     from harness.preemption import Stopped
     from harness.run import build_method, run
 
@@ -72,7 +77,11 @@ def _train(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
         _print_config(config)
         return 0
     build_method(config)
-    _start_logging()
+    check_ranks(config)
+    place = this_place()
+    if place is None and config.cluster.world_size > 1:
+        return launch(config, rank_command(["train", *argv]))
+    _start_logging(quiet=place is not None and place.rank > 0)
     try:
         print(run(config, overrides=args.overrides))
     except Stopped as error:
@@ -92,6 +101,21 @@ def _sweep(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
 
     params, args.overrides = compose_sweep(args.name, args.overrides, args.config_dir)
     return _run_study(params, args)
+
+
+def _plan(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+    _add_overrides(parser, "sweep=NAME cluster=8x8, and key=value in Hydra's grammar")
+    parser.add_argument("--json", action="store_true", help="all numbers as JSON: bytes, FLOPs, seconds")
+    from harness.plan.options import add_options, read_options
+
+    add_options(parser)
+    args = parser.parse_intermixed_args(argv)
+
+    from harness.plan.command import plan_command
+
+    assumed, kernels = read_options(args)
+    print(plan_command(args.overrides, config_dir=args.config_dir, assumed=assumed, kernels=kernels, as_json=args.json))
+    return 0
 
 
 def _run_study(params: dict[str, str], args: argparse.Namespace) -> int:
@@ -266,6 +290,7 @@ def _data(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
 COMMANDS: dict[str, tuple[str, Command]] = {
     "train": ("One run: train, save, evaluate; -m for several.", _train),
     "sweep": ("Run a study of sweeps/; finished runs are skipped.", _sweep),
+    "plan": ("Memory, FLOPs, hours and disk of a study, before it has GPUs.", _plan),
     "eval": ("Score a run or a model on a suite; --list shows the benchmarks.", _eval),
     "doctor": ("What this machine can run; with overrides, whether it can run that.", _doctor),
     "status": ("State of the cells of a study.", _status),
@@ -289,8 +314,8 @@ def _value_errors_are_the_users() -> Iterator[None]:
         raise UserError(str(error)) from error
 
 
-def _add_overrides(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("overrides", nargs="*", help="key=value, Hydra's grammar")
+def _add_overrides(parser: argparse.ArgumentParser, text: str = "key=value, Hydra's grammar") -> None:
+    parser.add_argument("overrides", nargs="*", help=text)
     parser.add_argument("--config-dir", help="a folder with further options, <group>/<name>.yaml")
 
 
@@ -311,8 +336,9 @@ def _print_config(config: object) -> None:
     print(OmegaConf.to_yaml(OmegaConf.structured(config)), end="")
 
 
-def _start_logging() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+def _start_logging(*, quiet: bool = False) -> None:
+    """`quiet`: of a rank that says only why it has to end."""
+    logging.basicConfig(level=logging.CRITICAL if quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in (
         "httpx",
         "urllib3",

@@ -14,7 +14,8 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness import config_engines, config_eval, config_update
+from harness import config_cluster, config_engines, config_eval, config_update
+from harness.config_cluster import ClusterConfig, check_cluster
 from harness.config_engines import RolloutConfig, ServerConfig
 from harness.config_eval import EvalConfig, JudgeConfig, MediaConfig
 from harness.config_update import AlarmConfig, UpdateConfig
@@ -177,6 +178,7 @@ class RunConfig:
     alarms: AlarmConfig = field(default_factory=AlarmConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
 CHOICES = {
@@ -216,6 +218,7 @@ POSITIVE = (
     "checkpoint.keep_every",
     "rollouts.keep",
     "preempt_grace",
+    *config_cluster.POSITIVE,
     *config_engines.POSITIVE,
     *config_update.POSITIVE,
 )
@@ -265,6 +268,7 @@ def check(config: RunConfig) -> None:
     _check_secrets(config)
     _check_served(config)
     _check_media("eval", config.eval.media)
+    check_cluster(config.cluster, config.data.batch_size)
     rollout = config.rollout
     if (rollout.top_p, rollout.top_k, rollout.min_p) != (1.0, 0, 0.0):
         raise UserError(

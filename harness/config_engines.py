@@ -64,6 +64,9 @@ class ServerConfig:
     top_k: int = 64
     """Log-probabilities a token that a served teacher gives to methods that read its distribution; the rest is a tail
     of one bucket."""
+    score: bool = True
+    """A served teacher also scores for methods that read its distribution, `top_k` tokens each and text alone; false:
+    it samples, and what scores is loaded beside the student, with its whole distribution."""
     start_timeout: float = 900.0
     """Seconds in which `vllm serve` has to answer."""
     port: int = 0

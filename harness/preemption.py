@@ -97,6 +97,19 @@ def interruptible() -> Iterator[None]:
         _state.is_open = False
 
 
+@contextmanager
+def whole() -> Iterator[None]:
+    """A part of such a phase that is not abandoned, because other processes take part: a signal raises behind it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    was_open, _state.is_open = _state.is_open, False
+    yield
+    if was_open:
+        _state.is_open = True
+        check()
+
+
 def check() -> None:
     """Raises Preempted where a signal has come."""
     if _state.received is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -11,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.config import ModelConfig, RunConfig
-from harness.errors import RunInterrupted, UserError, disk_error, first_line
+from harness.distributed.place import check_place, check_ranks, this_place
+from harness.errors import UserError, disk_error, first_line
 from harness.preemption import Preempted, Stopped, at, interruptible, listening, received
 from harness.run_folder import RunFolder, run_dir
 from harness.types import Question
@@ -20,10 +22,11 @@ from methods.base import Method
 
 if TYPE_CHECKING:
     from harness.data.sampler import QuestionSampler
+    from harness.distributed.world import World
     from harness.models.chat import Chat
-    from harness.models.forward import LanguageModel
     from harness.rewards.workers import Grader
     from harness.rollout.base import RolloutEngine
+    from harness.training.models import Models
     from harness.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -59,7 +62,8 @@ def _check_served_teacher(config: RunConfig, method: Method) -> None:
     teacher, name = config.teacher, config.method["name"]
     if teacher is None or not teacher.is_served or method.needs_teacher == "none":
         return
-    reads, trains = method.needs_teacher == "distribution", "teacher" in method.trained_samplers
+    reads = method.needs_teacher == "distribution" and config.server.score
+    trains = "teacher" in method.trained_samplers
     if teacher.api == "text" and (reads or trains):
         what = "reads the teacher's distribution" if reads else "trains the teacher's tokens"
         raise UserError(
@@ -71,7 +75,7 @@ def _check_served_teacher(config: RunConfig, method: Method) -> None:
             f"method={name} compares distributions at rollout.temperature={config.rollout.temperature:g}, and an "
             "endpoint scores at 1: set rollout.temperature=1, or load the teacher beside the student"
         )
-    if config.teacher_process:
+    if config.teacher_process and config.server.score:
         raise UserError("teacher_process=true is for a teacher that this run loads: set teacher_process=false")
 
 
@@ -85,10 +89,30 @@ def run(config: RunConfig, *, overrides: Sequence[str] = ()) -> Path:
     A run that is done is left alone; one that was interrupted goes on from its newest checkpoint. Raises UserError for
     what a user can mend; run.json then has status `failed` and the message. SIGTERM and SIGUSR1 raise `Stopped`, with
     all that the run needs to go on written; its status is `interrupted`.
+
+    With several ranks this is rank 0's part; it does not return on another one.
     """
     method = build_method(config)
+    check_ranks(config)
+    place = this_place()
+    check_place(config, place)
+    if place is None:
+        return _lead(config, method, overrides, None)
+    from harness.distributed.follower import follow
+    from harness.distributed.world import opened
+
+    with opened(config, place) as world:
+        if place.rank:
+            _prepare_process(config)
+            follow(config, method, world, run_dir(config, run_label(config)))
+        return _lead(config, method, overrides, world)
+
+
+def _lead(config: RunConfig, method: Method | None, overrides: Sequence[str], world: World | None) -> Path:
     label = run_label(config)
     folder = RunFolder(run_dir(config, label), config)
+    if world is not None:
+        world.leader.give_up = lambda loss: _note_end(folder, loss)
     if folder.is_done(config.steps):
         logger.info("%s is done: nothing to do", folder.path)
         folder.close()
@@ -97,7 +121,7 @@ def run(config: RunConfig, *, overrides: Sequence[str] = ()) -> Path:
         method_class, plugin = registry.provenance(method)
         folder.start(label=label, config=config, overrides=overrides, method_class=method_class, plugin=plugin)
         try:
-            _execute(config, method, folder, label)
+            _execute(config, method, folder, label, world)
         except BaseException as error:
             ending = _ending(error, folder)
             if ending is error:
@@ -120,11 +144,15 @@ def _ending(error: BaseException, folder: RunFolder) -> BaseException:
         if isinstance(error, KeyboardInterrupt | SystemExit):
             folder.finish("interrupted")
         elif isinstance(error, UserError):
-            folder.finish("interrupted" if isinstance(error, RunInterrupted) else "failed", str(error))
+            _note_end(folder, error)
         else:
             logger.error("the run failed", exc_info=error)
             folder.finish("failed", f"{type(error).__name__}: {error}")
     return error
+
+
+def _note_end(folder: RunFolder, error: UserError) -> None:
+    folder.finish("interrupted" if error.exit_code == os.EX_TEMPFAIL else "failed", str(error))
 
 
 def _give_up(folder: RunFolder) -> None:
@@ -135,16 +163,22 @@ class _Run:
     """The objects of one run, made in the order of the data flow."""
 
     def __init__(
-        self, config: RunConfig, method: Method | None, folder: RunFolder, label: str, stack: ExitStack
+        self,
+        config: RunConfig,
+        method: Method | None,
+        folder: RunFolder,
+        label: str,
+        stack: ExitStack,
+        world: World | None = None,
     ) -> None:
         from harness.evaluation.suites import load_suite
         from harness.models.chat import Chat
         from harness.models.loading import load_tokenizer
         from harness.rewards.workers import Grader
-        from harness.rollout.build import student_engine
         from methods.base import plain_prompt
 
         _prepare_process(config)
+        self.world = world
         self.config, self.method, self.folder, self.label, self._stack = config, method, folder, label, stack
         self.chat = Chat(load_tokenizer(config.student), config.student)
         self._check_teacher()
@@ -154,15 +188,13 @@ class _Run:
                 self.chat.pack(plain_prompt(benchmark.questions[0]))
         self.grader = stack.enter_context(Grader(config.reward))
         self.sampler = None if method is None else self._sampler()
-        self.student = _student(config, self.chat, trained=method is not None)
-        log = folder.path / "student.server.log"
-        self.engine = student_engine(config, self.chat, self.student, log=log, stack=stack)
+        self.models = _models(config, self.chat, world, trained=method is not None, folder=folder.path, stack=stack)
+        self.student, self.engine = self.models.student, self.models.engine
 
     def trainer(self) -> Trainer:
         """With the teacher and the judge, if the method has them."""
         from harness.actors import LiveActors
         from harness.rewards.judged import JudgedGrader
-        from harness.rollout.build import open_teacher
         from harness.tracking import Tracker
         from harness.training.trainer import Trainer
 
@@ -174,8 +206,7 @@ class _Run:
         if config.reward.judge.url is not None:  # of the training alone: evaluation has a judge of its own
             grader = JudgedGrader(self.grader, config.reward.judge)
             grader.check()  # before the first step is sampled
-        log = self.folder.path / "teacher.server.log"
-        teacher = open_teacher(self.method, config, self.chat, log=log, stack=self._stack)
+        teacher = self.models.open_teacher(self.method)
         actors = LiveActors(
             student=self.engine,
             teacher=teacher.engine,
@@ -185,6 +216,8 @@ class _Run:
             seed=config.seed,
         )
         self._stack.callback(actors.close)
+        if self.world is not None:
+            self.world.leader.step = lambda: actors.step
         tracker = Tracker(
             config,
             self.label,
@@ -200,6 +233,7 @@ class _Run:
             actors=actors,
             engine=self.engine,
             student=self.student,
+            updater=self.models.updater(self.method, teacher, actors.clock),
             teacher=teacher,
             chat=self.chat,
             folder=self.folder,
@@ -209,18 +243,12 @@ class _Run:
         )
 
     def save(self) -> None:
-        """Save the student, in its own dtype, as `model/`."""
-        import torch
-
+        """Save the student as `model/`."""
         from harness.models.loading import save_model
 
-        config = self.config
-        assert self.student is not None
-        # What is saved is what is evaluated. The fp32 weights are in the last checkpoint.
-        self.student.module.to(dtype=getattr(torch, config.student.dtype))  # type: ignore[call-arg]
         aside = self.folder.path / "model.tmp"
         shutil.rmtree(aside, ignore_errors=True)
-        save_model(self.student.module, config.student, aside)
+        save_model(self.models.finished(), self.config.student, aside)
         at("model")
         self.folder.replace_model(aside)
 
@@ -232,7 +260,7 @@ class _Run:
             return
         out_dir = self.folder.evaluation(self.config.eval.suite, step)
         name = f"{self.label}/{self.config.student.name}"
-        identity = _identity(self.config, self.student, self.chat)
+        identity = self.models.identity()
         for row in evaluate(
             self.config.eval, self.engine, self.grader, out_dir=out_dir, model_name=name, identity=identity
         ):
@@ -312,12 +340,14 @@ class _Run:
         return self.config.teacher if needed else None
 
 
-def _execute(config: RunConfig, method: Method | None, folder: RunFolder, label: str) -> None:
+def _execute(
+    config: RunConfig, method: Method | None, folder: RunFolder, label: str, world: World | None = None
+) -> None:
     if method is None and config.eval.suite is None:  # nothing to do, so nothing to load
         return
     with ExitStack() as stack:
         with interruptible():
-            run = _Run(config, method, folder, label, stack)
+            run = _Run(config, method, folder, label, stack, world)
             trainer = None if method is None else run.trainer()
         if trainer is not None:
             trainer.train()
@@ -330,28 +360,23 @@ def live_student(config: RunConfig, log: Path, stack: ExitStack) -> tuple[Rollou
     """The student of a configuration as it is, behind its engine, and the model's identity. Ends with `stack`."""
     from harness.models.chat import Chat
     from harness.models.loading import load_tokenizer
-    from harness.rollout.build import student_engine
 
     _prepare_process(config)
     chat = Chat(load_tokenizer(config.student), config.student)
-    student = _student(config, chat, trained=False)
-    return student_engine(config, chat, student, log=log, stack=stack), _identity(config, student, chat)
+    models = _models(config, chat, None, trained=False, folder=log.parent, stack=stack)
+    return models.engine, models.identity()
 
 
-def _student(config: RunConfig, chat: Chat, *, trained: bool) -> LanguageModel | None:
-    """The student's weights; None where endpoints have them."""
-    from harness.rollout.build import load_student
+def _models(
+    config: RunConfig, chat: Chat, world: World | None, *, trained: bool, folder: Path, stack: ExitStack
+) -> Models:
+    if world is None:
+        from harness.training.models import LocalModels
 
-    return None if config.student.is_served else load_student(config, chat, trained=trained)
+        return LocalModels(config, chat, trained=trained, folder=folder, stack=stack)
+    from harness.distributed.build import RankModels
 
-
-def _identity(config: RunConfig, student: LanguageModel | None, chat: Chat) -> str:
-    """Which model answers. What an endpoint has behind a name is not known here: only the name counts."""
-    from harness.models.identity import model_identity
-
-    if student is None:
-        return f"served:{config.student.served_name or config.student.path}"
-    return model_identity(student.module, chat)
+    return RankModels(config, chat, world, trained=trained, folder=folder, stack=stack)
 
 
 def _prepare_process(config: RunConfig) -> None:

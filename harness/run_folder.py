@@ -144,6 +144,7 @@ class RunFolder:
                 m.name for m in (config.student, config.teacher) if m is not None and m.trust_remote_code
             ],
             seed=config.seed,
+            learning_rate=None if config.method.get("class") is None else config.update.learning_rate,
             overrides=list(overrides),
             num_steps=None,
             started=self._info.get("started") or _now(),

@@ -13,7 +13,7 @@ from harness.config import ModelConfig, RunConfig
 FREE = (
     "steps", "resume", "outputs", "num_threads", "device", "teacher_device", "checkpoint", "rollouts", "preempt_grace",
     "tracker", "label", "server", "teacher_process", "rollout.transfer_timeout", "teacher.urls", "student.urls",
-    "student.served_name", "teacher.served_name", "update.on_nonfinite", "alarms",
+    "student.served_name", "teacher.served_name", "update.on_nonfinite", "alarms", "cluster",
 )  # fmt: skip
 """Keys that may differ between two launches of one run: more steps prolong it, the label is the folder's name."""
 GONE = ("checkpoint_every", "keep_checkpoints")

@@ -26,12 +26,13 @@ def visible_gpus() -> list[str]:
 
 
 def num_gpus_of(config: RunConfig) -> int:
-    """GPUs that a run names: 0 on the CPU alone, 2 where the teacher is on cuda:1."""
+    """GPUs that a run names on this node: 0 on the CPU alone, 2 where the teacher is on cuda:1, 8 for 6 ranks and 2 of
+    the teacher's."""
     devices = [config.device, config.teacher_device or config.device]
     if all(device == "cpu" for device in devices):
         return 0
     indices = [int(found[1]) for device in devices if (found := re.fullmatch(r"cuda:(\d+)", device))]
-    return 1 + max(indices, default=0)
+    return max(1 + max(indices, default=0), config.cluster.student_gpus + config.cluster.teacher_gpus)
 
 
 class Slots:
@@ -44,7 +45,10 @@ class Slots:
         width = max((num_gpus_of(config) for config in configs), default=0)
         names = list(visible_gpus() if gpus is None else gpus) if width else []
         if names and len(names) < width:
-            raise UserError(f"a cell names {width} GPUs and {len(names)} are visible: set teacher_device=cuda:0")
+            raise UserError(
+                f"a cell names {width} GPUs and {len(names)} are visible: set teacher_device=cuda:0, or a smaller "
+                "cluster=NAME"
+            )
         self.shares = [tuple(names[i : i + width]) for i in range(0, len(names) - width + 1, width)] if names else []
 
     def choose(self, used: Sequence[Sequence[str]], jobs: int) -> tuple[str, ...] | None:

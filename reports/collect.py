@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -39,6 +40,7 @@ COLUMNS = (
     Column("student", "run.json", "student"),
     Column("teacher", "run.json", "teacher", required=False),
     Column("seed", "run.json", "seed"),
+    Column("learning_rate", "run.json", "learning_rate", required=False),
     Column("benchmark", "scores.csv", "benchmark"),
     Column("family", "scores.csv", "family", required=False),
     Column("score", "scores.csv", "score"),
@@ -74,8 +76,14 @@ def find_runs(study_dir: Path) -> list[Run]:
     runs = [_run(file) for file in sorted(study_dir.glob("*/*/seed*/run.json"))]
     if not runs:
         raise ValueError(f"{study_dir} has no runs: start them with zppo sweep or zppo train")
-    return sorted(runs, key=lambda run: (rank(run.info["method"]), run.info["label"], run.info["student"],
+    return sorted(runs, key=lambda run: (rank(run.info["method"]), by_number(run.info["label"]), run.info["student"],
                                          run.info["seed"]))  # fmt: skip
+
+
+def by_number(label: str) -> list[tuple[float, str]]:
+    """A key that puts `updates_per_step=4` before `updates_per_step=16`, and a rate of 6e-05 before 0.0001."""
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e-?\d+)?)", label)
+    return [(float(part), "") if i % 2 else (-1.0, part) for i, part in enumerate(parts)]
 
 
 def rank(method: str) -> tuple[int, str]:

@@ -35,7 +35,16 @@ def table_note(table: Comparison) -> str:
         note += f"; the standard error of a single score is up to {table.max_stderr:.1f}"
     if (table.num_seeds > 1).any():
         note += "; ± is the standard deviation over seeds"
-    return note + "."
+    return f"{note}. {rates_note(table)}".strip()
+
+
+def rates_note(table: Comparison) -> str:
+    """Which learning rate each row was trained with; empty where the runs do not say."""
+    if not table.rates:
+        return ""
+    if len(set(table.rates.values())) == 1:
+        return f"Learning rate of all trained rows: {next(iter(table.rates.values()))}."
+    return f"Learning rates: {', '.join(f'{label} {rate}' for label, rate in table.rates.items())}."
 
 
 def verdict_lines(tests: pd.DataFrame, table: Comparison) -> list[str]:

@@ -33,6 +33,8 @@ class Comparison:
     std: pd.DataFrame
     num_seeds: pd.Series
     num_questions: pd.Series
+    rates: dict[str, str]
+    """The learning rate of each label that was trained, where the runs say; several, if its runs differ."""
     max_stderr: float
     delta: tuple[str, pd.Series] | None
     refused: tuple[str, ...]
@@ -71,10 +73,19 @@ def _compare(scores: pd.DataFrame, delta: tuple[str, str] | None) -> Comparison:
         std=std,
         num_seeds=by_label.size().loc[labels],
         num_questions=scores[scores["score"].notna()].groupby("benchmark", sort=False)["n"].max(),
+        rates=_rates(scores),
         max_stderr=float(pd.to_numeric(scores["stderr"]).max()),
         delta=_delta(mean, methods, delta),
         refused=(*map(_refused_line, others.to_dict("records")), *_holes(scores)),
     )
+
+
+def _rates(scores: pd.DataFrame) -> dict[str, str]:
+    if "learning_rate" not in scores:
+        return {}
+    known = scores.dropna(subset="learning_rate").drop_duplicates(["label", "learning_rate"])
+    values = known.assign(text=known["learning_rate"].astype(float).map("{:g}".format))
+    return {str(label): " and ".join(texts) for label, texts in values.groupby("label", sort=False)["text"]}
 
 
 def _refused_line(row: Mapping[Any, Any]) -> str:

@@ -76,7 +76,24 @@ def test_reports_read_run_folders_only(path):
 
 
 @pytest.mark.parametrize(
-    "name", ["config", "errors", "types", "compose", "sweep", "scheduler", "run", "app", "catalog", "new_method"]
+    "name",
+    [
+        "config",
+        "config_cluster",
+        "distributed/balance",
+        "distributed/launch",
+        "distributed/place",
+        "gpus",
+        "errors",
+        "types",
+        "compose",
+        "sweep",
+        "scheduler",
+        "run",
+        "app",
+        "catalog",
+        "new_method",
+    ],
 )
 def test_checking_a_configuration_needs_no_torch(name):
     path = ROOT / "harness" / f"{name}.py"

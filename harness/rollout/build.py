@@ -16,6 +16,7 @@ from harness.models.forward import LanguageModel
 from harness.models.loading import check_weights, load_model, num_parameters, resolve_path, save_model, text_config
 from harness.rollout.base import RolloutEngine
 from harness.rollout.transformers_engine import TransformersEngine
+from harness.slots import visible_gpus
 from harness.types import Sampler
 from methods.base import Method
 
@@ -31,6 +32,8 @@ class Teacher:
     engine: RolloutEngine | None = None
     scorer: TeacherScorer | None = None
     num_parameters: int = 0
+    urls: tuple[str, ...] = ()
+    """Where it is served, if it is."""
 
 
 def load_student(config: RunConfig, chat: Chat, *, trained: bool) -> LanguageModel:
@@ -64,6 +67,21 @@ def student_engine(
     return engine
 
 
+def separate_engine(config: RunConfig, chat: Chat, *, stack: ExitStack) -> RolloutEngine:
+    """An engine with whole weights of its own, in the student's dtype, for a student that is cut over ranks."""
+    if config.rollout.engine == "transformers":
+        model = LanguageModel.for_chat(load_model(config.student, device_of(config.device)), chat)
+        ours = TransformersEngine(model, chat, "student", config.rollout.max_sequences, own_weights=True)
+        stack.callback(ours.close)
+        return ours
+    from harness.rollout.vllm_engine import VllmEngine
+
+    folder = _folder(config.student, stack)
+    engine = VllmEngine(folder, chat, sampler="student", model=config.student, config=config.rollout, empty=True)
+    stack.callback(engine.close)
+    return engine
+
+
 def open_teacher(method: Method, config: RunConfig, chat: Chat, *, log: Path, stack: ExitStack) -> Teacher:
     """The teacher of a run as its method uses it; all of it ends with `stack`."""
     from harness.training.teacher import open_scorer
@@ -74,10 +92,12 @@ def open_teacher(method: Method, config: RunConfig, chat: Chat, *, log: Path, st
     scores = method.needs_teacher == "distribution"
     samples = not scores or "teacher" in method.trained_samplers
     device = device_of(config.teacher_device or config.device)
-    endpoints = _open(model, config, "teacher", log, stack) if model.is_served else None
+    by_server = model.is_served and config.server.score
+    endpoints = _open(model, config, "teacher", log, stack) if by_server or (model.is_served and samples) else None
     loaded: LanguageModel | None = None
     on_vllm = config.rollout.engine == "vllm"
-    if endpoints is None and ((scores and not config.teacher_process) or (samples and not on_vllm)):
+    scores_here = scores and not by_server and not config.teacher_process
+    if scores_here or (samples and endpoints is None and not on_vllm):
         loaded = LanguageModel.for_chat(load_model(model, device), chat)
     engine: RolloutEngine | None = None
     if endpoints is not None:
@@ -97,7 +117,7 @@ def open_teacher(method: Method, config: RunConfig, chat: Chat, *, log: Path, st
             chat,
             temperature=config.rollout.temperature,
             model=loaded,
-            endpoints=endpoints,
+            endpoints=endpoints if by_server else None,
             top_k=config.server.top_k,
             process=config.teacher_process,
             device=device,
@@ -105,7 +125,8 @@ def open_teacher(method: Method, config: RunConfig, chat: Chat, *, log: Path, st
             timeout=config.server.timeout,
         )
         stack.callback(scorer.close)
-    return Teacher(engine=engine, scorer=scorer, num_parameters=num_parameters(model))
+    urls = () if endpoints is None else tuple(endpoints.urls)
+    return Teacher(engine=engine, scorer=scorer, num_parameters=num_parameters(model), urls=urls)
 
 
 def device_of(name: str) -> str:
@@ -118,9 +139,14 @@ def _open(model: ModelConfig, config: RunConfig, role: str, log: Path, stack: Ex
     from harness.rollout.serving import opened
     from harness.rollout.vllm_options import as_flags, engine_options
 
-    folder = _folder(model, stack) if model.serve else model.path
-    arguments = as_flags(engine_options(config.rollout, folder)) if model.serve else ()
-    return stack.enter_context(opened(model, folder, config.server, role=role, log=log, arguments=arguments))
+    if not model.serve:
+        return stack.enter_context(opened(model, model.path, config.server, role=role, log=log))
+    folder = _folder(model, stack)
+    arguments = list(as_flags(engine_options(config.rollout, folder)))
+    gpus = visible_gpus()[-config.cluster.teacher_gpus :] if role == "teacher" and config.cluster.teacher_gpus else []
+    if len(gpus) > 1 and not any("parallel-size" in argument for argument in config.server.args):
+        arguments += ["--data-parallel-size", str(len(gpus))]
+    return stack.enter_context(opened(model, folder, config.server, role=role, log=log, arguments=arguments, gpus=gpus))
 
 
 def _server(endpoints: Endpoints, model: ModelConfig, config: RunConfig, chat: Chat, sampler: Sampler) -> RolloutEngine:

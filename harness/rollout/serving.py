@@ -41,12 +41,14 @@ def opened(
     role: str,
     log: Path,
     arguments: Sequence[str] = (),
+    gpus: Sequence[str] = (),
 ) -> Iterator[Endpoints]:
     """The endpoints of a model, checked: `model.urls`, or with `model.serve` a server of the folder or hub id `path`.
 
-    The server writes to the end of `log` and is given `arguments` and `config.args`. It is started again where it
-    dies, and it ends with the block or with this process, however that dies. Its log-probabilities are those of
-    logits / temperature, as the harness wants them; those of other endpoints are in the mode that they were started in.
+    The server writes to the end of `log`, is given `arguments` and `config.args`, and sees `gpus` alone, if any. It is
+    started again where it dies, and it ends with the block or with this process, however that dies. Its
+    log-probabilities are those of logits / temperature, as the harness wants them; those of other endpoints are in the
+    mode that they were started in.
 
     Raises UserError for endpoints that cannot be reached or serve something else, and where the server does not start.
     """
@@ -59,7 +61,7 @@ def opened(
         finally:
             endpoints.close()
         return
-    server = Server(model, path, config, role=role, name=name, log=log, arguments=arguments)
+    server = Server(model, path, config, role=role, name=name, log=log, arguments=arguments, gpus=gpus)
     try:
         server.start()
         endpoints = Endpoints([server.url], name, config, role=role, restart=server.restart)
@@ -85,8 +87,10 @@ class Server:
         name: str,
         log: Path,
         arguments: Sequence[str],
+        gpus: Sequence[str] = (),
     ) -> None:
         self._role = role
+        self._gpus = gpus
         self._log = log
         self._start_timeout = config.start_timeout
         self._port = _free_port(config.port)
@@ -108,7 +112,7 @@ class Server:
                 stdin=subprocess.PIPE,  # its other end is this process's alone
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=_environment(),
+                env=_environment(self._gpus),
                 start_new_session=True,  # Ctrl-C is for this process, which then closes the pipe
             )
         try:
@@ -178,9 +182,10 @@ def command(
     return [*line, *arguments, *config.args]
 
 
-def _environment() -> dict[str, str]:
+def _environment(gpus: Sequence[str]) -> dict[str, str]:
     defaults = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    return {**defaults, **os.environ}
+    chosen = {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
+    return {**defaults, **os.environ, **chosen}
 
 
 def _free_port(port: int) -> int:

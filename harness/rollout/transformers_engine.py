@@ -29,9 +29,11 @@ class TransformersEngine:
     larger than `max_sequences` is split over batches and joined again.
     """
 
-    def __init__(self, model: LanguageModel, chat: Chat, sampler: Sampler, max_sequences: int) -> None:
+    def __init__(
+        self, model: LanguageModel, chat: Chat, sampler: Sampler, max_sequences: int, *, own_weights: bool = False
+    ) -> None:
         self.sampler: Sampler = sampler
-        self.has_own_weights = False
+        self.has_own_weights = own_weights
         self.takes_late_prompts = False  # its batches would depend on when they come
         self._model = model
         self._chat = chat

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from harness.config import ModelConfig
 from harness.config_engines import RolloutConfig
@@ -231,6 +232,7 @@ def _start(folder: str, model: ModelConfig, config: RolloutConfig, *, empty: boo
             revision=model.revision,
             dtype=model.dtype,  # type: ignore[arg-type]
             tensor_parallel_size=1 if empty else config.vllm.tensor_parallel_size,
+            distributed_executor_backend="external_launcher" if empty and _is_a_rank() else None,
             enable_sleep_mode=sleeps,
             disable_log_stats=True,
             **ALWAYS | model_options(model) | ({"load_format": "dummy"} if empty else {}),  # type: ignore[arg-type]
@@ -247,6 +249,10 @@ def _start(folder: str, model: ModelConfig, config: RolloutConfig, *, empty: boo
             torch.set_rng_state(state)  # vLLM seeds the generators of the process
 
 
+def _is_a_rank() -> bool:
+    return dist.is_initialized() and dist.get_world_size() > 1
+
+
 @contextmanager
 def _environment(in_process: bool) -> Iterator[None]:
     """vLLM reads where its core lives from the environment when it starts."""
@@ -257,6 +263,13 @@ def _environment(in_process: bool) -> Iterator[None]:
         "VLLM_CPU_OMP_THREADS_BIND": os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "nobind"),
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
     }
+    if in_process and _is_a_rank():  # an engine beside each rank of the trainer, not one engine over all of them
+        local_rank = torch.cuda.current_device() if torch.cuda.is_available() else dist.get_rank()
+        values |= {
+            "RANK": str(dist.get_rank()),
+            "WORLD_SIZE": str(dist.get_world_size()),
+            "LOCAL_RANK": str(local_rank),
+        }
     before = {name: os.environ.get(name) for name in (*values, "LD_PRELOAD", "OMP_NUM_THREADS", "LOCAL_WORLD_SIZE")}
     set_num_threads, num_threads = torch.set_num_threads, torch.get_num_threads()
     os.environ.update(values)

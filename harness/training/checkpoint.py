@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from harness.errors import UserError
 from harness.files import sha256, sync
 from harness.preemption import at
-from harness.training.optimizer import load_state_tensors, state_tensors
+from harness.training.weights import Weights, write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +37,7 @@ def save(
     *,
     step: int,
     updates: int = 0,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
+    weights: Weights,
     state: dict[str, Any],
     tensors: dict[str, torch.Tensor] | None = None,
     rng: dict[str, Any] | None = None,
@@ -55,16 +53,15 @@ def save(
     aside.mkdir()
     rng = rng or rng_state()
     try:
-        _save_tensors(aside / "model.safetensors", dict(model.named_parameters()))
-        _save_tensors(aside / "optimizer.safetensors", state_tensors(optimizer, dict(model.named_parameters())))
-        _save_tensors(aside / "rng.safetensors", rng["torch"])
+        sums = weights.write(aside)
+        sums |= write_tensors(aside / "rng.safetensors", rng["torch"])
         if tensors is not None:
-            _save_tensors(aside / "update.safetensors", tensors)
+            sums |= write_tensors(aside / "update.safetensors", tensors)
         at("checkpoint-tensors")
         described = {"format": FORMAT, "step": step, "updates": updates, "machine": machine(), "rng": rng["python"]}
         _write(aside / STATE, json.dumps(described | state))
-        names = sorted(path.name for path in aside.iterdir())
-        _write(aside / SUMS, "".join(f"{sha256(aside / name)}  {name}\n" for name in names))
+        sums |= {STATE: sha256(aside / STATE)}
+        _write(aside / SUMS, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
         sync(aside)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
@@ -145,26 +142,12 @@ def read_state(path: Path) -> dict[str, Any]:
     return {"updates": 0} | json.loads((path / STATE).read_text(encoding="utf-8"))
 
 
-def load(path: Path, *, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put a checkpoint into model, optimizer and the global random streams; returns its state, `step` included.
+def load(path: Path, weights: Weights) -> dict[str, Any]:
+    """Put a checkpoint into student, optimizer and the global random streams; returns its state, `step` included.
 
-    Raises UserError when its tensors are not those of the model; nothing is changed then.
+    Raises UserError when its tensors are not those of the student; nothing is changed then.
     """
-    parameters = dict(model.named_parameters())
-    weights, moments = load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors")
-    ours = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    foreign = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-    foreign += sorted({name for key in moments if (name := key.rpartition("/")[0]) not in ours})
-    if foreign:
-        raise UserError(
-            f"{path} is not a checkpoint of this student (it differs in {foreign[0]}): choose its student, or another "
-            "study=NAME"
-        )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
-    load_state_tensors(optimizer, parameters, moments)
+    weights.read(path)
     state = read_state(path)
     set_rng_state({"torch": load_file(path / "rng.safetensors"), "python": state["rng"]})
     for key, value in machine().items():
@@ -238,8 +221,3 @@ def _write(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, path)
-    sync(path)

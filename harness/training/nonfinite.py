@@ -24,6 +24,7 @@ class NonFinite(Exception):
         whose = "the mini-batch" if sample is None else f"sample {sample.uid}"
         super().__init__(f"{what} is not finite ({whose})")
         self.sample = sample
+        self.what = what
         self.remedy = remedy
 
 

@@ -23,8 +23,10 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 Store = Callable[[list[torch.Tensor], list[torch.Tensor]], None]
 
 
-def make_optimizer(parameters: Iterable[torch.nn.Parameter], config: UpdateConfig) -> torch.optim.Optimizer:
-    """The optimizer that `config.optimizer` names.
+def make_optimizer(
+    parameters: Iterable[torch.nn.Parameter], config: UpdateConfig, *, stream: int = 0
+) -> torch.optim.Optimizer:
+    """The optimizer that `config.optimizer` names. Over ranks each has a `stream` of its own for what it draws.
 
     Raises UserError where it needs a GPU or a package that is missing, ValueError for weights that are not fp32.
     """
@@ -42,7 +44,7 @@ def make_optimizer(parameters: Iterable[torch.nn.Parameter], config: UpdateConfi
         case "adamw":
             return torch.optim.AdamW(parameters, fused=True, **options)  # no temporaries, unlike foreach
         case "adamw_bf16":
-            return AdamWBf16(parameters, **options)
+            return AdamWBf16(parameters, stream=stream, **options)
         case "adamw_8bit":
             return _adamw_8bit()(parameters, **options)
         case "adamw_offload":
@@ -172,9 +174,13 @@ class _PieceAdamW(torch.optim.Optimizer):
 class AdamWBf16(_PieceAdamW):
     """Moments in bf16, rounded at random: 4 bytes a weight.
 
-    The draws follow from the step and the parameter's place alone: a resumed run draws the same, and the global random
-    stream is left as it is.
+    The draws follow from the stream, the step and the parameter's place alone: a resumed run draws the same, and the
+    global random stream is left as it is.
     """
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], *, stream: int = 0, **options: Any) -> None:
+        super().__init__(parameters, **options)
+        self._stream = stream
 
     def _keep(self, moment: torch.Tensor, device: torch.device) -> torch.Tensor:
         return moment.to(device, torch.bfloat16, copy=True)
@@ -184,7 +190,7 @@ class AdamWBf16(_PieceAdamW):
 
     def _storing(self, device: torch.device, step: int, index: int) -> Store:
         num_parameters = sum(len(group["params"]) for group in self.param_groups)
-        generator = torch.Generator(device).manual_seed(step * num_parameters + index)
+        generator = torch.Generator(device).manual_seed((self._stream << 40) + step * num_parameters + index)
 
         def store(kept: list[torch.Tensor], moments: list[torch.Tensor]) -> None:
             draws_P = torch.empty_like(moments[0], dtype=torch.int32).random_(generator=generator)  # 31 random bits

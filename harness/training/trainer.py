@@ -22,8 +22,9 @@ from harness.rollout.build import Teacher
 from harness.run_folder import RunFolder
 from harness.same_run import comparable, differences, digest, plain
 from harness.tracking import Tracker
-from harness.training import checkpoint, memory, metrics
+from harness.training import checkpoint, metrics
 from harness.training.alarms import Alarms
+from harness.training.memory import memory_text
 from harness.training.step_updates import Progress, StepUpdates
 from harness.training.stored_step import SampledStep, StoredSteps, Unusable, code_digest
 from harness.training.transfer import Transfer
@@ -48,6 +49,7 @@ class Trainer:
         actors: LiveActors,
         engine: RolloutEngine,
         student: LanguageModel,
+        updater: Updater,
         teacher: Teacher,
         chat: Chat,
         folder: RunFolder,
@@ -68,14 +70,7 @@ class Trainer:
         self._evaluate = evaluate
         self._num_steps = num_steps
         self._buffer = PromptReplayBuffer(capacity=method.config.buffer_capacity, tau=method.config.tau)
-        self._updater = Updater(
-            student=student,
-            teacher=teacher.scorer,
-            method=method,
-            config=config.update,
-            temperature=config.rollout.temperature,
-            clock=actors.clock,
-        )
+        self._updater = updater
         self._stored = StoredSteps(
             folder.pending,
             identity=f"{digest(plain(config))} {code_digest(method)}",
@@ -112,7 +107,7 @@ class Trainer:
         """Train to the last step. Raises Preempted where a signal ends the run, and RunInterrupted where an endpoint
         has gone, with all saved that it needs."""
         step = self._resume()
-        logger.info("%s", memory.plan(self._student, self._config.update))
+        logger.info("%s", memory_text(self._student, self._config.update, self._config.cluster.world_size))
         self._transfer(0)
         try:
             self._evaluate_after(step)
@@ -247,8 +242,7 @@ class Trainer:
             self._folder.checkpoints,
             step=step,
             updates=num_done,
-            model=self._student.module,
-            optimizer=self._updater.optimizer,
+            weights=self._updater.weights,
             state={**self._identity(), **self._behind, **state},
             tensors=tensors,
             rng=rng,
@@ -313,7 +307,7 @@ class Trainer:
                 "its place, or remove them all to start anew"
             )
         self._refuse_foreign(path)
-        state = checkpoint.load(path, model=self._student.module, optimizer=self._updater.optimizer)
+        state = checkpoint.load(path, self._updater.weights)
         self._sampler.load_state_dict(state["sampler"])
         self._buffer.load_state_dict(state["buffer"], self._sampler.questions)
         self._tracker.load_state_dict(state["tracker"])

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -20,14 +20,15 @@ from accelerate import Accelerator
 from harness.allocator import keep_freed_memory
 from harness.config import UpdateConfig
 from harness.models.forward import LanguageModel
+from harness.plan.memory import tile_tokens
 from harness.preemption import at, interruptible
 from harness.step_clock import StepClock
 from harness.training.batching import MicroBatch, PaddedBatch, micro_batches, pad, tokens_between
-from harness.training.memory import tile_tokens
 from harness.training.mismatch import GapMeter
 from harness.training.nonfinite import NonFinite, check_gradient, check_tile
 from harness.training.optimizer import make_optimizer
 from harness.training.teacher import TeacherScorer, TeacherScores, check_same, hidden_of
+from harness.training.weights import Weights, WholeWeights
 from harness.types import TeacherDistribution, TokenBatch, TrainingSample
 from methods.base import Method, token_logprobs
 
@@ -60,11 +61,14 @@ class Updater:
         self._share = config.share_prompts and not config.gradient_checkpointing and student.can_share_prompts
         if student.device.type == "cpu":
             keep_freed_memory()
-        self._accelerator = Accelerator(cpu=student.device.type == "cpu")
         if config.gradient_checkpointing:
             student.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        optimizer = make_optimizer(list(student.module.parameters()), config)
-        self.optimizer: torch.optim.Optimizer = self._accelerator.prepare(optimizer)
+        self.optimizer = self._make_optimizer()
+
+    @property
+    def weights(self) -> Weights:
+        """What a checkpoint has of student and optimizer."""
+        return WholeWeights(self.student.module, self.optimizer)
 
     def fill_old_logprobs(
         self, samples: Sequence[TrainingSample], known: Sequence[list[float] | None] | None = None
@@ -88,15 +92,19 @@ class Updater:
         for sample in policy:
             sample.old_logprobs = sample.rollout_logprobs if _is_complete(sample.rollout_logprobs) else None
         missing = [s for s in policy if not s.inert and (recompute or s.old_logprobs is None)]
-        num_read = 0
-        for micro in self._cut(missing):
-            num_read += micro.num_tokens
-            for sample, logprobs in zip(micro.samples, self._logprobs(micro, measure_gap=recompute), strict=True):
-                sample.old_logprobs = logprobs
+        num_read = self._read_old(missing, measure_gap=recompute)
         for sample in samples:
             if sample.rollout_logprobs is None:
                 sample.rollout_logprobs = sample.old_logprobs
         return num_read
+
+    def _read_old(self, samples: Sequence[TrainingSample], *, measure_gap: bool) -> int:
+        """Set the samples' `old_logprobs` by forward passes; returns how many tokens they read."""
+        micros = self._cut(samples)
+        for micro in micros:
+            for sample, logprobs in zip(micro.samples, self._logprobs(micro, measure_gap=measure_gap), strict=True):
+                sample.old_logprobs = logprobs
+        return sum(micro.num_tokens for micro in micros)
 
     def logprobs(self, samples: Sequence[TrainingSample]) -> list[list[float]]:
         """The student's present log-probability of every trained token, 0 elsewhere; in the order of the samples."""
@@ -118,8 +126,7 @@ class Updater:
         try:
             with interruptible():  # until here no weight has moved
                 sums = self._backward(micros, denominator, measure_gap=measure_gap)
-                parameters = self.student.module.parameters()
-                grad_norm = float(self._accelerator.clip_grad_norm_(parameters, self._config.max_grad_norm))
+                grad_norm = self._clip()
                 if not math.isfinite(grad_norm):
                     raise self._find_nonfinite(active, denominator)
         except BaseException:
@@ -127,48 +134,92 @@ class Updater:
             raise
         self.optimizer.step()
         self.optimizer.zero_grad()
+        num_read, num_padded = sum(micro.num_tokens for micro in micros), sum(micro.num_padded for micro in micros)
+        return self._metrics(sums, active, grad_norm, num_read, num_padded)
+
+    @staticmethod
+    def _metrics(
+        sums: Mapping[str, float], active: Sequence[TrainingSample], grad_norm: float, num_read: int, num_padded: int
+    ) -> dict[str, float]:
         num_tokens = max(1, sum(sample.num_trained for sample in active))
         metrics = {name: value if name == "loss" else value / num_tokens for name, value in sums.items()}
-        return metrics | {
-            "grad_norm": grad_norm,
-            "num_read": float(sum(micro.num_tokens for micro in micros)),
-            "num_padded": float(sum(micro.num_padded for micro in micros)),
-        }
+        return metrics | {"grad_norm": grad_norm, "num_read": float(num_read), "num_padded": float(num_padded)}
 
     def _backward(self, micros: Sequence[MicroBatch], denominator: float, *, measure_gap: bool) -> dict[str, float]:
         """Add the gradient of the mini-batch to the parameters'; returns the loss and token sums."""
         sums: defaultdict[str, float] = defaultdict(float)
-        scored = None if self._teacher is None else self._teacher.score([micro.samples for micro in micros])
+        scored = self._scored(micros)
         for micro in micros:
-            batch = pad(micro, self.student.device)
-            self.student.module.train(self._config.gradient_checkpointing)  # layers recompute in train mode only
-            hidden_NH = hidden_of(self.student, batch)
-            self.student.module.eval()
-            with self._clock.running("teacher"):
-                scores = self._teacher_scores(scored, batch)
-            if scores is not None:
-                at("scored")
-            gradient_NH = torch.empty_like(hidden_NH)
-            measured: list[torch.Tensor] = []
-            for start, stop in self._tiles(len(hidden_NH)):
-                tokens = tokens_between(batch.tokens, start, stop)
-                weights_N = batch.weights_N[start:stop] / denominator
-                states_NH = hidden_NH.detach()[start:stop].float()
-                teacher = None
-                if scores is not None:
-                    with self._clock.running("teacher"):
-                        teacher = scores.between(start, stop).to(self.student.device)
-                logits_NV = self._logits(states_NH)
-                if measure_gap:
-                    measured.append(token_logprobs(logits_NV, tokens.ids_N))
-                self._backward_loss(logits_NV.requires_grad_(), tokens, weights_N, teacher, micro.samples, sums)
-                gradient_NH[start:stop] = self._backward_logits(states_NH, logits_NV)
-                del logits_NV, teacher  # before the next ones are made
-            if measured:
-                self.gap.add(micro.samples, batch.tokens, torch.cat(measured))
-            check_gradient(gradient_NH, batch.tokens, micro.samples)
-            hidden_NH.backward(gradient_NH)
+            self._pass(micro, denominator, scored, sums, measure_gap=measure_gap)
         return sums
+
+    def _scored(self, micros: Sequence[MicroBatch]) -> Iterator[TeacherScores] | None:
+        return None if self._teacher is None else self._teacher.score([micro.samples for micro in micros])
+
+    def _pass(
+        self,
+        micro: MicroBatch,
+        denominator: float,
+        scored: Iterator[TeacherScores] | None,
+        sums: dict[str, float],
+        *,
+        measure_gap: bool,
+    ) -> None:
+        """Forward and backward of one micro-batch."""
+        batch = pad(micro, self.student.device)
+        hidden_NH = self._hidden(batch)
+        gradient_NH = self._head_gradient(micro, batch, hidden_NH.detach(), denominator, scored, sums, measure_gap)
+        self._through_layers(hidden_NH, gradient_NH)
+
+    @staticmethod
+    def _through_layers(hidden_NH: torch.Tensor, gradient_NH: torch.Tensor) -> None:
+        hidden_NH.backward(gradient_NH)
+
+    def _hidden(self, batch: PaddedBatch) -> torch.Tensor:
+        """With what the layers need for their backward pass."""
+        self.student.module.train(self._config.gradient_checkpointing)  # layers recompute in train mode only
+        hidden_NH = hidden_of(self.student, batch)
+        self.student.module.eval()
+        return hidden_NH
+
+    def _head_gradient(
+        self,
+        micro: MicroBatch,
+        batch: PaddedBatch,
+        hidden_NH: torch.Tensor,
+        denominator: float,
+        scored: Iterator[TeacherScores] | None,
+        sums: dict[str, float],
+        measure_gap: bool,
+    ) -> torch.Tensor:
+        """The gradient in the hidden states [N, H], tile by tile; the head's is added to it on the way."""
+        with self._clock.running("teacher"):
+            scores = self._teacher_scores(scored, batch)
+        if scores is not None:
+            at("scored")
+        gradient_NH = torch.empty_like(hidden_NH)
+        measured: list[torch.Tensor] = []
+        for start, stop in self._tiles(len(hidden_NH)):
+            tokens = tokens_between(batch.tokens, start, stop)
+            weights_N = batch.weights_N[start:stop] / denominator
+            states_NH = hidden_NH[start:stop].float()
+            teacher = None
+            if scores is not None:
+                with self._clock.running("teacher"):
+                    teacher = scores.between(start, stop).to(self.student.device)
+            logits_NV = self._logits(states_NH)
+            if measure_gap:
+                measured.append(token_logprobs(logits_NV, tokens.ids_N))
+            self._backward_loss(logits_NV.requires_grad_(), tokens, weights_N, teacher, micro.samples, sums)
+            gradient_NH[start:stop] = self._backward_logits(states_NH, logits_NV)
+            del logits_NV, teacher  # before the next ones are made
+        if measured:
+            self._note_logprobs(micro.samples, batch.tokens, torch.cat(measured))
+        check_gradient(gradient_NH, batch.tokens, micro.samples)
+        return gradient_NH
+
+    def _note_logprobs(self, samples: Sequence[TrainingSample], tokens: TokenBatch, logprobs_N: torch.Tensor) -> None:
+        self.gap.add(samples, tokens, logprobs_N)
 
     def _backward_loss(
         self,
@@ -188,7 +239,17 @@ class Updater:
         for name, value in output.sums.items():
             sums[name] += float(value)
 
-    def _find_nonfinite(self, samples: Sequence[TrainingSample], denominator: float) -> NonFinite:
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        self._accelerator = Accelerator(cpu=self.student.device.type == "cpu")
+        optimizer = make_optimizer(list(self.student.module.parameters()), self._config)
+        return self._accelerator.prepare(optimizer)
+
+    def _clip(self) -> float:
+        """Scale the gradient down to `update.max_grad_norm`; returns the norm it had."""
+        parameters = self.student.module.parameters()
+        return float(self._accelerator.clip_grad_norm_(parameters, self._config.max_grad_norm))
+
+    def _find_nonfinite(self, samples: Sequence[TrainingSample], denominator: float) -> Exception:
         """Which sample's gradient is not finite: each is tried alone, which is slow and happens once."""
         for sample in samples:
             self.optimizer.zero_grad()
@@ -239,7 +300,7 @@ class Updater:
         ]
         values_N = torch.cat(tiles)
         if measure_gap:
-            self.gap.add(micro.samples, batch.tokens, values_N)
+            self._note_logprobs(micro.samples, batch.tokens, values_N)
         logprobs = [[0.0] * len(sample.token_ids) for sample in micro.samples]
         for row, position, value in zip(batch.rows_N.tolist(), batch.positions_N, values_N.tolist(), strict=True):
             logprobs[row][position] = value

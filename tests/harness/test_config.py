@@ -12,7 +12,7 @@ from harness.errors import UserError
 from harness.run import build_method
 from harness.sweep import expand
 
-GROUPS = ("method", "student", "teacher", "data", "rollout", "reward", "eval", "tracker", "recipe")
+GROUPS = ("method", "student", "teacher", "data", "rollout", "reward", "eval", "tracker", "recipe", "cluster")
 REQUIRED = {  # what an option needs beside itself
     ("student", "hf"): ["student.path=/somewhere", "method=grpo"],
     ("student", "smollm2_135m"): ["method=grpo"],

@@ -12,7 +12,8 @@ import torch
 
 from harness import preemption
 from harness.errors import UserError
-from harness.training import checkpoint
+from harness.training import checkpoint, weights
+from harness.training.weights import WholeWeights
 
 
 def trained(seed: int = 0) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
@@ -34,7 +35,9 @@ def one_more_step(model, optimizer):
 
 
 def save(folder, step, model, optimizer, **options):
-    return checkpoint.save(folder, step=step, model=model, optimizer=optimizer, state={"buffer": [1, "a"]}, **options)
+    return checkpoint.save(
+        folder, step=step, weights=WholeWeights(model, optimizer), state={"buffer": [1, "a"]}, **options
+    )
 
 
 def names(folder):
@@ -48,7 +51,7 @@ def test_weights_optimizer_state_and_random_streams_come_back(tmp_path):
     expected = one_more_step(model, optimizer)
 
     other, other_optimizer = trained(seed=1)
-    state = checkpoint.load(tmp_path / "step-000003", model=other, optimizer=other_optimizer)
+    state = checkpoint.load(tmp_path / "step-000003", WholeWeights(other, other_optimizer))
     assert state["step"] == 3 and state["buffer"] == [1, "a"]
     assert (random.random(), np.random.rand(), float(torch.rand(1))) == draws
     found = one_more_step(other, other_optimizer)
@@ -94,7 +97,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device", "optimizer.safetensors")
 
-    monkeypatch.setattr(checkpoint, "state_tensors", full)
+    monkeypatch.setattr(weights, "state_tensors", full)
     with pytest.raises(OSError):
         save(tmp_path, 2, model, optimizer)
     assert names(tmp_path) == ["step-000001"]
@@ -153,7 +156,7 @@ def test_another_model_is_refused_and_changes_nothing(tmp_path):
     for other in (torch.nn.Sequential(torch.nn.Linear(3, 2)), torch.nn.Linear(3, 4)):
         before = {name: p.detach().clone() for name, p in other.named_parameters()}
         with pytest.raises(UserError, match=r"not a checkpoint of this student \(it differs in "):
-            checkpoint.load(path, model=other, optimizer=torch.optim.AdamW(other.parameters()))
+            checkpoint.load(path, WholeWeights(other, torch.optim.AdamW(other.parameters())))
         assert all(torch.equal(before[name], p) for name, p in other.named_parameters())
 
 
@@ -183,7 +186,7 @@ def test_a_checkpoint_of_format_1_still_loads(tmp_path):
     (path / "state.json").write_text(json.dumps(state))
     (path / "SHA256SUMS").unlink()
     assert checkpoint.damage(path) is None
-    assert checkpoint.load(path, model=model, optimizer=optimizer)["updates"] == 0
+    assert checkpoint.load(path, WholeWeights(model, optimizer))["updates"] == 0
     weights = path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-3])
     assert "cannot be read" in checkpoint.damage(path)
@@ -196,5 +199,5 @@ def test_other_threads_are_told(tmp_path, caplog):
     state = json.loads(file.read_text())
     state["machine"]["num_threads"] = 63
     file.write_text(json.dumps(state))
-    checkpoint.load(path, model=model, optimizer=optimizer)
+    checkpoint.load(path, WholeWeights(model, optimizer))
     assert "was written with num_threads=63" in caplog.text

@@ -1,0 +1,133 @@
+"""The models of a run over ranks: made in the same order on each, since parts of it are collective.
+
+The student is cut over ranks (`sharding`); its engine has whole weights of its own. A teacher that only samples is at
+the first rank of each node, which serves it on the node's teacher GPUs by loopback; one whose distribution is read is
+at every rank, by its node's endpoint where it is served.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from harness.config import RunConfig
+from harness.distributed.engine import ShardedEngine, engine_commands
+from harness.distributed.messages import share_vision
+from harness.distributed.sharding import ShardedModel
+from harness.distributed.updater import DistributedUpdater, RankUpdater
+from harness.distributed.world import World
+from harness.models.chat import Chat
+from harness.models.forward import LanguageModel
+from harness.models.identity import model_identity
+from harness.models.loading import load_model, num_parameters
+from harness.rollout.base import RolloutEngine
+from harness.rollout.build import Teacher, load_student, open_teacher, separate_engine, student_engine
+from harness.step_clock import StepClock
+from harness.training.models import STUDENT_LOG, TEACHER_LOG
+from methods.base import Method
+
+
+class RankModels:
+    """This rank's part of `harness.training.models.Models`. On rank 0 engines and updater stand for those of all."""
+
+    def __init__(
+        self, config: RunConfig, chat: Chat, world: World, *, trained: bool, folder: Path, stack: ExitStack
+    ) -> None:
+        self._config, self._chat, self._world, self._folder, self._stack = config, chat, world, folder, stack
+        self.student: LanguageModel | None
+        self.sharded: ShardedModel | None = None
+        self.engines: dict[str, RolloutEngine] = {}
+        """This rank's own."""
+        self._gathering: PreTrainedModel | None = None
+        share_vision(lambda: chat.vision)
+        student = self.student = load_student(config, chat, trained=trained)
+        if trained:
+            self.sharded = ShardedModel(student, world.mesh)
+            own = separate_engine(config, chat, stack=stack)
+            world.commands = engine_commands(own, self.sharded.whole_tensors) | {"gather": self._gather}
+        else:
+            own = student_engine(config, chat, student, log=folder / STUDENT_LOG, stack=stack)
+        self.engines["student"] = own
+        self.engine = own if world.rank else ShardedEngine(own, world, "student", range(world.size))
+
+    def open_teacher(self, method: Method) -> Teacher:
+        model, place = self._config.teacher, self._world.place
+        if model is None or method.needs_teacher == "none":
+            return Teacher()
+        scores = method.needs_teacher == "distribution"
+        config = _on_teacher_gpu(self._config, place.local_rank)
+        opened = Teacher(num_parameters=num_parameters(model))
+        if place.leads_node:
+            log = (self._folder / TEACHER_LOG).with_suffix(f".{place.node}.log" if place.node else ".log")
+            opened = open_teacher(method, config, self._chat, log=log, stack=self._stack)
+        if scores:
+            urls = self._world.gather(list(opened.urls))[place.rank - place.local_rank]  # the node's first rank's
+            if not place.leads_node:
+                here = dataclasses.replace(model, serve=False, urls=urls) if model.serve else model
+                config = dataclasses.replace(config, teacher=here)
+                opened = open_teacher(method, config, self._chat, log=self._folder / TEACHER_LOG, stack=self._stack)
+        if opened.engine is not None:
+            self.engines["teacher"] = opened.engine
+        ranks = range(place.world_size) if scores and not model.is_served else self._world.node_leaders()
+        if place.rank or opened.engine is None or len(ranks) == 1:
+            return opened
+        engine = ShardedEngine(opened.engine, self._world, "teacher", ranks)
+        return dataclasses.replace(opened, engine=engine)
+
+    def updater(self, method: Method, teacher: Teacher, clock: StepClock | None = None) -> RankUpdater:
+        student = self.student
+        assert self.sharded is not None and student is not None
+        kind = RankUpdater if self._world.rank else DistributedUpdater
+        updater = kind(
+            world=self._world,
+            sharded=self.sharded,
+            student=student,
+            teacher=teacher.scorer,
+            method=method,
+            config=self._config.update,
+            temperature=self._config.rollout.temperature,
+            clock=clock,
+        )
+        self._world.commands = {**self._world.commands, **updater.commands()}
+        return updater
+
+    def finished(self) -> PreTrainedModel:
+        """In this host's memory; the tensors come one at a time."""
+        self._gathering = load_model(self._config.student, "cpu")
+        try:
+            self._world.call("gather")
+            return self._gathering
+        finally:
+            self._gathering = None
+
+    def identity(self) -> str:
+        return model_identity(self._whole(), self._chat)
+
+    def _whole(self) -> PreTrainedModel:
+        if self.sharded is not None:
+            return self.finished()
+        assert self.student is not None
+        return self.student.module
+
+    def _gather(self) -> None:
+        assert self.sharded is not None
+        own = {} if self._gathering is None else dict(self._gathering.named_parameters())
+        with torch.no_grad():
+            for name, tensor in self.sharded.whole_tensors():
+                if name in own:
+                    own[name].copy_(tensor)
+
+
+def _on_teacher_gpu(config: RunConfig, local_rank: int) -> RunConfig:
+    """A teacher that ranks load themselves is on the node's teacher GPUs, which are behind those of the student."""
+    cluster, teacher = config.cluster, config.teacher
+    if not cluster.teacher_gpus or config.teacher_device is not None or not torch.cuda.is_available():
+        return config
+    if teacher is None or teacher.is_served:  # then they are the server's
+        return config
+    device = f"cuda:{cluster.student_gpus + local_rank % cluster.teacher_gpus}"
+    return dataclasses.replace(config, teacher_device=device)

@@ -1,0 +1,67 @@
+"""Every rank but the first: it makes its part of the models, and does what rank 0 says until it says the end."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import traceback
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NoReturn
+
+from harness.config import RunConfig
+from harness.distributed.build import RankModels
+from harness.distributed.engine import serve
+from harness.distributed.world import World
+from harness.errors import UserError
+from harness.models.chat import Chat
+from harness.models.loading import load_tokenizer
+from harness.rollout.base import RolloutEngine
+from methods.base import Method
+
+
+def follow(config: RunConfig, method: Method | None, world: World, folder: Path) -> NoReturn:
+    """Rank 0 ends this process (`harness.distributed.links`). An error here ends the run, which says whose it was."""
+    with ExitStack() as stack, _told(world):
+        _follow(config, method, world, folder, stack)
+    os._exit(1)
+
+
+def _follow(config: RunConfig, method: Method | None, world: World, folder: Path, stack: ExitStack) -> None:
+    follower = world.follower
+    chat = Chat(load_tokenizer(config.student), config.student)
+    models = RankModels(config, chat, world, trained=method is not None, folder=folder, stack=stack)
+    if method is not None:
+        models.updater(method, models.open_teacher(method))
+    for lane, engine in models.engines.items():
+        threading.Thread(target=_sample, args=(world, lane, engine), name=lane, daemon=True).start()
+    while True:
+        follower.doing = "between commands"
+        name, arguments = follower.lanes["work"].recv()
+        follower.doing = f"during {name}"
+        follower.lanes["work"].send(world.commands[name](**arguments))
+
+
+def _sample(world: World, lane: str, engine: RolloutEngine) -> None:
+    with _told(world):
+        serve(world.follower.lanes[lane], engine)
+
+
+class _told:
+    """What is raised in here is told to rank 0, which then ends all."""
+
+    def __init__(self, world: World) -> None:
+        self._follower = world.follower
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: object) -> None:
+        if isinstance(error, UserError):
+            self._follower.fault(str(error), error.exit_code)
+        elif error is not None and not isinstance(error, EOFError):  # of rank 0 itself, which the watch says
+            traceback.print_exception(error)
+            sys.stderr.flush()
+            self._follower.fault(f"{type(error).__name__}: {error}", 1)
+        self._follower.wait_for_end()

@@ -1,0 +1,137 @@
+"""What the tests run on every rank."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.config import RunConfig
+from harness.data.sources import load_questions
+from harness.distributed.balance import balanced
+from harness.distributed.build import RankModels
+from harness.distributed.world import World
+from harness.models.chat import Chat
+from harness.models.loading import load_tokenizer
+from harness.step_clock import StepClock
+from harness.training.models import LocalModels
+from harness.types import Question, Rollout, TrainingSample
+from methods.base import Method, plain_prompt
+
+Shares = list[list[int]]
+
+
+def make_samples(config: RunConfig, chat: Chat, *, num: int, seen: bool) -> list[TrainingSample]:
+    """Different lengths, random ids and advantages; with `seen`, every second one has a picture."""
+    rng = torch.Generator().manual_seed(1)
+    questions = _questions(config, chat) if seen else []
+    samples = []
+    for i in range(num):
+        length = 1 + int(torch.randint(14, (1,), generator=rng))
+        completion = torch.randint(30, 90, (length,), generator=rng).tolist()
+        packed = chat.pack(plain_prompt(questions[i])) if seen and i % 2 else None
+        prompt = packed.ids if packed else torch.randint(30, 90, (3 + i % 4,), generator=rng).tolist()
+        advantage = float(torch.randn(1, generator=rng))
+        mask = [0] * len(prompt) + [1] * length
+        rollout = Rollout(
+            sampler="student",
+            index=0,
+            prompt_ids=prompt,
+            completion_ids=completion,
+            rollout_logprobs=[-4.0] * length,
+            text="",
+            finish_reason="stop",
+            media=packed.media if packed else None,
+        )
+        samples.append(
+            TrainingSample(
+                uid=f"q{i // 2}/plain",
+                token_ids=[*prompt, *completion],
+                loss_mask=mask,
+                advantages=[advantage * m for m in mask],
+                rollout_logprobs=[-4.0 * m for m in mask],
+                old_logprobs=[-4.0 * m for m in mask],
+                rollout=rollout,
+            )
+        )
+    return samples
+
+
+def spoil(samples: list[TrainingSample], number: int) -> None:
+    """Of this one the loss is not finite."""
+    samples[number].advantages = [float("inf") * m if m else 0.0 for m in samples[number].loss_mask]
+
+
+def untrained(samples: list[TrainingSample], numbers: list[int]) -> None:
+    for number in numbers:
+        samples[number].loss_mask = [0] * len(samples[number].token_ids)
+
+
+def of_one_process(config: RunConfig, method: Method, *, num: int, seen: bool, masked: list[int]) -> dict[str, Any]:
+    """Gradient and metrics of one update as a single process makes it."""
+    chat = Chat(load_tokenizer(config.student), config.student)
+    samples = make_samples(config, chat, num=num, seen=seen)
+    untrained(samples, masked)
+    with ExitStack() as stack:
+        models = LocalModels(config, chat, trained=True, folder=Path(), stack=stack)
+        updater = models.updater(method, models.open_teacher(method), StepClock())
+        taken: dict[str, torch.Tensor] = {}
+
+        def read(*args: Any) -> None:
+            named = models.student.module.named_parameters()
+            taken.update({n: p.grad.clone() for n, p in named if p.grad is not None})
+
+        updater.optimizer.optimizer.register_step_pre_hook(read)
+        updater.fill_old_logprobs(samples)
+        row = updater.update(samples, measure_gap=True)
+        return {"gradient": taken, "row": row, "gap": updater.gap.finish()}
+
+
+def of_ranks(
+    config: RunConfig, method: Method, world: World, num: int, seen: bool, masked: list[int], shares: Shares | None
+) -> dict[str, Any]:
+    """This rank's rows of the gradient, and its report."""
+    chat = Chat(load_tokenizer(config.student), config.student)
+    samples = make_samples(config, chat, num=num, seen=seen)
+    untrained(samples, masked)
+    shares = shares or balanced([len(s.token_ids) for s in samples], world.size)
+    with ExitStack() as stack:
+        models = RankModels(config, chat, world, trained=True, folder=Path(), stack=stack)
+        updater = models.updater(method, models.open_teacher(method))
+        rows: dict[str, torch.Tensor] = {}
+
+        def read(*args: Any) -> None:
+            rows.update({n: p.grad.clone() for n, p in models.sharded.local.items() if p.grad is not None})
+
+        updater.optimizer.register_step_pre_hook(read)
+        report = updater.run_update(
+            [samples[i] for i in shares[world.rank]], sum(s.denominator for s in samples), False
+        )
+        return {"rows": {n: t.numpy() for n, t in rows.items()}, "report": report}
+
+
+def nonfinite(config: RunConfig, method: Method, world: World, shares: Shares, number: int) -> dict[str, Any]:
+    """An update with one bad sample, then a good one."""
+    chat = Chat(load_tokenizer(config.student), config.student)
+    with ExitStack() as stack:
+        models = RankModels(config, chat, world, trained=True, folder=Path(), stack=stack)
+        updater = models.updater(method, models.open_teacher(method))
+        before = {n: p.detach().clone() for n, p in models.sharded.local.items()}
+        samples = make_samples(config, chat, num=sum(map(len, shares)), seen=False)
+        spoil(samples, number)
+        bad = updater.run_update([samples[i] for i in shares[world.rank]], 10.0, False)
+        moved = any(not torch.equal(before[n], p) for n, p in models.sharded.local.items())
+        samples = make_samples(config, chat, num=sum(map(len, shares)), seen=False)
+        good = updater.run_update([samples[i] for i in shares[world.rank]], 10.0, False)
+        return {"bad": bad, "moved": moved, "good": good}
+
+
+def _questions(config: RunConfig, chat: Chat) -> list[Question]:
+    return load_questions(
+        config.data,
+        gold_errors=lambda questions: [None] * len(questions),
+        measure=lambda question: chat.num_tokens_of(plain_prompt(question)),
+        max_prompt_tokens=1000,
+    ).questions

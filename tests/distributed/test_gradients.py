@@ -1,0 +1,97 @@
+"""The gradient of an update over 2 and 4 ranks, with FSDP2 sharding on, is that of one process."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from harness.compose import compose
+from harness.config import RunConfig, from_hydra
+from harness.run import build_method
+from harness.testing.ranks import run_ranks
+from tests.distributed import bodies
+
+pytestmark = pytest.mark.dist
+
+SMALL = ["data.num_questions=40", "data.pool_size=null", "update.micro_batch_tokens=60", "update.max_grad_norm=1e9"]
+GRPO, KD = ["method=grpo"], ["method=on_policy_kd"]
+HYBRID_SEES = ["student=tiny_hybrid", "data.tasks=[bar_chart]"]
+EVERY = [list(range(9)), []]
+
+
+def config_of(overrides: list[str]) -> RunConfig:
+    return from_hydra(compose([*overrides, "data.batch_size=8", "device=cpu"]))
+
+
+def check(
+    overrides: list[str],
+    num_ranks: int,
+    *,
+    num: int = 9,
+    masked: list[int] | None = None,
+    shares: list[list[int]] | None = None,
+    tolerance: float = 1e-5,
+) -> None:
+    """`masked` samples train no token; `shares` are the ranks', by default balanced ones."""
+    seen = any("bar_chart" in line for line in overrides)
+    config = config_of(overrides)
+    method = build_method(config)
+    one = bodies.of_one_process(config, method, num=num, seen=seen, masked=masked or [])
+    ranks = run_ranks(num_ranks, bodies.of_ranks, overrides, num, seen, masked or [], shares)
+    assert set().union(*(rank["rows"] for rank in ranks)) == set(one["gradient"])
+    scale = max(float(value.abs().max()) for value in one["gradient"].values())
+    assert scale > 0
+    for name, expected in one["gradient"].items():
+        found = np.concatenate([rank["rows"][name] for rank in ranks if name in rank["rows"]])
+        assert found.shape == tuple(expected.shape), name
+        assert np.abs(found - expected.numpy()).max() < tolerance * max(1.0, scale), name
+    norms = [rank["report"].grad_norm for rank in ranks]
+    assert len(set(norms)) == 1 and norms[0] == pytest.approx(one["row"]["grad_norm"], rel=max(tolerance, 1e-5))
+    total = sum(rank["report"].sums["loss"] for rank in ranks)
+    assert total == pytest.approx(one["row"]["loss"], abs=tolerance)
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4])
+@pytest.mark.parametrize(
+    "overrides",
+    [["student=tiny_xs", *GRPO], ["student=tiny_xs", *KD], [*HYBRID_SEES, *GRPO], [*HYBRID_SEES, *KD]],
+    ids=["policy_gradient", "jsd", "policy_gradient-hybrid-images", "jsd-hybrid-images"],
+)
+def test_gradient_of_one_process(overrides, num_ranks):
+    check([*overrides, *SMALL], num_ranks)
+
+
+def test_a_rank_with_an_empty_shard_takes_part():
+    check(["student=tiny_xs", *GRPO, *SMALL], 2, shares=EVERY)
+
+
+def test_a_rank_whose_samples_train_no_token_takes_part():
+    check(["student=tiny_xs", *KD, *SMALL], 2, masked=[1, 3, 5], shares=[[0, 2, 4, 6, 7, 8], [1, 3, 5]])
+
+
+def test_more_ranks_than_samples():
+    check(["student=tiny_xs", *GRPO, *SMALL], 4, num=2)
+
+
+def test_gradient_checkpointing():
+    check(["student=tiny_xs", *GRPO, *SMALL, "update.gradient_checkpointing=true"], 2)
+
+
+def test_bf16_compute_has_fp32_gradients():
+    """Layers are gathered in bf16: 8 significant bits. The sums over ranks are fp32."""
+    check(["student=tiny_xs", "student.dtype=bfloat16", *GRPO, *SMALL], 2, tolerance=0.02)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_bf16"])
+def test_other_optimizers_work_on_shards(optimizer):
+    check(["student=tiny_xs", *GRPO, *SMALL, f"update.optimizer={optimizer}"], 2)
+
+
+def test_what_is_not_finite_on_one_rank_is_left_on_all_and_named():
+    """Number 1 of rank 1 is bad: no weight moves anywhere, and the next update works."""
+    shares = [[0, 2, 4], [1, 3]]
+    first, second = run_ranks(2, bodies.nonfinite, ["student=tiny_xs", *GRPO, *SMALL], shares, 3)
+    assert first["bad"].is_left and second["bad"].is_left
+    assert first["bad"].nonfinite is None and second["bad"].nonfinite[0] == 1
+    assert not first["moved"] and not second["moved"]
+    assert first["good"].grad_norm == second["good"].grad_norm > 0

@@ -1,0 +1,128 @@
+"""FLOPs, seconds and disk of a run by hand."""
+
+import dataclasses
+
+import pytest
+
+from harness.compose import compose
+from harness.config import RunConfig, from_hydra
+from harness.gpus import GPUS
+from harness.plan.costs import cost_of, decode_rate, published
+from harness.plan.counting import Assumptions, StepCount
+from harness.plan.shapes import shape_of
+
+COUNT = StepCount(
+    tokens={
+        "tokens/student_generated": 3e6, "tokens/student_prompt": 1e6, "tokens/student_update": 2e6,
+        "tokens/student_rescored": 0.0, "tokens/teacher_generated": 1e6, "tokens/teacher_prompt": 0.0,
+        "tokens/teacher_scored": 5e5,
+    },
+    num_student=96, num_teacher=48, num_samples=96, longest=16_384,
+)  # fmt: skip
+ASSUMED = Assumptions(mfu=0.5, rollout_rate=1000.0)
+
+
+def config(*overrides: str) -> RunConfig:
+    lines = ["student=qwen3_5_2b", "cluster=8x8", "steps=10", "rollout=vllm", *overrides]
+    return from_hydra(compose(list({line.partition("=")[0]: line for line in lines}.values())))
+
+
+def test_flops_are_the_harnesss_own():
+    """2N a token generated or read, 6N trained, 8N with checkpointing; the teacher at its own N."""
+    run = config()
+    student, teacher = shape_of(run.student), shape_of(run.teacher)
+    n, t = student.num_parameters, teacher.num_parameters
+    cost = cost_of(run, student, teacher, COUNT, ASSUMED)
+    assert cost.step_flops == {
+        "flops/student_generation": 2.0 * n * 4e6, "flops/student_update": n * 6.0 * 2e6,
+        "flops/teacher_generation": 2.0 * t * 1e6, "flops/teacher_scoring": 2.0 * t * 5e5,
+    }  # fmt: skip
+    assert cost.run_flops == 10 * sum(cost.step_flops.values())
+    again = cost_of(config("update.gradient_checkpointing=true"), student, teacher, COUNT, ASSUMED)
+    assert again.step_flops["flops/student_update"] == n * 8.0 * 2e6
+
+
+def test_seconds_of_a_step():
+    """48 ranks at half of 989.4 TFLOPS; the student's 3e6 tokens at 1000 a second on each, behind 1e6 of prompts."""
+    run = config()
+    student = shape_of(run.student)
+    n, useful = student.num_parameters, 48 * 0.5 * 989.4e12
+    cost = cost_of(run, student, None, COUNT, ASSUMED)
+    assert cost.step_seconds == pytest.approx(
+        {"rollout": 3e6 / 48_000 + 2 * n * 1e6 / useful, "update": 6 * n * 2e6 / useful, "scoring": 0.0}
+    )
+    assert cost.hours == pytest.approx(10 * sum(cost.step_seconds.values()) / 3600)
+
+
+def test_a_teacher_on_gpus_of_its_own_works_beside_the_student():
+    run = config()
+    student, teacher = shape_of(run.student), shape_of(run.teacher)
+    alone = cost_of(run, student, None, COUNT, ASSUMED).step_seconds["rollout"]
+    # 48 rollouts on 16 GPUs: 3 at a time, each step reads 30.4 GB of weights and three caches
+    rate = decode_rate(
+        teacher, GPUS["H100-80GB"], num_sequences=3, mean_tokens=12_288 / 2 + 1024, engine="vllm", assumed=ASSUMED
+    )
+    asking = 1e6 / (16 * rate)
+    assert cost_of(run, student, teacher, COUNT, ASSUMED).step_seconds["rollout"] == pytest.approx(max(alone, asking))
+    beside = dataclasses.replace(run, cluster=dataclasses.replace(run.cluster, teacher_gpus=0))
+    assert cost_of(beside, student, teacher, COUNT, ASSUMED).step_seconds["rollout"] > alone
+
+
+def test_the_rate_of_decoding():
+    """2B: 4.43 GB of weights, a cache of 6 * 2 * 2 * 512 bytes a token, 19.8 MB of states; 60 % of 3.35 TB/s allow 453
+    steps a second with one sequence, of which 100 count."""
+    shape, gpu = shape_of(config().student), GPUS["H100-80GB"]
+    assert decode_rate(shape, gpu, num_sequences=1, mean_tokens=0, engine="vllm", assumed=Assumptions()) == 100.0
+    read = shape.weight_bytes + 512 * shape.cache_bytes(8000)
+    rate = decode_rate(shape, gpu, num_sequences=512, mean_tokens=8000, engine="vllm", assumed=Assumptions())
+    assert rate == pytest.approx(512 * 0.6 * 3.35e12 / read) and rate < 51_200
+
+
+def test_no_hours_without_a_gpu():
+    run = config("cluster=local")
+    cost = cost_of(run, shape_of(run.student), None, COUNT, ASSUMED)
+    assert cost.step_seconds is None and cost.hours is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "bytes_a_weight"),
+    [
+        ([], 2 * 12 + 2),  # two checkpoints of weights and two fp32 moments, and the model in 16 bit
+        (["update.optimizer=adamw_bf16"], 2 * 8 + 2),
+        (["update.optimizer=adamw_offload", "checkpoint.keep_last=3"], 4 * 12 + 2),
+        (["checkpoint.keep_every=5", "checkpoint.every=5"], 4 * 12 + 2),  # those of steps 5 and 10 stay
+    ],
+)
+def test_disk(overrides, bytes_a_weight):
+    """4e6 tokens of text a step: 2 bytes of each of 10 steps, 24 of as many as lie between checkpoints."""
+    run = config(*overrides)
+    student = shape_of(run.student)
+    text = 4e6 * (2 * 10 + 24 * min(10, run.checkpoint.every))
+    assert cost_of(run, student, None, COUNT, ASSUMED).disk_bytes == bytes_a_weight * student.num_parameters + text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steps"),
+    [
+        ([], 10),
+        (["steps=null", "data=zppo77k"], 200),  # 76,800 / 384
+        (["steps=null", "data.num_questions=960", "data.epochs=2"], 5),
+        (["steps=null", "data.pool_size=384", "data.epochs=3"], 3),
+    ],
+)
+def test_steps(overrides, steps):
+    run = config(*overrides)
+    assert cost_of(run, shape_of(run.student), None, COUNT, ASSUMED).num_steps == steps
+
+
+def test_table_9():
+    """METHOD section 9, for its own setting: 384 questions a step, 12,288 tokens, 200 steps."""
+
+    def beside(label: str, *overrides: str) -> tuple[float, float] | None:
+        run = config("steps=200", *overrides)
+        return published(label, run, cost_of(run, shape_of(run.student), None, COUNT, ASSUMED))
+
+    assert beside("zppo") == (79, 9.8e20)
+    assert beside("off_policy_kd", "student=qwen3_5_0_8b") == (85, 4.7e20)
+    assert beside("grpo_replay", "student=qwen3_5_9b") == (93, 3.1e21)
+    assert beside("hint") is beside("zppo", "rollout.max_response_tokens=4096") is beside("zppo", "steps=100") is None
