@@ -30,6 +30,12 @@ from harness.models.loading import load_model, load_tokenizer
 from harness.rollout.base import Sampling
 from harness.rollout.transformers_engine import TransformersEngine
 from harness.training.metrics import process
+
+
+def resident_mb() -> float:
+    return process()["memory/resident_mb"]
+
+
 from harness.training.update import Updater
 from harness.types import MediaLimits, Question, TrainingSample
 from methods import registry
@@ -54,14 +60,14 @@ def memory(chat: Chat, num_images: int) -> None:
         path.write_text("\n".join(lines))
         media = MediaConfig(min_pixels=256, max_pixels=65_536)
         config = DataConfig(source="jsonl", path=str(path), media=media)
-        print(f"{num_images} images of {SIDE}x{SIDE}, before: {process()['memory/resident_mb']:.0f} MiB")
+        print(f"{num_images} images of {SIDE}x{SIDE}, before: {resident_mb():.0f} MiB")
         started, measured = time.perf_counter(), 0
 
         def measure(question: Question) -> int:
             nonlocal measured
             measured += 1
             if measured % (num_images // 5) == 0:
-                print(f"  measured {measured}: {process()['memory/resident_mb']:.0f} MiB")
+                print(f"  measured {measured}: {resident_mb():.0f} MiB")
             return chat.num_tokens_of(plain_prompt(question))
 
         loaded = load_questions(
@@ -73,7 +79,7 @@ def memory(chat: Chat, num_images: int) -> None:
             pixels = [packed.media.inputs() for packed in batch if packed.media is not None]
             if start // BATCH % (num_images // BATCH // 5) == 0:
                 size = sum(item.num_bytes for item in pixels) / 2**20
-                print(f"  packed {start + len(batch)}: {process()['memory/resident_mb']:.0f} MiB (this batch {size:.0f} MiB)")
+                print(f"  packed {start + len(batch)}: {resident_mb():.0f} MiB (this batch {size:.0f} MiB)")
 
 
 def prompts_of_equal_length(chat: Chat) -> dict[str, list[Question]]:

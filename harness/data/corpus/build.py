@@ -27,7 +27,7 @@ from harness.data.corpus.shards import digests, write_shards
 from harness.data.corpus.sources import OpenedSource, Row, SourceFile, count_names, open_source, read_rows
 from harness.data.corpus.tables import SOURCES, SUB_DATASETS, canonical_name, is_left_out, sub_datasets
 from harness.data.files import UNFINISHED
-from harness.errors import UserError, is_disk_full
+from harness.errors import UserError, disk_error
 from harness.files import put_in_place, sha256, write_atomically
 
 if TYPE_CHECKING:
@@ -124,8 +124,8 @@ def build(options: BuildOptions, config: RunConfig, *, force: bool = False, repo
             work.mkdir(parents=True, exist_ok=True)
             return _build(inputs, fingerprint, examiner, out, report)
     except OSError as error:
-        if is_disk_full(error):
-            raise UserError(f"no room left for {out}: free some and launch the same command again") from error
+        if (known := disk_error(error, out)) is not None:
+            raise known from error
         raise
 
 
