@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from harness.config import RunConfig
 from harness.data.corpus.card import card, card_text
 from harness.data.corpus.hashes import BenchmarkHashes, NearDuplicates, digest, normal_question
-from harness.data.corpus.index import Candidate, Index, Kept
+from harness.data.corpus.index import Candidate, Index, Kept, refuse_if_held
 from harness.data.corpus.options import BuildOptions
 from harness.data.corpus.reasons import KEPT, answer_of, first_fault, question_of
 from harness.data.corpus.shards import digests, write_shards
@@ -100,11 +100,9 @@ def build(options: BuildOptions, config: RunConfig, *, force: bool = False, repo
     work = out / UNFINISHED
     inputs = _inputs(options, config, report)
     fingerprint = inputs.fingerprint()
-    if force and out.is_dir():
-        _clear(out)
-    elif (out / FINISHED).exists():
+    if (out / FINISHED).exists():
         shutil.rmtree(out / FINISHED)
-    if not work.exists() and (out / CARD).exists():
+    if not force and not work.exists() and (out / CARD).exists():
         stored: dict[str, Any] = json.loads((out / CARD).read_text(encoding="utf-8"))
         if stored["fingerprint"] != fingerprint:
             raise UserError(
@@ -121,6 +119,8 @@ def build(options: BuildOptions, config: RunConfig, *, force: bool = False, repo
     near = NearDuplicates(inputs.hashes, options.distance) if inputs.hashes is not None else None
     try:
         with Examiner(config, near) as examiner:  # first of all: it refuses a student that cannot be loaded
+            if force:
+                _clear(out)
             work.mkdir(parents=True, exist_ok=True)
             return _build(inputs, fingerprint, examiner, out, report)
     except OSError as error:
@@ -294,8 +294,9 @@ def _row_name(source: str, raw: str, row: Row) -> str:
 
 
 def _clear(out: Path) -> None:
-    """Remove what a build has written, and nothing else."""
+    """Remove what a build has written, and nothing else. Raises UserError for one that is under way."""
+    if (out / UNFINISHED / STATE).exists():
+        refuse_if_held(out / UNFINISHED / STATE)
     for path in [*out.glob("train-*-of-*.parquet"), out / CARD, out / README]:
         path.unlink(missing_ok=True)
-    for folder in (out / UNFINISHED, out / FINISHED):
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(out / UNFINISHED, ignore_errors=True)

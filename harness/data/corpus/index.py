@@ -85,7 +85,7 @@ class Index:
         """Raises UserError where another build holds it, and for the state of a build of other options or sources."""
         self._path = path
         self._db = sqlite3.connect(path, isolation_level=None, timeout=1.0)
-        with self.errors():
+        with _errors(self._path):
             self._db.execute("PRAGMA locking_mode = EXCLUSIVE")  # so no shared memory, which network disks lack
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")  # a commit lost with the machine's power is made again
@@ -105,25 +105,9 @@ class Index:
             )
 
     @contextmanager
-    def errors(self) -> Iterator[None]:
-        """What the file system does to the state is the user's to mend."""
-        try:
-            yield
-        except sqlite3.OperationalError as error:
-            if "locked" in str(error):
-                raise UserError(
-                    f"another build is writing {self._path.parent}: wait for it, or choose another --out"
-                ) from error
-            raise UserError(
-                f"{self._path}: {error}: free room on the disk and launch the same command again; it goes on"
-            ) from error
-        except sqlite3.DatabaseError as error:
-            raise UserError(f"{self._path} is damaged ({error}): start anew with --force") from error
-
-    @contextmanager
     def commit(self) -> Iterator[None]:
         """Everything that is written inside, or nothing."""
-        with self.errors():
+        with _errors(self._path):
             self._db.execute("BEGIN")
             try:
                 yield
@@ -213,3 +197,35 @@ class Index:
         for reason, message in self._db.execute("SELECT reason, message FROM examples ORDER BY reason, message"):
             found.setdefault(reason, []).append(message)
         return found
+
+
+def refuse_if_held(path: Path) -> None:
+    """Raise UserError where another process has this state open; one that is damaged is nobody's."""
+    db = sqlite3.connect(path, isolation_level=None, timeout=1.0)
+    try:
+        db.execute("BEGIN EXCLUSIVE")
+    except sqlite3.OperationalError as error:
+        raise _held(path) from error
+    except sqlite3.DatabaseError:
+        pass
+    finally:
+        db.close()
+
+
+def _held(path: Path) -> UserError:
+    return UserError(f"another build is writing {path.parent}: wait for it, or choose another --out")
+
+
+@contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    """What the file system does to the state is the user's to mend."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if "locked" in str(error):
+            raise _held(path) from error
+        raise UserError(
+            f"{path}: {error}: free room on the disk and launch the same command again; it goes on"
+        ) from error
+    except sqlite3.DatabaseError as error:
+        raise UserError(f"{path} is damaged ({error}): start anew with --force") from error

@@ -206,8 +206,8 @@ def _parquet(url: str, name: str) -> Iterator[pq.ParquetFile]:
             yield file
     except (pa.ArrowException, OSError, httpx.HTTPError) as error:
         raise UserError(
-            f"{name} cannot be read ({first_line(error)}): launch the same command again, it goes on; a "
-            "local copy that is damaged has to be downloaded anew"
+            f"{name} cannot be read ({first_line(error)}): launch the same command again, it goes on; a damaged local "
+            "copy has to be downloaded anew"
         ) from error
 
 

@@ -304,6 +304,10 @@ def test_folders_with_something_else(small: BuildOptions, config: RunConfig, tmp
     with pytest.raises(UserError, match="holds a corpus of other options"):
         run_build(small, config, made.folder, seed=1)
     chosen = replace(small, out=str(made.folder), seed=1, shard_rows=5)
+    broken = replace(config, student=replace(config.student, path="/no/model"))
+    with pytest.raises(UserError, match="/no/model"):
+        build(chosen, broken, force=True, report=lambda line: None)
+    assert json.loads((made.folder / "card.json").read_text()) == made.card
     (made.folder / "letter.txt").write_text("mine")
     assert build(chosen, config, force=True, report=lambda line: None)["options"]["seed"] == 1
     assert sorted(path.name for path in made.folder.iterdir()) == [

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from harness.config import RunConfig
+from harness.data.corpus.build import build
 from harness.data.corpus.fixture import encoded, plain_row, write_mmfinereason, write_vero
 from harness.data.corpus.index import Index
 from harness.data.corpus.options import BuildOptions
@@ -172,6 +173,8 @@ def test_an_unfinished_build_is_held_to_its_options(
     try:
         with pytest.raises(UserError, match="another build is writing"):
             run_build(options, config, out)
+        with pytest.raises(UserError, match="another build is writing"):
+            build(replace(options, out=str(out)), config, force=True, report=lambda line: None)
     finally:
         index.close()
     run_build(options, config, out)
