@@ -5,8 +5,10 @@ Importing lmms-eval changes the whole process: import this module under `isolati
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import datasets
@@ -101,17 +103,35 @@ def run_benchmarks(benchmarks: Sequence[Benchmark], student: Student) -> dict[st
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.tasks import TaskManager
 
-    results = simple_evaluate(
-        model=StudentLMM(student),
-        tasks=[MediaBenchmarkTask(benchmark, student) for benchmark in benchmarks],
-        task_manager=TaskManager(include_defaults=False),
-        **RUN_OPTIONS,
-        fewshot_random_seed=None,
-        distributed_executor_backend="torchrun",  # the other one creates an Accelerator; in one process neither is used
-        cli_args=Namespace(process_with_media=False, output_path=None, reasoning_tags=None),
-        process_docs_parallel=1,
-    )
+    with _alone():
+        results = simple_evaluate(
+            model=StudentLMM(student),
+            tasks=[MediaBenchmarkTask(benchmark, student) for benchmark in benchmarks],
+            task_manager=TaskManager(include_defaults=False),
+            **RUN_OPTIONS,
+            fewshot_random_seed=None,
+            distributed_executor_backend="torchrun",  # the other creates an Accelerator; in one process neither is used
+            cli_args=Namespace(process_with_media=False, output_path=None, reasoning_tags=None),
+            process_docs_parallel=1,
+        )
     return mean_scores(results, benchmarks)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Of several ranks the first evaluates, and the library would wait for the others at barriers of its own."""
+    import torch.distributed
+
+    is_initialized = torch.distributed.is_initialized
+
+    def seen() -> bool:
+        return is_initialized() and not sys._getframe(1).f_globals["__name__"].startswith("lmms_eval.")
+
+    torch.distributed.is_initialized = seen
+    try:
+        yield
+    finally:
+        torch.distributed.is_initialized = is_initialized
 
 
 def _text(text: str) -> dict[str, Any]:

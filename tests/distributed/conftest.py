@@ -13,7 +13,7 @@ from harness.run_folder import RunFolder
 from harness.testing.ranks import RankedRun
 
 SMALL = [
-    "student=tiny_xs", "eval=none", "data.batch_size=4", "data.pool_size=16", "data.num_questions=32", "data.epochs=3",
+    "student=tiny_xs", "data.batch_size=4", "data.pool_size=16", "data.num_questions=32", "data.epochs=3",
     "data.levels=[1,2]", "rollout.max_response_tokens=24", "checkpoint.every=2", "update.share_prompts=false",
 ]  # fmt: skip
 
@@ -52,6 +52,6 @@ class Run:
         return [json.loads(line) for line in text.splitlines()]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_run(tmp_path_factory) -> Callable[..., Run]:
     return lambda *overrides: Run(tmp_path_factory.mktemp("run"), list(overrides))

@@ -10,7 +10,8 @@ import pytest
 
 pytestmark = pytest.mark.dist
 
-GRPO = ["method=grpo", "method.updates_per_step=2", "method.group_size=4", "steps=8", "cluster.collective_timeout=10"]
+GRPO = ["method=grpo", "method.updates_per_step=2", "method.group_size=4", "eval=none", "steps=8"]
+TIMEOUT = "cluster.collective_timeout=10"
 DEADLINE = 10 + 10 + 15
 """Seconds: the time-out, that in which rank 0 may end by itself, and what a busy machine takes."""
 
@@ -39,7 +40,7 @@ def wait_for(run, started, num_steps):
 @pytest.fixture
 def started(make_run):
     """A run of two ranks behind its third step, and the checkpoint of its second."""
-    run = make_run(*GRPO)
+    run = make_run(*GRPO, TIMEOUT)
     ranks = run.start(2)
     wait_for(run, ranks, 3)
     return run, ranks
@@ -95,7 +96,7 @@ def test_a_signal_to_any_rank_writes_the_state(started, number):
 def test_a_rank_that_raises(make_run, tmp_path, monkeypatch):
     (tmp_path / "broken_on_one.py").write_text(BROKEN)
     monkeypatch.syspath_prepend(tmp_path)
-    run = make_run("method._target_=broken_on_one:Broken", "method.name=broken", "steps=2")
+    run = make_run("method._target_=broken_on_one:Broken", "method.name=broken", "eval=none", "steps=2")
     ranks = run.start(2)
     assert ranks.wait(DEADLINE + 60) == [1, 1]
     assert run.info["status"] == "failed"
