@@ -16,8 +16,10 @@ class VllmConfig:
 
     memory_fraction: float = 0.3
     """Share of a GPU's memory for the engine's weights and cache; the trainer has the rest."""
+    own_memory_fraction: float = 0.9
+    """The same of a teacher's engine or server that has GPUs of its own (`cluster.teacher_gpus`)."""
     cache_gib: float | None = None
-    """Size of the key-value cache; default: what is left of `memory_fraction`, and 1 GiB without a GPU."""
+    """Size of the key-value cache; default: what is left of the engine's share, and 1 GiB without a GPU."""
     max_model_len: int | None = None
     """Tokens of prompt and completion together; default: the model's context window."""
     enforce_eager: bool = False
@@ -26,7 +28,7 @@ class VllmConfig:
     sleep: bool = True
     """Free the engine's memory while the student is updated. Only on a GPU."""
     tensor_parallel_size: int = 1
-    """GPUs of a teacher's engine; the student's has the trainer's own."""
+    """GPUs of a teacher's engine, all of `cluster.teacher_gpus` where there are any; the student's has the trainer's."""
 
 
 @dataclass
@@ -85,6 +87,7 @@ POSITIVE = (
     "rollout.temperature",
     "rollout.transfer_timeout",
     "rollout.vllm.memory_fraction",
+    "rollout.vllm.own_memory_fraction",
     "rollout.vllm.tensor_parallel_size",
     "server.timeout",
     "server.max_wait",

@@ -58,7 +58,7 @@ class RankModels:
         model, place = self._config.teacher, self._world.place
         if model is None or method.needs_teacher == "none":
             return Teacher()
-        scores = method.needs_teacher == "distribution"
+        scores, on_vllm = method.needs_teacher == "distribution", self._config.rollout.engine == "vllm"
         config = _on_teacher_gpu(self._config, place.local_rank)
         opened = Teacher(num_parameters=num_parameters(model))
         if place.leads_node:
@@ -69,10 +69,14 @@ class RankModels:
             if not place.leads_node:
                 here = dataclasses.replace(model, serve=False, urls=urls) if model.serve else model
                 config = dataclasses.replace(config, teacher=here)
-                opened = open_teacher(method, config, self._chat, log=self._folder / TEACHER_LOG, stack=self._stack)
+                log = self._folder / TEACHER_LOG
+                opened = open_teacher(
+                    method, config, self._chat, log=log, stack=self._stack, may_sample=not on_vllm or model.is_served
+                )
         if opened.engine is not None:
             self.engines["teacher"] = opened.engine
-        ranks = range(place.world_size) if scores and not model.is_served else self._world.node_leaders()
+        everywhere = scores and not model.is_served and not on_vllm
+        ranks = range(place.world_size) if everywhere else self._world.node_leaders()
         if place.rank or opened.engine is None or len(ranks) == 1:
             return opened
         engine = ShardedEngine(opened.engine, self._world, "teacher", ranks)

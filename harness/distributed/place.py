@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from harness.config import RunConfig
 from harness.errors import UserError
+from harness.slots import visible_gpus
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun and `harness.distributed.launch` tell a rank."""
@@ -116,10 +117,9 @@ def check_ranks(config: RunConfig) -> None:
             "update.optimizer=adamw_8bit keeps blocks of 256 numbers that a shard would cut, and its checkpoints would "
             "load on no other number of ranks: set update.optimizer=adamw_bf16, or cluster=local"
         )
-    if config.rollout.engine == "vllm" and config.teacher is not None and not config.teacher.is_served:
-        raise UserError(
-            "a teacher of several ranks samples on vLLM as a server: set teacher.serve=true and cluster.teacher_gpus"
-        )
+    own_engine = config.rollout.engine == "vllm" and config.teacher is not None and not config.teacher.is_served
+    if own_engine and not config.cluster.teacher_gpus and config.device != "cpu" and visible_gpus():
+        raise UserError("a teacher on vLLM beside several ranks needs GPUs of its own: set cluster.teacher_gpus")
     for name in ("device", "teacher_device"):
         if (getattr(config, name) or "").startswith("cuda:"):
             raise UserError(f"{name}={getattr(config, name)} is one GPU for several ranks: set {name}=cuda")

@@ -196,7 +196,10 @@ def _engine_problems(
     served = config.teacher.serve and (samples or config.server.score)
     if not served and not (samples and config.rollout.engine == "vllm" and not config.teacher.urls):
         return
-    fraction, parallel = config.rollout.vllm.memory_fraction, float(config.rollout.vllm.tensor_parallel_size)
+    own = config.cluster.teacher_gpus > 0
+    name = "own_memory_fraction" if own else "memory_fraction"
+    fraction = getattr(config.rollout.vllm, name)
+    parallel = float(config.cluster.teacher_gpus or config.rollout.vllm.tensor_parallel_size)
     if served:
         fraction = _argument(config, "gpu-memory-utilization", fraction)
         parallel = _argument(config, "tensor-parallel-size", 1.0)
@@ -205,7 +208,7 @@ def _engine_problems(
         return
     where = f"teacher {config.teacher.name} does not fit: {needs / GB:.1f} GB on each of its GPUs"
     given = f"its share is {fraction * room / GB:.1f} ({fraction:g} of {config.cluster.gpu})"
-    option = "server.args=['--gpu-memory-utilization={}']" if served else "rollout.vllm.memory_fraction={}"
+    option = "server.args=['--gpu-memory-utilization={}']" if served else f"rollout.vllm.{name}={{}}"
     gpus = config.cluster.teacher_gpus or config.cluster.student_gpus
     if needs <= 0.92 * room:
         yield f"{where}, {given}: set {option.format(_up(needs / room))}"

@@ -82,15 +82,17 @@ def separate_engine(config: RunConfig, chat: Chat, *, stack: ExitStack) -> Rollo
     return engine
 
 
-def open_teacher(method: Method, config: RunConfig, chat: Chat, *, log: Path, stack: ExitStack) -> Teacher:
-    """The teacher of a run as its method uses it; all of it ends with `stack`."""
+def open_teacher(
+    method: Method, config: RunConfig, chat: Chat, *, log: Path, stack: ExitStack, may_sample: bool = True
+) -> Teacher:
+    """The teacher of a run as its method uses it; all of it ends with `stack`. Without `may_sample` it scores alone."""
     from harness.training.teacher import open_scorer
 
     model = config.teacher
     if model is None or method.needs_teacher == "none":
         return Teacher()
     scores = method.needs_teacher == "distribution"
-    samples = not scores or "teacher" in method.trained_samplers
+    samples = may_sample and (not scores or "teacher" in method.trained_samplers)
     device = device_of(config.teacher_device or config.device)
     by_server = model.is_served and config.server.score
     endpoints = _open(model, config, "teacher", log, stack) if by_server or (model.is_served and samples) else None
@@ -105,7 +107,8 @@ def open_teacher(method: Method, config: RunConfig, chat: Chat, *, log: Path, st
     elif on_vllm and samples:
         from harness.rollout.vllm_engine import VllmEngine
 
-        engine = VllmEngine(_folder(model, stack), chat, sampler="teacher", model=model, config=config.rollout)
+        folder, gpus = _folder(model, stack), _teacher_gpus(config)
+        engine = VllmEngine(folder, chat, sampler="teacher", model=model, config=config.rollout, gpus=gpus)
         stack.callback(engine.close)
     elif loaded is not None:
         engine = TransformersEngine(loaded, chat, "teacher", config.rollout.max_sequences)
@@ -135,6 +138,11 @@ def device_of(name: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def _teacher_gpus(config: RunConfig) -> list[str]:
+    """Of this node, those that are the teacher's alone: the last ones."""
+    return visible_gpus()[-config.cluster.teacher_gpus :] if config.cluster.teacher_gpus else []
+
+
 def _open(model: ModelConfig, config: RunConfig, role: str, log: Path, stack: ExitStack) -> Endpoints:
     from harness.rollout.serving import opened
     from harness.rollout.vllm_options import as_flags, engine_options
@@ -142,8 +150,8 @@ def _open(model: ModelConfig, config: RunConfig, role: str, log: Path, stack: Ex
     if not model.serve:
         return stack.enter_context(opened(model, model.path, config.server, role=role, log=log))
     folder = _folder(model, stack)
-    arguments = list(as_flags(engine_options(config.rollout, folder)))
-    gpus = visible_gpus()[-config.cluster.teacher_gpus :] if role == "teacher" and config.cluster.teacher_gpus else []
+    gpus = _teacher_gpus(config) if role == "teacher" else []
+    arguments = list(as_flags(engine_options(config.rollout, folder, own_gpus=bool(gpus))))
     if len(gpus) > 1 and not any("parallel-size" in argument for argument in config.server.args):
         arguments += ["--data-parallel-size", str(len(gpus))]
     return stack.enter_context(opened(model, folder, config.server, role=role, log=log, arguments=arguments, gpus=gpus))

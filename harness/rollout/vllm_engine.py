@@ -36,7 +36,8 @@ class VllmEngine:
     """One model behind `vllm.LLMEngine`.
 
     `folder` (or hub id) has the configuration, the tokenizer and the weights. An `empty` engine does not read the
-    weights: it lives in this process and samples noise until `load_weights`; any other has a process of its own.
+    weights: it lives in this process and samples noise until `load_weights`; any other has a process of its own, on
+    `gpus` alone where there are any.
 
     Log-probabilities are those of `logits / T` where nothing is truncated, as in training; with top-p, top-k or min-p
     they are those of the truncated distribution.
@@ -54,6 +55,7 @@ class VllmEngine:
         model: ModelConfig,
         config: RolloutConfig,
         empty: bool = False,
+        gpus: Sequence[str] = (),
     ) -> None:
         self.sampler: Sampler = sampler
         self.has_own_weights = True
@@ -61,7 +63,7 @@ class VllmEngine:
         self._chat = chat
         self._bias = dict.fromkeys(chat.banned_ids, BAN)
         self._sleeps = empty and config.vllm.sleep and torch.cuda.is_available()
-        self._engine = _start(folder, model, config, empty=empty, sleeps=self._sleeps)
+        self._engine = _start(folder, model, config, empty=empty, sleeps=self._sleeps, gpus=gpus)
         self._in_process = empty
         self._num_threads = torch.get_num_threads()
         self._names: set[str] = set()
@@ -216,10 +218,12 @@ class VllmEngine:
         )
 
 
-def _start(folder: str, model: ModelConfig, config: RolloutConfig, *, empty: bool, sleeps: bool) -> Any:
+def _start(
+    folder: str, model: ModelConfig, config: RolloutConfig, *, empty: bool, sleeps: bool, gpus: Sequence[str]
+) -> Any:
     if importlib.util.find_spec("vllm") is None:
         raise UserError("rollout=vllm needs vLLM, which is not installed: pip install zppo-bench[vllm]")
-    with _environment(empty):
+    with _environment(empty, gpus):
         try:
             from vllm import EngineArgs, LLMEngine
         except (ImportError, OSError, RuntimeError) as error:
@@ -231,12 +235,12 @@ def _start(folder: str, model: ModelConfig, config: RolloutConfig, *, empty: boo
             model=folder,
             revision=model.revision,
             dtype=model.dtype,  # type: ignore[arg-type]
-            tensor_parallel_size=1 if empty else config.vllm.tensor_parallel_size,
+            tensor_parallel_size=1 if empty else len(gpus) or config.vllm.tensor_parallel_size,
             distributed_executor_backend="external_launcher" if empty and _is_a_rank() else None,
             enable_sleep_mode=sleeps,
             disable_log_stats=True,
             **ALWAYS | model_options(model) | ({"load_format": "dummy"} if empty else {}),  # type: ignore[arg-type]
-            **engine_options(config, folder),
+            **engine_options(config, folder, own_gpus=bool(gpus)),
             # The pixels are normalised already. Versions that always leave this to the processor have no such option.
             **{name: False for name in ("mm_device_do_normalize",) if hasattr(EngineArgs, name)},
         )
@@ -254,7 +258,7 @@ def _is_a_rank() -> bool:
 
 
 @contextmanager
-def _environment(in_process: bool) -> Iterator[None]:
+def _environment(in_process: bool, gpus: Sequence[str]) -> Iterator[None]:
     """vLLM reads where its core lives from the environment when it starts."""
     values = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if in_process else "1",
@@ -263,6 +267,8 @@ def _environment(in_process: bool) -> Iterator[None]:
         "VLLM_CPU_OMP_THREADS_BIND": os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "nobind"),
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
     }
+    if gpus:
+        values["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     if in_process and _is_a_rank():  # an engine beside each rank of the trainer, not one engine over all of them
         local_rank = torch.cuda.current_device() if torch.cuda.is_available() else dist.get_rank()
         values |= {

@@ -25,12 +25,13 @@ def model_options(model: ModelConfig) -> dict[str, Any]:
     return {"load_format": "safetensors", "trust_remote_code": model.trust_remote_code}
 
 
-def engine_options(config: RolloutConfig, folder: str) -> dict[str, Any]:
-    """Arguments of vLLM's `EngineArgs` for a model of `folder`; what is left to vLLM is not among them."""
+def engine_options(config: RolloutConfig, folder: str, *, own_gpus: bool = False) -> dict[str, Any]:
+    """Arguments of vLLM's `EngineArgs` for a model of `folder`; what is left to vLLM is not among them. `own_gpus`: the
+    engine shares none with a trainer."""
     options = config.vllm
     chosen: dict[str, Any] = {
         "max_num_seqs": config.max_sequences,
-        "gpu_memory_utilization": options.memory_fraction,
+        "gpu_memory_utilization": options.own_memory_fraction if own_gpus else options.memory_fraction,
         "max_model_len": options.max_model_len,
         "enforce_eager": options.enforce_eager or None,
         "enable_prefix_caching": options.prefix_caching and can_cache_prefixes(folder),

@@ -52,11 +52,12 @@ def test_the_ranks_have_to_be_those_of_the_cluster():
     [
         (["update.optimizer=adamw_8bit"], "set update.optimizer=adamw_bf16"),
         (["device=cuda:1"], "device=cuda:1 is one GPU for several ranks: set device=cuda"),
-        (["rollout=vllm"], "set teacher.serve=true"),
+        (["rollout=vllm"], "set cluster.teacher_gpus"),
         (["method=base", "rollout=server", "student.urls=[http://127.0.0.1:1/v1]"], "set cluster=local"),
     ],
 )
-def test_what_several_ranks_cannot_do(overrides, message):
+def test_what_several_ranks_cannot_do(overrides, message, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     check_ranks(config(*overrides))
     with pytest.raises(UserError) as error:
         check_ranks(config(*overrides, "cluster.student_gpus=2"))
