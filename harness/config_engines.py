@@ -28,7 +28,7 @@ class VllmConfig:
     sleep: bool = True
     """Free the engine's memory while the student is updated. Only on a GPU."""
     tensor_parallel_size: int = 1
-    """GPUs of a teacher's engine, all of `cluster.teacher_gpus` where there are any; the student's has the trainer's."""
+    """GPUs of a teacher's engine, all of `cluster.teacher_gpus` if there are any; the student's has the trainer's."""
 
 
 @dataclass
