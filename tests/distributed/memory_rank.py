@@ -57,13 +57,14 @@ def measure(kind: str, checkpointing: bool, world_size: int) -> dict[str, float]
     tracker.track_inputs(())
     with tracker:
         micro_batch()
-    peak = tracker.get_tracker_snapshot("peak")
+    peak = {str(kind): size for parts in tracker.get_tracker_snapshot("peak").values() for kind, size in parts.items()}
     moments = [value for state in optimizer.state.values() for name, value in state.items() if name != "step"]
     return {
         "weights": local_bytes(model.parameters()),
         "gradients": local_bytes(parameter.grad for parameter in model.parameters()),
         "optimizer": local_bytes(moments),
-        "peak": sum(parts["Total"] for parts in peak.values()),
+        "gathered weights": sum(peak[f"_FSDPRefType.{kind}"] for kind in ("UNSHARDED_PARAM", "ALL_GATHER")),
+        "peak": peak["Total"],
     }
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from reports.collect import collect
+from reports.sections import table_note
 from reports.tables import compare, markdown_table, to_csv, to_latex, to_markdown
 
 
@@ -145,3 +146,24 @@ def test_latex_of_a_small_study(write_run, tmp_path):
         r"\end{tabular}}",
         r"\end{table}",
     ]
+
+
+def test_learning_rates_stand_below_the_table(write_run, tmp_path):
+    write_run("base", {"level1": 30.0}, learning_rate=None)
+    write_run("grpo", {"level1": 50.0}, learning_rate=1e-6)
+    write_run("zppo", {"level1": 60.0}, learning_rate=1e-6)
+    (table,) = compare(collect(tmp_path / "study"))
+    assert table_note(table).endswith("Learning rate of all trained rows: 1e-06.")
+    write_run("off_policy_kd", {"level1": 60.0}, learning_rate=2e-5)
+    write_run("zppo", {"level1": 60.0}, seed=1, learning_rate=3e-6)
+    (table,) = compare(collect(tmp_path / "study"))
+    assert table_note(table).endswith("Learning rates: off_policy_kd 2e-05, grpo 1e-06, zppo 1e-06 and 3e-06.")
+
+
+def test_rows_of_a_swept_number_are_in_its_order(write_run, tmp_path):
+    for value in ("16", "4", "1"):
+        write_run(f"zppo,updates_per_step={value}", {"level1": 50.0})
+    for value in ("0.0001", "3e-05"):
+        write_run(f"grpo,update.learning_rate={value}", {"level1": 50.0})
+    (table,) = compare(collect(tmp_path / "study"))
+    assert [label.rpartition("=")[2] for label in table.mean.index] == ["3e-05", "0.0001", "1", "4", "16"]

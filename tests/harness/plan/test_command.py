@@ -9,6 +9,7 @@ import pytest
 
 from harness.app import main
 from harness.errors import UserError
+from harness.gpus import GPUS
 from harness.plan.command import plan_command, plan_study
 from harness.plan.counting import Assumptions
 
@@ -135,6 +136,8 @@ def test_a_remedy_really_makes_it_fit(overrides):
         merged = {line.partition("=")[0]: line for line in overrides} | {k: f"{k}={v}" for k, v in changed.items()}
         plans = plan_study(list(merged.values()), assumed=Assumptions()).plans
         peaks.append(plans[0].peak)
+        if len(peaks) > 1:  # one piece of advice is enough for the memory
+            assert peaks[-1] <= GPUS[plans[0].config.cluster.gpu].memory_gb * 1e9
         if not plans[0].problems:
             break
         advice = plans[0].problems[0].rpartition(": set ")[2].partition(" or ")[0]

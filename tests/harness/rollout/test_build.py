@@ -59,3 +59,17 @@ def test_a_teacher_behind_an_endpoint_is_not_loaded(opened, served_model, stack)
     server = stack.enter_context(serve(served_model))
     found, num_parameters = opened("method=off_policy_kd", f"teacher.urls=[{server.url}]")
     assert found == ("ServerEngine", "ServerScorer", 0) and num_parameters > 500_000
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["method=off_policy_kd"], ("ServerEngine", "LocalScorer", 1)),
+        (["method=off_policy_kd", "teacher_process=true"], ("ServerEngine", "ProcessScorer", 0)),
+        (["method=on_policy_kd"], ("TransformersEngine", "LocalScorer", 1)),  # nobody asks the endpoint
+        (["method=zppo"], ("ServerEngine", None, 0)),
+    ],
+)
+def test_a_served_teacher_may_leave_the_scoring_to_a_copy(opened, served_model, stack, overrides, expected):
+    server = stack.enter_context(serve(served_model))
+    assert opened(*overrides, "server.score=false", f"teacher.urls=[{server.url}]")[0] == expected
