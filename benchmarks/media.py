@@ -29,7 +29,7 @@ from harness.models.forward import LanguageModel
 from harness.models.loading import load_model, load_tokenizer
 from harness.rollout.base import Sampling
 from harness.rollout.transformers_engine import TransformersEngine
-from harness.training.metrics import resident_mb
+from harness.training.metrics import process
 from harness.training.update import Updater
 from harness.types import MediaLimits, Question, TrainingSample
 from methods import registry
@@ -39,6 +39,10 @@ from methods.samples import rollout_sample
 BATCH = 48
 SIDE = 256
 LIMITS = MediaLimits(min_pixels=256, max_pixels=65_536)
+
+
+def resident_mb() -> float:
+    return process()["memory/resident_mb"]
 
 
 def memory(chat: Chat, num_images: int) -> None:

@@ -281,6 +281,12 @@ def _tiny(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     return 0
 
 
+def _data(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+    from harness.data.corpus.command import data_command
+
+    return data_command(parser, argv)
+
+
 COMMANDS: dict[str, tuple[str, Command]] = {
     "train": ("One run: train, save, evaluate; -m for several.", _train),
     "sweep": ("Run a study of sweeps/; finished runs are skipped.", _sweep),
@@ -294,6 +300,7 @@ COMMANDS: dict[str, tuple[str, Command]] = {
     "methods": ("Presets of methods, and where each comes from.", _methods),
     "new-method": ("Write an installable package with a method of your own.", _new_method),
     "grade": ("Grade your own answers.", _grade),
+    "data": ("Build a training corpus, or hash benchmarks to keep them out of it.", _data),
     "tiny": ("Build the tiny family from seeds.", _tiny),
 }
 

@@ -37,7 +37,17 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Whether writing failed for want of space; libraries that write files raise errors of their own for it."""
-    full = (errno.ENOSPC, errno.EDQUOT)
-    return (isinstance(error, OSError) and error.errno in full) or "No space left on device" in str(error)
+_DISK = {
+    errno.ENOSPC: "no space left for {path}: free some and launch again",
+    errno.EDQUOT: "no space left for {path} (quota): free some and launch again",
+    errno.EROFS: "{path} cannot be written any more (read-only file system): mount it for writing and launch again",
+}
+
+
+def disk_error(error: BaseException, path: object) -> UserError | None:
+    """What to do where writing below `path` failed for the disk's sake; None for another error. Libraries that write
+    files raise errors of their own, with the system's text."""
+    for number, text in _DISK.items():
+        if (isinstance(error, OSError) and error.errno == number) or os.strerror(number) in str(error):
+            return UserError(text.format(path=path))
+    return None

@@ -84,12 +84,15 @@ def _evaluate_model(model: str, suite: str, overrides: list[str], config_dir: st
 
 
 def _evaluate(config: RunConfig, out_dir: Path, label: str) -> str:
-    """Generate, mark and judge, or only what `eval.stage` names. The model is loaded where it generates."""
+    """Generate, mark and judge, or only what `eval.stage` names. The model is loaded where it generates. Raises Taken
+    where another process evaluates on the same suite; other suites may be under way."""
     from harness.evaluation.evaluate import evaluate
+    from harness.lock import RunLock
     from harness.rewards.workers import Grader
     from harness.run import live_student
 
     with ExitStack() as stack:
+        stack.callback(RunLock(out_dir).release)
         grader = stack.enter_context(Grader(config.reward))
         engine, identity = None, None
         if config.eval.stage != "judge":
@@ -106,7 +109,8 @@ def _text(out_dir: Path) -> str:
     import csv
 
     rows = list(csv.DictReader((out_dir / "scores.csv").open(encoding="utf-8")))
-    shown = ("benchmark", "family", "score", "stderr", "n", "num_truncated", "num_judged", "num_malformed")
+    counts = ("num_truncated", "num_unparsable", "num_timeout", "num_judged", "num_malformed")
+    shown = ("benchmark", "family", "score", "stderr", "n", *counts)
     cells = [shown, *([row[name] or "-" for name in shown] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(shown))]
     lines = []

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from harness.config import ModelConfig, RunConfig
 from harness.distributed.place import check_place, check_ranks, this_place
-from harness.errors import UserError, first_line, is_disk_full
+from harness.errors import UserError, disk_error, first_line
 from harness.preemption import Preempted, Stopped, at, interruptible, listening, received
 from harness.run_folder import RunFolder, run_dir
 from harness.types import Question
@@ -138,8 +138,8 @@ def _ending(error: BaseException, folder: RunFolder) -> BaseException:
         if not isinstance(error, Preempted):  # what it needs may have been sent the same signal
             logger.error("at %s: %s", signal, first_line(error), exc_info=error)
         error = Stopped(f"{signal} has ended the run: launched again it goes on")
-    elif isinstance(error, Exception) and is_disk_full(error):
-        error = UserError(f"no space left for {folder.path}: free some and launch again")
+    elif isinstance(error, Exception) and not isinstance(error, UserError):
+        error = disk_error(error, folder.path) or error
     with suppress(OSError):  # on a full disk there may be room, since what was half written is gone
         if isinstance(error, KeyboardInterrupt | SystemExit):
             folder.finish("interrupted")

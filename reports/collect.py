@@ -138,6 +138,8 @@ def _run(file: Path) -> Run:
     if missing:
         reason = f"run.json has no '{missing[0]}': of another version of this harness, run it again"
         return Run(file.parent, named | {"status": "unreadable"} | info, reason)
+    if info["status"] == "running":
+        return Run(file.parent, info, "running, or killed while it ran: zppo status tells")
     if info["status"] != "done":
         error = info.get("error")
         return Run(file.parent, info, info["status"] + (f": {str(error).splitlines()[-1]}" if error else ""))

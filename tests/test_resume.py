@@ -249,6 +249,27 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before_and_goes_on_when_there
     assert_same_run(whole, start(disk))
 
 
+def test_a_disk_that_turns_read_only_ends_the_run_and_it_goes_on_when_that_is_mended(whole, mounted):
+    """While files are open a file system cannot be turned by hand, so a read-only one is put over the checkpoints."""
+    folder = start(mounted("size=16m"), "steps=2")
+
+    def turn(point: str) -> None:
+        if point == "update-1" and not turned:
+            turned.append(folder / "checkpoints")
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", *turned], check=True)
+
+    turned: list[Path] = []
+    preemption.watch(turn)
+    try:
+        with pytest.raises(UserError, match=r"cannot be written any more \(read-only file system\): mount it for"):
+            start(folder.parents[3])
+    finally:
+        preemption.watch(None)
+        subprocess.run(["umount", *turned], check=True)
+    assert RunFolder.read_info(folder)["status"] == "failed"
+    assert_same_run(whole, start(folder.parents[3]))
+
+
 def test_a_disk_that_cannot_be_written(mounted):
     disk = mounted("size=4m")
     start(disk, "steps=1")

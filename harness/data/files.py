@@ -42,6 +42,9 @@ ANSWER_TYPES = tuple(name for name in get_args(AnswerType) if name != "reasoning
 CHOICES = "choices"
 """A column of this name that holds a list goes to `metadata["choices"]`."""
 
+UNFINISHED = ".unfinished"
+"""A folder of parquet files with this in it is still being written."""
+
 _ABSENT = object()
 
 
@@ -67,21 +70,21 @@ def load_jsonl(config: DataConfig) -> Rows:
 def load_parquet(config: DataConfig) -> Rows:
     """One question a row, read in batches and only the columns that are used; embedded media stay on disk.
 
-    Raises UserError like `load_jsonl`, for a file that is not readable parquet, and for a column without media.
+    The rows of a folder are those of its files, in the order of their names. Raises UserError like `load_jsonl`, for a
+    file that is not readable parquet, for files of different schemas, and for a column without media.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    path = _path(config)
+    path, files = _parquet_files(config)
     rows = Rows(origin=str(path))
     try:
-        with pq.ParquetFile(path) as file:
-            texts, embedded = table_columns(file.schema_arrow, config, rows.origin)
-            batches = file.iter_batches(columns=texts)
-            records: Iterator[Record] = (record for batch in batches for record in batch.to_pylist())
-            if embedded:
-                records = with_references(records, _media_table(path, sorted(embedded)), embedded)
-            read_rows(rows, enumerate(records, 1), config, folder=path.parent, source=path.stem)
+        schema = _common_schema(files)
+        texts, embedded = table_columns(schema, config, rows.origin)
+        records = _records(files, texts)
+        if embedded:
+            records = with_references(records, _media_table(path, files, sorted(embedded)), embedded)
+        folder, source = (path, path.resolve().name) if path.is_dir() else (path.parent, path.stem)
+        read_rows(rows, enumerate(records, 1), config, folder=folder, source=source)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} is not readable parquet ({reason}): write it anew or use data=jsonl") from error
@@ -138,19 +141,51 @@ def text_of(value: Any) -> str:
     raise ValueError(f"is a {type(value).__name__}, not text or a number")
 
 
-def _media_table(path: Path, columns: list[str]) -> MediaTable:
-    """The parquet file's media columns as a memory-mapped table: parquet itself has no access to a single row."""
+def _parquet_files(config: DataConfig) -> tuple[Path, list[Path]]:
+    """`data.path`, and the files that it means: itself, or those in it."""
+    path = Path(config.path or "").expanduser()
+    if not path.is_dir():
+        return _path(config), [path]
+    if (path / UNFINISHED).exists():
+        raise UserError(f"data.path={path} is a corpus whose build has not ended: launch its zppo data build again")
+    files = sorted(path.glob("*.parquet"))
+    if not files:
+        raise UserError(f"data.path={path} is not a file and has no *.parquet in it: give a file or a folder of them")
+    return path, files
+
+
+def _common_schema(files: list[Path]) -> pa.Schema:
+    import pyarrow.parquet as pq
+
+    schema = pq.read_schema(files[0])
+    for file in files[1:]:
+        if not pq.read_schema(file).equals(schema):
+            raise UserError(f"{file} has other columns than {files[0]}: keep data sets in folders of their own")
+    return schema
+
+
+def _records(files: list[Path], columns: list[str]) -> Iterator[Record]:
+    import pyarrow.parquet as pq
+
+    for path in files:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(columns=columns):
+                yield from batch.to_pylist()
+
+
+def _media_table(path: Path, files: list[Path], columns: list[str]) -> MediaTable:
+    """The parquet files' media columns as a memory-mapped table: parquet itself has no access to a single row."""
     import datasets
     import pyarrow.parquet as pq
 
-    names = pq.read_schema(path).names
+    names = pq.read_schema(files[0]).names
     tops = sorted({column_path(names, column)[0] for column in columns})
     try:
-        dataset = datasets.load_dataset("parquet", data_files=str(path), columns=tops, split="train")
+        dataset = datasets.load_dataset("parquet", data_files=[*map(str, files)], columns=tops, split="train")
     except datasets.exceptions.DatasetsError as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise UserError(f"{path} is not readable parquet ({reason}): write it anew or use data=jsonl") from error
-    return MediaTable.of(dataset, origin=str(path), folder=str(path.parent))
+    return MediaTable.of(dataset, origin=str(path), folder=str(path if path.is_dir() else path.parent))
 
 
 def _path(config: DataConfig) -> Path:

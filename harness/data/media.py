@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -40,12 +41,27 @@ def decode_image(source: bytes | Path, name: str) -> Image:
 
     Raises MediaError for what is missing, no image, cut off, too small or too large.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import ImageOps
+
+    with _opened(source, name) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def image_size(source: bytes | Path, name: str) -> tuple[int, int]:
+    """Width and height, from the header alone. Raises MediaError like `decode_image`, but not for what is cut off."""
+    with _opened(source, name) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(source: bytes | Path, name: str) -> Iterator[Image]:
+    """The picture before it is decoded, its size checked; what goes wrong then is a MediaError as well."""
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             check_size(image.width, image.height, f"image {name}")
-            return ImageOps.exif_transpose(image).convert("RGB")
+            yield image
     except FileNotFoundError as error:
         raise MediaError(f"image {name} does not exist") from error
     except UnidentifiedImageError as error:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from harness.config_eval import JudgeConfig
-from harness.errors import RunInterrupted, UserError
-from harness.evaluation.judge.client import JudgeClient, JudgeFailure, Reply
+from harness.errors import RunInterrupted
+from harness.evaluation.judge.client import JudgeClient, JudgeFailure, JudgeGone, Reply
 from harness.evaluation.judge.shared import SHARED
 from harness.rewards import rules
 from harness.rewards.choice import normal_text
@@ -33,7 +33,7 @@ class JudgedGrader:
     the grade is `timeout`, and the same answer is asked about when it comes again.
 
     Thread-safe, one call at a time at the judge, so that `config.concurrency` holds. `grade` and `check` raise
-    RunInterrupted where the endpoint is gone or refuses.
+    RunInterrupted where the endpoint is gone, and UserError where it refuses: launched again it would refuse again.
     """
 
     def __init__(self, grader: Grader, config: JudgeConfig) -> None:
@@ -49,7 +49,7 @@ class JudgedGrader:
         with self._lock:
             try:
                 self._client.check()
-            except UserError as error:
+            except JudgeGone as error:
                 raise RunInterrupted(str(error)) from error
 
     def grade(self, items: Sequence[tuple[str, Question]]) -> list[Grade]:
@@ -100,7 +100,7 @@ class JudgedGrader:
             replies = self._client.ask(prompts)
             if any(isinstance(reply, JudgeFailure) for reply in replies):
                 self._client.check()  # a judge that is gone must not pass for one that is late
-        except UserError as error:
+        except JudgeGone as error:
             raise RunInterrupted(str(error)) from error
         return replies
 

@@ -155,7 +155,9 @@ def assert_same_run(a: Path, b: Path) -> None:
 def run_metrics(folder: Path) -> list[dict[str, float]]:
     """Rows of `metrics.jsonl` without clocks and memory."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith(("time/", "busy/", "memory/"))} for row in rows]
+    return [
+        {k: v for k, v in row.items() if not k.startswith(("time/", "busy/", "memory/", "process/"))} for row in rows
+    ]
 
 
 def _plain(record: RolloutGroup | TrainingSample) -> Any:

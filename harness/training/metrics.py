@@ -105,9 +105,10 @@ def flops(
     }
 
 
-def resident_mb() -> float:
-    """Resident memory of this process in MiB."""
-    return psutil.Process().memory_info().rss / 2**20
+def process() -> dict[str, float]:
+    """What this process holds: resident memory in MiB, open file descriptors."""
+    own = psutil.Process()
+    return {"memory/resident_mb": own.memory_info().rss / 2**20, "process/num_open_files": float(own.num_fds())}
 
 
 def plain_student_groups(groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:

@@ -163,7 +163,7 @@ class Trainer:
             teacher=self._teacher.num_parameters,
             gradient_checkpointing=self._config.update.gradient_checkpointing,
         )
-        row["memory/resident_mb"] = metrics.resident_mb()
+        row |= metrics.process()
         written = [*groups, *sampled.rewritten]
         at("transfer")
         self._folder.write_rollouts(step, written, samples, self._prompt_texts(written))

@@ -56,7 +56,6 @@ class Blocked:
         if name.split(".")[0] in ("torch", "transformers", "accelerate", "lm_eval", "vllm"):
             raise ImportError(f"{name} is blocked")
 sys.meta_path.insert(0, Blocked())
-from importlib.resources import files
 from harness.compose import compose, compose_sweep, group_options
 from harness.config import from_hydra
 from harness.run import build_method
@@ -64,10 +63,10 @@ from harness.sweep import expand
 from harness.catalog import methods_text
 import harness.app, harness.scheduler, reports.report
 for method in group_options("method"):
-    for student in ("tiny_s", "qwen3_5_0_8b", "smollm2_135m"):
-        build_method(from_hydra(compose([f"method={method}", f"student={student}", "teacher=qwen3_5_27b"])))
-for sweep in ("quickstart", "paper_recipe"):
-    expand(*compose_sweep(sweep, []), check=build_method)
+    build_method(from_hydra(compose([f"method={method}", "student=qwen3_5_0_8b"])))
+for student in ("tiny_s", "smollm2_135m"):
+    build_method(from_hydra(compose([f"student={student}", "method=grpo"])))
+expand(*compose_sweep("quickstart", []), check=build_method)
 methods_text()
 assert "torch" not in sys.modules
 print("composed")

@@ -30,7 +30,7 @@ def test_incomplete_runs_are_named_with_the_reason_and_give_no_row(write_run, tm
     assert reasons == {
         "failed": "failed: OutOfMemory: 3 GB",
         "not_evaluated": "done, but not evaluated",
-        "running": "running",
+        "running": "running, or killed while it ran: zppo status tells",
     }
     assert collect(tmp_path / "study").empty
 

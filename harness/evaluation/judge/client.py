@@ -35,6 +35,10 @@ Reply = str | JudgeFailure
 OnReply = Callable[[int, Reply], None]
 
 
+class JudgeGone(UserError):
+    """Nobody answers at the address: that may pass, a refusal does not."""
+
+
 class _Retriable(Exception):
     """What may pass: no connection, a timeout, status 429 or 5xx, an answer that is no chat completion."""
 
@@ -66,14 +70,14 @@ class JudgeClient:
     def ask(self, prompts: Sequence[list[Message]], on_reply: OnReply | None = None) -> list[Reply]:
         """A reply to each prompt, in their order; `on_reply(position, reply)` is called as soon as each has come.
 
-        Raises UserError if the endpoint cannot be reached, or refuses the key, the model or the address.
+        Raises JudgeGone if the endpoint cannot be reached, UserError if it refuses the key, the model or the address.
         """
         if not prompts:
             return []
         return asyncio.run(self._ask(prompts, on_reply or (lambda position, reply: None)))
 
     def check(self) -> None:
-        """Look again whether somebody is there. Raises UserError if not, or if the key is refused."""
+        """Look again whether somebody is there. Raises JudgeGone if not, UserError if the key is refused."""
         self._checked = False
         asyncio.run(self._check_alone())
 
@@ -119,7 +123,7 @@ class JudgeClient:
             async with asyncio.timeout(min(_CHECK_TIMEOUT, self.config.timeout)):
                 response = await http.get(f"{self.base}/models")
         except (httpx.HTTPError, OSError, TimeoutError) as error:
-            raise UserError(
+            raise JudgeGone(
                 f"the judge at {self.base} cannot be reached ({reason_of(error)}): is it running? "
                 f"{self.option}.url=http://<host>:<port>/v1"
             ) from error

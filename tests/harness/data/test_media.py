@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import pickle
 import struct
 import tracemalloc
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.data.media import ImageFile, MediaError, MediaTable, TableImage, TableVideo, decode_image
+from harness.data.media import ImageFile, MediaError, MediaTable, TableImage, TableVideo, decode_image, image_size
 from harness.data.video import VideoFile, choose_frames, decode_video
 from harness.types import MediaLimits
 
@@ -359,3 +360,17 @@ def test_clips_are_not_kept(tmp_path: Path) -> None:
     opened = [weakref.ref(reference.open(MediaLimits()).frames_FHWC) for _ in range(5)]
     gc.collect()
     assert [frames() for frames in opened] == [None] * 5
+
+
+def test_the_size_is_read_from_the_header(tmp_path: Path) -> None:
+    """Of a file that is cut off behind it too, and with the same limits as the whole picture."""
+    data = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(data, "PNG")
+    cut = data.getvalue()[:45]
+    assert image_size(cut, "cut") == (40, 30)
+    with pytest.raises(MediaError, match="image cut cannot be decoded"):
+        decode_image(cut, "cut")
+    with pytest.raises(MediaError, match="image text is no image"):
+        image_size(b"text", "text")
+    with pytest.raises(MediaError, match="does not exist"):
+        image_size(tmp_path / "a.png", "a")

@@ -163,10 +163,12 @@ def test_a_judge_that_goes_away_interrupts_instead_of_giving_timeouts() -> None:
 
 
 @pytest.mark.parametrize(("status", "named"), [(401, r"reward\.judge\.api_key_env"), (404, r"reward\.judge\.model")])
-def test_a_judge_that_refuses_interrupts(start: Start, status: int, named: str) -> None:
+def test_a_judge_that_refuses_ends_the_run_for_good(start: Start, status: int, named: str) -> None:
+    """A launcher that requeues on 75 would ask it again for ever."""
     _, grader = start(lambda number, body: Fault(status=status))
-    with pytest.raises(RunInterrupted, match=rf"refuses: status {status}.*{named}"):
+    with pytest.raises(UserError, match=rf"refuses: status {status}.*{named}") as caught:
         grader.grade([(boxed("elm"), TREE)])
+    assert caught.value.exit_code == 2
 
 
 @pytest.mark.parametrize("option", ["max_tokens=0", "timeout=-1", "concurrency=0", "when=unparsed"])
@@ -243,10 +245,10 @@ def test_a_run_whose_judge_goes_away_goes_on_with_another_endpoint(
         whole = train(tmp_path / "a", server.url, "steps=2")
     first = rollouts(whole).query("step == 1")
     gone = lambda number, body: Fault(status=404) if number >= num_pairs(first) else None  # noqa: E731
-    with serve(plan=gone) as server, pytest.raises(RunInterrupted, match="refuses: status 404"):
+    with serve(plan=gone) as server, pytest.raises(UserError, match="refuses: status 404"):
         train(tmp_path / "b", server.url, "steps=2")
     (folder,) = (path.parent for path in (tmp_path / "b").rglob("run.json"))
-    assert RunFolder.read_info(folder)["status"] == "interrupted" and len(run_metrics(folder)) == 1
+    assert RunFolder.read_info(folder)["status"] == "failed" and len(run_metrics(folder)) == 1
     with monkeypatch.context() as patch, pytest.raises(RunInterrupted, match="cannot be reached"):
         patch.delattr(Trainer, "train")  # it is said before anything is sampled
         train(tmp_path / "b", nobody(), "steps=2")
