@@ -101,11 +101,12 @@ class RankUpdater(Updater):
             self._sharded.drop_gradients()
         return report
 
-    def run_logprobs(self, samples: list[TrainingSample]) -> Report:
+    def run_logprobs(self, samples: list[TrainingSample], may_stop: bool) -> Report:
+        """`may_stop`: a signal may end it, since no weight of the step has moved."""
         micros = self._cut(samples)
         found: dict[int, list[float]] = {}
         with self._sharded.gathered(), torch.no_grad():
-            for micro in self._rounds(micros):
+            for micro in self._rounds(micros, may_stop=may_stop):
                 if micro is None:
                     self._hidden(pad([_idle_sample()], self.student.device))
                     continue
@@ -115,10 +116,10 @@ class RankUpdater(Updater):
         values = [found.get(id(sample), []) for sample in samples]
         return Report(logprobs=values, num_read=sum(micro.num_tokens for micro in micros), is_left=is_left)
 
-    def _rounds(self, micros: Sequence[MicroBatch]) -> Iterator[MicroBatch | None]:
+    def _rounds(self, micros: Sequence[MicroBatch], *, may_stop: bool = True) -> Iterator[MicroBatch | None]:
         """The own micro-batches, and None as often as another rank has one more; ends early where all stop."""
         for number in range(self._world.maximum(len(micros))):
-            if self._all_stop():
+            if may_stop and self._all_stop():
                 return
             yield micros[number] if number < len(micros) else None
 
@@ -238,26 +239,30 @@ class DistributedUpdater(RankUpdater):
         return self._metrics(sums, active, reports[0].grad_norm, num_read, num_padded)
 
     def logprobs(self, samples: Sequence[TrainingSample]) -> list[list[float]]:
+        return self._forward(samples, may_stop=False)[0]
+
+    def _forward(self, samples: Sequence[TrainingSample], *, may_stop: bool) -> tuple[list[list[float]], int]:
+        """`logprobs`, and how many tokens were read. Raises Preempted where it may stop and a signal has come."""
         found: dict[int, list[float]] = {}
-        shares, reports = self._scatter("logprobs", samples)
+        shares, reports = self._scatter("logprobs", samples, may_stop=may_stop)
         if any(report.is_left for report in reports):
             raise Preempted
         for share, report in zip(shares, reports, strict=True):
             for sample, values in zip(share, report.logprobs, strict=True):
                 trained = iter(values)
                 found[id(sample)] = [next(trained) if mask else 0.0 for mask in sample.loss_mask]
-        self._num_read = sum(report.num_read for report in reports)
-        return [found[id(sample)] for sample in samples]
+        return [found[id(sample)] for sample in samples], sum(report.num_read for report in reports)
 
     def _read_old(self, samples: Sequence[TrainingSample], *, measure_gap: bool) -> int:
         if not samples:
             return 0
-        for sample, logprobs in zip(samples, self.logprobs(samples), strict=True):
+        found, num_read = self._forward(samples, may_stop=True)
+        for sample, logprobs in zip(samples, found, strict=True):
             sample.old_logprobs = logprobs
         if measure_gap:
             trained = [[v for v, mask in zip(s.old_logprobs or (), s.loss_mask, strict=True) if mask] for s in samples]
             self._measure(samples, trained)
-        return self._num_read
+        return num_read
 
     def _scatter(
         self, command: str, samples: Sequence[TrainingSample], **common: Any

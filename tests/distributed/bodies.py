@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from harness import preemption
 from harness.config import RunConfig
 from harness.data.sources import load_questions
 from harness.distributed.balance import balanced
@@ -126,6 +128,23 @@ def nonfinite(config: RunConfig, method: Method, world: World, shares: Shares, n
         samples = make_samples(config, chat, num=sum(map(len, shares)), seen=False)
         good = updater.run_update([samples[i] for i in shares[world.rank]], 10.0, False)
         return {"bad": bad, "moved": moved, "good": good}
+
+
+def signalled(config: RunConfig, method: Method, world: World) -> list[Any]:
+    """The reports of forward passes, and of an update, behind a signal to rank 0 alone."""
+    chat = Chat(load_tokenizer(config.student), config.student)
+    samples = make_samples(config, chat, num=4, seen=False)[world.rank :: world.size]
+    with ExitStack() as stack:
+        models = RankModels(config, chat, world, trained=True, folder=Path(), stack=stack)
+        updater = models.updater(method, models.open_teacher(method))
+        before = {n: p.detach().clone() for n, p in models.sharded.local.items()}
+        if world.rank == 0:
+            preemption._state.received = signal.SIGTERM
+        reports = [updater.run_logprobs(samples, may_stop) for may_stop in (False, True)]
+        reports.append(updater.run_update(samples, 10.0, False))
+        preemption._state.received = None
+        assert all(torch.equal(before[n], p) for n, p in models.sharded.local.items())
+        return reports
 
 
 def _questions(config: RunConfig, chat: Chat) -> list[Question]:

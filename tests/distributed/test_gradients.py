@@ -95,3 +95,11 @@ def test_what_is_not_finite_on_one_rank_is_left_on_all_and_named():
     assert first["bad"].nonfinite is None and second["bad"].nonfinite[0] == 1
     assert not first["moved"] and not second["moved"]
     assert first["good"].grad_norm == second["good"].grad_norm > 0
+
+
+def test_a_signal_stops_all_ranks_where_weights_have_not_moved():
+    """What is read behind a step's updates, by the probe and by alarms, is read to its end: half a step is no state."""
+    for whole, begun, update in run_ranks(2, bodies.signalled, ["student=tiny_xs", *GRPO, *SMALL]):
+        assert not whole.is_left and all(whole.logprobs) and len(whole.logprobs) == 2
+        assert begun.is_left and update.is_left
+        assert update.nonfinite is None and update.error is None
