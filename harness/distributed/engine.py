@@ -33,6 +33,9 @@ class ShardedEngine:
         self._engine, self._world, self._lane = engine, world, lane
         self._others = [rank for rank in ranks if rank]
         self._numbers = itertools.count()
+        self._waiting: dict[tuple[int, int], queue.SimpleQueue[RolloutGroup | Exception]] = {}
+        """Where what a rank sends of a call goes."""
+        self._is_reading = False
 
     @property
     def context_window(self) -> int:
@@ -42,14 +45,12 @@ class ShardedEngine:
         given, number = list(prompts), next(self._numbers)
         own, *rest = blocks(len(given), 1 + len(self._others))
         asked = [(rank, block) for rank, block in zip(self._others, rest, strict=True) if block]
-        arriving = []
+        self._start_reading()
         for rank, block in asked:
+            self._waiting[rank, number] = queue.SimpleQueue()
             self._world.leader.send(self._lane, rank, (number, [given[i] for i in block], sampling))
-            groups: queue.SimpleQueue[RolloutGroup | Exception] = queue.SimpleQueue()
-            arriving.append(groups)
-            threading.Thread(target=self._read, args=(rank, number, groups), daemon=True).start()
         ours = self._engine.generate([given[i] for i in own], sampling)
-        theirs = [(given[i], groups) for (_, block), groups in zip(asked, arriving, strict=True) for i in block]
+        theirs = [(given[i], (rank, number)) for rank, block in asked for i in block]
         return self._groups(ours, theirs)
 
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -65,33 +66,39 @@ class ShardedEngine:
     def close(self) -> None:
         self._engine.close()
 
-    @staticmethod
     def _groups(
-        ours: Iterator[RolloutGroup], theirs: Sequence[tuple[Prompt, queue.SimpleQueue[Any]]]
+        self, ours: Iterator[RolloutGroup], theirs: Sequence[tuple[Prompt, tuple[int, int]]]
     ) -> Iterator[RolloutGroup]:
-        yield from ours
-        for prompt, groups in theirs:
-            group = groups.get()
-            if isinstance(group, Exception):
-                raise group
-            group.prompt = prompt
-            yield group
+        try:
+            yield from ours
+            for prompt, key in theirs:
+                group = self._waiting[key].get()
+                if isinstance(group, Exception):
+                    raise group
+                group.prompt = prompt
+                yield group
+        finally:
+            for key in {key for _, key in theirs}:
+                del self._waiting[key]
 
-    def _read(self, rank: int, number: int, groups: queue.SimpleQueue[RolloutGroup | Exception]) -> None:
-        """Take a rank's groups as they come, so that it never waits to be read; those of a call that was given up,
-        which come before, are dropped."""
+    def _start_reading(self) -> None:
+        """One reader a rank, for as long as the engine lives: what is sent is taken at once, and goes to the call that
+        asked for it, also where an earlier one was given up."""
+        if not self._is_reading:
+            self._is_reading = True
+            for rank in self._others:
+                threading.Thread(target=self._read, args=(rank,), name=f"groups of {rank}", daemon=True).start()
+
+    def _read(self, rank: int) -> None:
         try:
             while True:
-                theirs, kind, content = self._world.leader.receive(self._lane, rank)
-                if theirs != number:
-                    continue
-                if kind == "done":
-                    return
-                groups.put(content)
-                if kind == "error":
-                    return
-        except Exception as error:
-            groups.put(error)
+                number, content = self._world.leader.receive(self._lane, rank)
+                if (groups := self._waiting.get((rank, number))) is not None:
+                    groups.put(content)
+        except Exception as error:  # the rank is lost, and later calls are refused
+            for (other, _), groups in list(self._waiting.items()):
+                if other == rank:
+                    groups.put(error)
 
 
 def serve(link: Connection, engine: RolloutEngine) -> None:
@@ -105,10 +112,9 @@ def serve(link: Connection, engine: RolloutEngine) -> None:
                 while prompt.uid not in found:
                     group = next(groups)
                     found[group.uid] = group
-                link.send((number, "group", found.pop(prompt.uid)))
-            link.send((number, "done", None))
+                link.send((number, found.pop(prompt.uid)))
         except UserError as error:
-            link.send((number, "error", plain_error(error)))
+            link.send((number, plain_error(error)))
 
 
 def engine_commands(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import sys
 import time
@@ -87,7 +89,10 @@ class RankedRun:
             if rank not in without:
                 process.join(max(0.1, end - time.monotonic()))
         codes = [process.exitcode for process in self.processes]
-        for process in self.processes:
+        for rank, process in enumerate(self.processes):
+            if codes[rank] is None and rank not in without:
+                self.send(rank, signal.SIGABRT)  # it writes its stacks
+                process.join(5)
             process.kill()
         stuck = [rank for rank, code in enumerate(codes) if code is None and rank not in without]
         assert not stuck, f"rank {stuck} is stuck: {self.text}"
@@ -119,6 +124,7 @@ def _train(place: Place, overrides: list[str], log: str) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT)
     for number in (1, 2):
         os.dup2(descriptor, number)
+    faulthandler.enable(2)
     try:
         code = main(["train", *overrides])
     except BaseException:

@@ -16,8 +16,8 @@ pytestmark = pytest.mark.dist
 
 ZPPO = ["method=zppo", "method.updates_per_step=2", "method.group_size=4", "method.teacher_group_size=2", "eval=none"]
 KD = ["method=on_policy_kd", "method.group_size=4", "data.tasks=[arithmetic,bar_chart]", "eval=none"]
-UNLIKE = ("time/", "busy/", "memory/", "train/padding_frac", "transfer/")
-"""Clocks; padding, which depends on what lies beside each other; the probe of engines with weights of their own."""
+UNLIKE = ("time/", "busy/", "memory/", "process/", "train/padding_frac", "transfer/")
+"""Clocks, the process itself, padding (what lies beside each other), and the probe of engines with own weights."""
 
 
 def assert_same_metrics(one, other):
