@@ -164,7 +164,7 @@ def expected(config: RunConfig, method: Method, shape: ModelShape, args: argpars
 def main() -> None:
     args = parse_args()
     described = config_of(ModelConfig(name="student", path=args.shape))
-    shape = ModelShape.from_config(described, args.shape)
+    shape = ModelShape.read(described, args.shape)
     options = {
         "method": "zppo",
         "method.replay": "false",

@@ -89,7 +89,7 @@ class ModelShape:
     """Where the dimensions come from."""
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], source: str = "") -> ModelShape:
+    def read(cls, config: Mapping[str, Any], source: str = "") -> ModelShape:
         """From the content of a config.json. Raises UserError where a dimension is missing."""
         text: Mapping[str, Any] = config.get("text_config") or config
         kind = str(text.get("model_type", ""))
@@ -186,7 +186,7 @@ class ModelShape:
 
 def shape_of(model: ModelConfig) -> ModelShape:
     """The shape of a configured model. Raises UserError for one whose config.json is not here, nor known."""
-    return ModelShape.from_config(*_config_and_source(model))
+    return ModelShape.read(*_config_and_source(model))
 
 
 def config_of(model: ModelConfig) -> dict[str, Any]:

@@ -17,7 +17,7 @@ def memory_text(student: LanguageModel, config: UpdateConfig, num_ranks: int = 1
         f"({student.num_tokens} ids), none of them computed twice"
     )
     try:
-        shape = ModelShape.from_config(student.module.config.to_dict())
+        shape = ModelShape.read(student.module.config.to_dict())
     except UserError:
         return text
     parts = predict(

@@ -48,9 +48,7 @@ def test_parts_and_peak_are_within_a_tenth(measured, kind, checkpointing):
     found = next(row for row in measured if row["kind"] == kind and row["checkpointing"] == checkpointing)
     # 1 MiB holds 2^20 / (4 buffers * 4 bytes * 2048 ids) = 32 trained tokens, as many as the ranks project.
     update = UpdateConfig(micro_batch_tokens=TOKENS, logit_memory_mb=1.0, gradient_checkpointing=checkpointing)
-    parts = predict(
-        ModelShape.from_config(text_config(kind).to_dict()), update=update, world_size=WORLD_SIZE, dtype="float32"
-    )
+    parts = predict(ModelShape.read(text_config(kind).to_dict()), update=update, world_size=WORLD_SIZE, dtype="float32")
     for part in ("weights", "gradients", "optimizer", "gathered weights"):
         assert parts[part] == pytest.approx(found[part], rel=0.01)
     print(f"{kind} checkpointing={checkpointing}: {sum(parts.values()):.0f} predicted, {found['peak']:.0f} measured")

@@ -45,7 +45,7 @@ def test_a_linear_layer_by_hand():
     """Qwen3.5-0.8B: queries and keys 16*128 = 2048 each, values 2048, so a width of 6144. Projections 1024*6144, gate
     1024*2048, two of 16 heads, convolution 6144*4, output 2048*1024, two vectors of 16 heads, norm 128; MLP and norms
     3*1024*3584 + 2*1024."""
-    shape = ModelShape.from_config(_known_models()["Qwen/Qwen3.5-0.8B"])
+    shape = ModelShape.read(_known_models()["Qwen/Qwen3.5-0.8B"])
     mixer = 6_291_456 + 2_097_152 + 32_768 + 24_576 + 2_097_152 + 32 + 128
     assert shape.layer_parameters[LINEAR] == mixer + 11_010_048 + 2_048
     assert (shape.num_layers(LINEAR), shape.num_layers(FULL)) == (18, 6)
@@ -61,7 +61,7 @@ def test_every_tiny_model_is_counted_exactly(size):
 def test_every_known_model_is_counted_exactly(name):
     described = _known_models()[name]
     config = Qwen3_5Config(**{key: value for key, value in described.items() if key != "quantization_config"})
-    assert ModelShape.from_config(described).num_parameters == num_weights(AutoModelForImageTextToText, config)
+    assert ModelShape.read(described).num_parameters == num_weights(AutoModelForImageTextToText, config)
 
 
 @pytest.mark.parametrize("kind", [LlamaConfig, Qwen2Config, Qwen3Config])
@@ -70,7 +70,7 @@ def test_other_families(kind):
         hidden_size=64, intermediate_size=100, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         vocab_size=99,
     )  # fmt: skip
-    assert ModelShape.from_config(config.to_dict()).num_parameters == num_weights(AutoModelForCausalLM, config)
+    assert ModelShape.read(config.to_dict()).num_parameters == num_weights(AutoModelForCausalLM, config)
 
 
 def test_bytes_of_an_fp8_teacher():
