@@ -4,6 +4,8 @@ import csv
 import json
 from pathlib import Path
 
+import pytest
+
 from harness.compose import compose
 from harness.config import from_hydra
 from harness.run import run
@@ -18,6 +20,7 @@ def scores(folder: Path) -> dict[str, float]:
         return {row["benchmark"]: float(row["score"]) for row in csv.DictReader(file)}
 
 
+@pytest.mark.slow
 def test_on_policy_kd_closes_half_of_the_gap_on_a_level_it_is_trained_on(tmp_path):
     level = ["data.levels=[3]", "eval.levels=[3]", "eval.num_questions=100"]
     student = scores(start(tmp_path, "method=base", *level))["arithmetic_l3"]

@@ -123,7 +123,9 @@ def test_an_endpoint_that_fails_for_a_while_loses_and_repeats_nothing(tmp_path, 
     assert_same_run(unbroken("off_policy_kd"), broken)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("zppo", "sample"), ("off_policy_kd", "score")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [pytest.param("zppo", "sample", marks=pytest.mark.slow), ("off_policy_kd", "score")]
+)
 def test_a_run_whose_endpoint_dies_goes_on_at_another(tmp_path, model, unbroken, name, kind):
     lines = [*METHODS[name], "checkpoint.every=1", "server.max_wait=2"]
     whole = unbroken(name)
