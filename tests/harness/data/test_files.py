@@ -49,13 +49,6 @@ def greys(question: Question) -> list[Any]:
     return [image.open().getpixel((0, 0))[0] for image in question.images]  # type: ignore[index]
 
 
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where `datasets` keeps its tables."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 def test_jsonl_rows_become_questions(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "train.jsonl", [GOOD, "", "   ", {"question": " 2+2? ", "answer": 4.0}])
     rows = load_jsonl(jsonl(path))

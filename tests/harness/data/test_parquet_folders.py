@@ -34,13 +34,6 @@ def greys(question: Question) -> list[Any]:
     return [image.open().getpixel((0, 0))[0] for image in question.images]  # type: ignore[index]
 
 
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where `datasets` keeps its tables."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 def write_shards(folder: Path) -> Path:
     """Three rows in two files, the second of which has a picture in its first row only."""
     folder.mkdir()
