@@ -11,6 +11,7 @@ import pytest
 
 from harness.app import main
 from harness.eval_command import eval_command, list_text
+from harness.lock import RunLock, Taken
 from harness.models.tiny import tiny_path
 from reports.collect import collect
 from reports.tables import compare
@@ -48,6 +49,14 @@ def test_a_run_is_scored_again_on_its_own_suite_from_what_is_there(run: Path) ->
     assert {name: (folder / name).read_bytes() for name in before} == before
     assert text.splitlines()[0].split()[:3] == ["benchmark", "family", "score"]
     assert text.splitlines()[1].startswith("arithmetic_l1  LLM") and text.splitlines()[-1] == f"Written: {folder}"
+
+
+def test_one_process_at_a_time_evaluates_on_a_suite(run: Path) -> None:
+    lock = RunLock(run / "eval" / "mini")
+    with pytest.raises(Taken, match=r"mini is being written by"):
+        eval_command([f"run={run}"])
+    lock.release()
+    assert "arithmetic_l1" in eval_command([f"run={run}"])
 
 
 def test_a_run_on_another_suite_joins_the_tables_of_its_study(run: Path) -> None:

@@ -31,6 +31,10 @@ def test_the_options_of_a_machine(monkeypatch, on_gpu):
     assert options == shared | ({} if on_gpu else cpu)
 
 
+def test_an_engine_with_gpus_of_its_own_has_most_of_them():
+    assert engine_options(RolloutConfig(), folder_of("s"), own_gpus=True)["gpu_memory_utilization"] == 0.9
+
+
 def test_what_is_asked_for_comes_before_what_fits_a_machine():
     asked = VllmConfig(cache_gib=0.25, enforce_eager=True, prefix_caching=False)
     options = engine_options(RolloutConfig(vllm=asked), folder_of("hybrid"))
