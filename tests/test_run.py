@@ -103,6 +103,7 @@ def test_every_metric_is_documented(tmp_path):
     names = {re.sub(r"^(mismatch/.*)@\d+$", r"\1@LENGTH", name) for name in names}
     names = {re.sub(r"@[\d.]+$", "@ENTRY", name) for name in names}
     assert names - documented - {"step"} == set()
+    assert {"memory/resident_mb", "process/num_open_files"} <= names  # what a leak is seen by
 
 
 def test_a_done_run_is_left_alone(tmp_path):
