@@ -1,0 +1,185 @@
+"""The wall: an import goes to a lower floor only, no files form a circle, and what the floors cannot say."""
+
+import ast
+import subprocess
+import sys
+import textwrap
+from typing import get_args
+
+import pytest
+
+from harness.types import PromptKind
+from tests import layers
+from tests.layers import Import, Tree, imported_names
+
+TREE = Tree()
+PRESETS = {p.stem for p in (layers.ROOT / "conf" / "method").glob("*.yaml")} - set(get_args(PromptKind))
+"""Some are called as the kind of prompt that they add: comparing a kind is no branch on a method."""
+
+UPWARD = {
+    "harness.data.corpus.benchmarks": {"harness.evaluation.benchmarks.columns", "harness.evaluation.suites"},
+    "harness.data.corpus.build": {"harness.files"},
+    "harness.data.corpus.examine": {
+        "harness.models.chat", "harness.models.loading", "harness.models.vision", "harness.rewards.workers",
+    },
+    "harness.data.corpus.fixture": {"harness.files"},
+    "harness.data.corpus.hashes": {"harness.files"},
+    "harness.data.corpus.shards": {"harness.files"},
+    "harness.doctor": {"harness.run"},
+    "harness.evaluation.judge.loopback": {"harness.http_server"},
+    "harness.models.tiny.card": {
+        "harness.rewards.boxed", "harness.rollout.base", "harness.rollout.transformers_engine",
+    },
+    "harness.plan.command": {"harness.doctor", "harness.doctor_machine", "harness.run"},
+    "harness.plan.pairs": {"harness.doctor_machine"},
+    "harness.rewards.judged": {"harness.evaluation.judge.client", "harness.evaluation.judge.shared"},
+    "harness.rollout.build": {"harness.slots", "harness.training.teacher"},
+    "harness.rollout.loopback": {"harness.http_server"},
+    "harness.training.memory": {"harness.plan.memory", "harness.plan.shapes"},
+    "harness.training.update": {"harness.plan.memory"},
+}  # fmt: skip
+"""Imports that do not go down as yet. An entry that is no longer true fails: the list only shrinks."""
+
+CIRCLES = [
+    ["harness.data.files", "harness.data.hub", "harness.data.reasoning", "harness.data.sources"],
+    ["harness.data.media", "harness.data.video"],
+    ["harness.training.scorer", "harness.training.teacher"],
+]
+"""Files that reach each other as yet; likewise."""
+
+KNOWS_MORE = {
+    "harness.run": ("methods.registry",),
+    "harness.testing.lab": ("methods.registry",),
+    "harness.catalog": ("methods.registry", "methods.plugins"),
+    "harness.compose": ("methods.plugins",),
+}
+"""Modules of the harness that build methods by name, list them, or look for option files that plugins ship."""
+
+WITHOUT_TORCH = (
+    "harness.app", "harness.catalog", "harness.compose", "harness.config", "harness.distributed.balance",
+    "harness.distributed.launch", "harness.distributed.place", "harness.new_method", "harness.run",
+    "harness.scheduler", "harness.sweep",
+)  # fmt: skip
+"""What checks a configuration or runs a study; all of `methods/` and `reports/` beside it."""
+
+
+def test_an_import_goes_to_a_lower_floor():
+    listed = {Import(source, target) for source, targets in UPWARD.items() for target in targets}
+    assert set(TREE.upward) == listed
+
+
+def test_no_files_form_a_circle():
+    assert TREE.circles == CIRCLES
+
+
+def test_every_room_of_the_table_exists():
+    named = {room for names in layers.FLOORS for room in names} | set(layers.TO_MOVE)
+    empty = [room for room in named if not any(n == room or n.startswith(room + ".") for n in TREE.files)]
+    assert set(empty) <= {*layers.TO_MOVE.values(), "harness.builders"}
+
+
+def test_methods_import_only_types_of_the_harness():
+    for name in names_of("methods"):
+        assert under(imports(name), "harness") <= under(imports(name), "harness.types"), name
+        assert not under(imports(name), "reports"), name
+
+
+def test_who_knows_the_registry_and_the_plugins():
+    """Others see the contract and the wording, never a method by name."""
+    for name in names_of("harness"):
+        allowed = ("methods.base", "methods.prompts", *KNOWS_MORE.get(name, ()))
+        used = under(imports(name), "methods") - {"methods"}
+        assert used == under(used, *allowed), name
+
+
+def test_reports_read_run_folders_only():
+    for name in names_of("reports"):
+        assert not under(imports(name), "torch", "transformers", "harness", "methods"), name
+
+
+def test_checking_a_configuration_needs_no_torch():
+    """In a process that has imported nothing yet: what these modules import imports no torch either."""
+    names = [*WITHOUT_TORCH, *names_of("methods"), *names_of("reports")]
+    code = f"""
+        import importlib, sys
+        for name in {names}:
+            importlib.import_module(name)
+            loaded = {{"torch", "transformers", "lm_eval", "lmms_eval", "accelerate"}} & sys.modules.keys()
+            assert not loaded, f"{{name}} imports {{loaded}}"
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, cwd=layers.ROOT)
+
+
+def test_modules_are_short():
+    long = {name: num for name in TREE.files if (num := len(text_of(name).splitlines())) > 400}
+    assert long == {}
+
+
+def test_no_module_branches_on_a_method_s_name():
+    for name in TREE.files:
+        for node in ast.walk(TREE.parsed[name]):
+            if isinstance(node, ast.Compare):
+                words = {c.value for c in ast.walk(node) if isinstance(c, ast.Constant) and isinstance(c.value, str)}
+                assert not words & PRESETS, f"{name}:{node.lineno} branches on a method: {ast.unparse(node)}"
+
+
+def test_one_train_loop():
+    """Building the tiny family pretrains, and the conformance kit measures the memory of one backward pass."""
+    loops = {name for name in TREE.files if ".backward(" in text_of(name)}
+    assert loops == {"harness.training.update", "harness.models.tiny.build", "harness.testing.checks"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import harness.run",
+        "from harness import run",
+        "from harness.run import build_method",
+        "def later():\n    from harness.run import build_method",
+        "if TYPE_CHECKING:\n    from harness.run import build_method",
+        "import importlib\nimportlib.import_module('harness.run')",
+    ],
+)
+def test_an_import_is_seen_wherever_it_stands(tmp_path, line):
+    for path, text in {"harness/data/new.py": line, "harness/run.py": "", "harness/__init__.py": ""}.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    tree = Tree(tmp_path)
+    assert Import("harness.data.new", "harness.run") in tree.upward
+
+
+def test_a_circle_is_seen(tmp_path):
+    for name, text in {
+        "a": "def f():\n    import methods.b",
+        "b": "from methods import c",
+        "c": "import methods.a",
+    }.items():
+        (tmp_path / "methods").mkdir(exist_ok=True)
+        (tmp_path / "methods" / f"{name}.py").write_text(text)
+    assert Tree(tmp_path).circles == [["methods.a", "methods.b", "methods.c"]]
+
+
+def test_a_module_without_a_room_is_refused(tmp_path):
+    (tmp_path / "harness" / "attic").mkdir(parents=True)
+    (tmp_path / "harness" / "attic" / "new.py").write_text("import harness.types")
+    (tmp_path / "harness" / "types.py").write_text("")
+    with pytest.raises(KeyError, match=r"harness\.attic\.new stands in no room"):
+        _ = Tree(tmp_path).upward
+
+
+def names_of(package: str) -> list[str]:
+    return [name for name in TREE.files if name.partition(".")[0] == package]
+
+
+def text_of(name: str) -> str:
+    return TREE.files[name].read_text(encoding="utf-8")
+
+
+def imports(name: str) -> set[str]:
+    """Every dotted name that a module imports, of any package."""
+    found = set(imported_names(TREE.parsed[name]))
+    return found | {dotted.rpartition(".")[0] for dotted in found if "." in dotted}
+
+
+def under(names: set[str], *prefixes: str) -> set[str]:
+    return {name for name in names if any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)}
