@@ -11,12 +11,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from harness.config import RolloutConfig
 from harness.errors import UserError
 from harness.models.chat import Chat
-from harness.preemption import at
+from harness.process.preemption import at
+from harness.process.step_clock import Activity, StepClock
 from harness.rewards.boxed import last_boxed
 from harness.rewards.judged import JudgedGrader
 from harness.rewards.workers import Grader
 from harness.rollout.base import RolloutEngine, Sampling
-from harness.step_clock import Activity, StepClock
 from harness.types import GroupStream, Prompt, Rewrite, Rollout, RolloutGroup
 
 TAG_TOKENS = 16

@@ -69,7 +69,7 @@ def _train(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     from harness.config import from_hydra
     from harness.distributed.launch import launch, rank_command
     from harness.distributed.place import check_ranks, this_place
-    from harness.preemption import Stopped
+    from harness.process.preemption import Stopped
     from harness.run import build_method, run
 
     config = from_hydra(compose(args.overrides, config_dir=args.config_dir))

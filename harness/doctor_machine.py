@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from harness.http_client import LOOPBACK, reason
-from harness.scheduler import num_cores
+from harness.process.devices import num_cores
 
 MIN_PYTHON = (3, 11)
 TORCH = ("2.11", "2.14")

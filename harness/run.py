@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from harness.config import ModelConfig, RunConfig
 from harness.distributed.place import check_place, check_ranks, this_place
 from harness.errors import UserError, disk_error, first_line
-from harness.preemption import Preempted, Stopped, at, interruptible, listening, received
+from harness.process.preemption import Preempted, Stopped, at, interruptible, listening, received
 from harness.run_folder import RunFolder, run_dir
 from harness.types import Question
 from methods import registry

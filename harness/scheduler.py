@@ -24,7 +24,8 @@ from rich.console import Console
 
 from harness.errors import UserError
 from harness.lock import Owner, RunLock, Taken, Watch, clear
-from harness.preemption import handling
+from harness.process.devices import num_cores
+from harness.process.preemption import handling
 from harness.progress import Progress, Row
 from harness.run_folder import RunFolder, other_configuration
 from harness.slots import Slots
@@ -113,11 +114,6 @@ def summary(outcomes: Sequence[Outcome]) -> str:
             if outcome.state == "failed":
                 lines.append(f"    log: {outcome.log}")
     return "\n".join(lines)
-
-
-def num_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def log_path(cell: Cell) -> Path:

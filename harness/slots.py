@@ -1,28 +1,13 @@
-"""Where cells may run at once: GPUs are dealt out, so that two cells do not meet on one. Imports no torch."""
+"""Which GPUs each cell of a study gets, so that two cells never share one. Imports no torch."""
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
 from collections.abc import Iterable, Sequence
 
 from harness.config import RunConfig
 from harness.errors import UserError
-
-
-def visible_gpus() -> list[str]:
-    """GPUs that this process may use, named as in CUDA_VISIBLE_DEVICES; without that, all that nvidia-smi lists."""
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if listed is None:
-        return _installed_gpus()
-    names = []
-    for name in (part.strip() for part in listed.split(",")):
-        if name in ("", "-1"):  # CUDA, too, ignores what comes after
-            break
-        names.append(name)
-    return names
+from harness.process.devices import visible_gpus
 
 
 def num_gpus_of(config: RunConfig) -> int:
@@ -61,14 +46,3 @@ class Slots:
         num_cells = [sum(not set(share).isdisjoint(gpus) for gpus in used) for share in self.shares]
         fewest = min(num_cells)
         return self.shares[num_cells.index(fewest)] if fewest < -(-jobs // len(self.shares)) else None
-
-
-def _installed_gpus() -> list[str]:
-    if shutil.which("nvidia-smi") is None:
-        return []
-    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [line.strip() for line in answer.stdout.splitlines() if line.strip().isdigit()]

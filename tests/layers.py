@@ -54,7 +54,6 @@ TO_MOVE: dict[str, str] = {
     "harness.hydra_app": "harness.study",
     "harness.lock": "harness.records",
     "harness.new_method": "harness.commands",
-    "harness.preemption": "harness.process",
     "harness.progress": "harness.study",
     "harness.replay": "harness.data",
     "harness.run_folder": "harness.records",
@@ -62,7 +61,6 @@ TO_MOVE: dict[str, str] = {
     "harness.scheduler": "harness.study",
     "harness.slots": "harness.study",
     "harness.status": "harness.study",
-    "harness.step_clock": "harness.process",
     "harness.sweep": "harness.study",
     "harness.tracking": "harness.records",
 }

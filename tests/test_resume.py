@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from harness import preemption
 from harness.compose import compose
 from harness.config import from_hydra
 from harness.errors import UserError
+from harness.process import preemption
 from harness.run import run
 from harness.run_folder import RunFolder
 from harness.testing import assert_same_run, run_metrics

@@ -24,9 +24,9 @@ from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
 from harness.models.identity import model_identity
 from harness.models.loading import load_model, num_parameters
+from harness.process.step_clock import StepClock
 from harness.rollout.base import RolloutEngine
 from harness.rollout.build import Teacher, load_student, open_teacher, separate_engine, student_engine
-from harness.step_clock import StepClock
 from harness.training.models import STUDENT_LOG, TEACHER_LOG
 from methods.base import Method
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from harness.config import RunConfig
 from harness.errors import UserError
-from harness.slots import visible_gpus
+from harness.process.devices import visible_gpus
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun and `harness.distributed.launch` tell a rank."""

@@ -24,7 +24,7 @@ from harness.distributed.sharding import ShardedModel
 from harness.distributed.weights import RankWeights, ShardedWeights
 from harness.distributed.world import World
 from harness.errors import UserError
-from harness.preemption import Preempted
+from harness.process.preemption import Preempted
 from harness.training.batching import MicroBatch, pad
 from harness.training.nonfinite import NonFinite
 from harness.training.optimizer import make_optimizer

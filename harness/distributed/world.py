@@ -22,7 +22,7 @@ from harness.config import RunConfig
 from harness.distributed.links import GOES_ON, LEAVE, Follower, Leader, RankLost
 from harness.distributed.place import VARIABLES, Place
 from harness.errors import UserError, first_line
-from harness.preemption import handling, received, whole
+from harness.process.preemption import handling, received, whole
 from harness.rollout.build import device_of
 
 Command = Callable[..., Any]

@@ -14,9 +14,9 @@ from harness.config import ModelConfig, RunConfig
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
 from harness.models.loading import check_weights, load_model, num_parameters, resolve_path, save_model, text_config
+from harness.process.devices import visible_gpus
 from harness.rollout.base import RolloutEngine
 from harness.rollout.transformers_engine import TransformersEngine
-from harness.slots import visible_gpus
 from harness.types import Sampler
 from methods.base import Method
 

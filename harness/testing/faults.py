@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from harness import preemption
+from harness.process import preemption
 from harness.testing.checks import assert_same_run
 
 PRELOAD = ["harness.testing.faults", "harness.training.trainer", "harness.rollout.build", "harness.evaluation.evaluate"]

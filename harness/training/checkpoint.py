@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from harness.files import sha256, sync
-from harness.preemption import at
+from harness.process.preemption import at
 from harness.training.weights import Weights, write_tensors
 
 logger = logging.getLogger(__name__)

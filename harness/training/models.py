@@ -13,9 +13,9 @@ from harness.config import RunConfig
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
 from harness.models.identity import model_identity
+from harness.process.step_clock import StepClock
 from harness.rollout.base import RolloutEngine
 from harness.rollout.build import Teacher, load_student, open_teacher, student_engine
-from harness.step_clock import StepClock
 from harness.training.update import Updater
 from methods.base import Method
 

@@ -15,7 +15,7 @@ from harness.data.sampler import Batch, QuestionSampler
 from harness.errors import RunInterrupted, UserError
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
-from harness.preemption import Preempted, at, check, interruptible
+from harness.process.preemption import Preempted, at, check, interruptible
 from harness.replay import PromptReplayBuffer
 from harness.rollout.base import RolloutEngine
 from harness.rollout.build import Teacher

@@ -21,8 +21,8 @@ from harness.allocator import keep_freed_memory
 from harness.config import UpdateConfig
 from harness.models.forward import LanguageModel
 from harness.plan.memory import tile_tokens
-from harness.preemption import at, interruptible
-from harness.step_clock import StepClock
+from harness.process.preemption import at, interruptible
+from harness.process.step_clock import StepClock
 from harness.training.batching import MicroBatch, PaddedBatch, micro_batches, pad, tokens_between
 from harness.training.mismatch import GapMeter
 from harness.training.nonfinite import NonFinite, check_gradient, check_tile

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from harness import preemption
 from harness.config import RunConfig
 from harness.data.sources import load_questions
 from harness.distributed.balance import balanced
@@ -17,7 +16,8 @@ from harness.distributed.build import RankModels
 from harness.distributed.world import World
 from harness.models.chat import Chat
 from harness.models.loading import load_tokenizer
-from harness.step_clock import StepClock
+from harness.process import preemption
+from harness.process.step_clock import StepClock
 from harness.training.models import LocalModels
 from harness.types import Question, Rollout, TrainingSample
 from methods.base import Method, plain_prompt

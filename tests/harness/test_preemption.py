@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from harness import preemption
-from harness.preemption import Preempted, check, interruptible, listening, received
+from harness.process import preemption
+from harness.process.preemption import Preempted, check, interruptible, listening, received
 
 
 def send(number: int = signal.SIGTERM) -> None:
@@ -105,7 +105,7 @@ def test_afterwards_all_is_as_before():
 def test_the_limit_ends_the_process_with_75():
     script = (
         "import os, signal, time\n"
-        "from harness.preemption import listening\n"
+        "from harness.process.preemption import listening\n"
         "with listening(0.2, lambda: print('given up', flush=True)):\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    time.sleep(30)\n"

@@ -19,8 +19,9 @@ from harness import scheduler
 from harness.config import ModelConfig, RunConfig, UpdateConfig
 from harness.errors import UserError
 from harness.lock import RunLock
+from harness.process.devices import num_cores
 from harness.run_folder import RunFolder
-from harness.scheduler import exit_code, num_cores, run_cells
+from harness.scheduler import exit_code, run_cells
 from harness.status import format_seconds, last_metrics, run_states, status
 from harness.sweep import Cell
 

@@ -6,7 +6,8 @@ import pytest
 
 from harness.config import ModelConfig, RunConfig
 from harness.errors import UserError
-from harness.slots import Slots, num_gpus_of, visible_gpus
+from harness.process.devices import visible_gpus
+from harness.slots import Slots, num_gpus_of
 
 
 def config(device: str = "auto", teacher_device: str | None = None) -> RunConfig:

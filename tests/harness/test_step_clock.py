@@ -2,8 +2,8 @@
 
 import pytest
 
-from harness import step_clock
-from harness.step_clock import StepClock
+from harness.process import step_clock
+from harness.process.step_clock import StepClock
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from harness import preemption
 from harness.errors import UserError
+from harness.process import preemption
 from harness.training import checkpoint, weights
 from harness.training.weights import WholeWeights
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from harness import preemption
 from harness.compose import compose
 from harness.config import UpdateConfig, from_hydra
+from harness.process import preemption
 from harness.run_folder import RunFolder
 from harness.training.alarms import Alarms
 from harness.training.step_updates import Progress, StepUpdates
