@@ -203,7 +203,7 @@ def _report(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
         )
         print(report.text)
     if args.wandb:
-        from harness.tracking import log_report
+        from harness.records.tracking import log_report
 
         print(log_report(report.folder, Path(args.studies[0]).resolve().name, mode=args.wandb))
     return 0

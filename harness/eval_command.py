@@ -10,7 +10,7 @@ from pathlib import Path
 
 from harness.config import EvalConfig, RunConfig, from_hydra
 from harness.errors import UserError
-from harness.run_folder import RunFolder
+from harness.records.folder import RunFolder
 
 OWN = ("run", "model", "suite")
 SHORT = {"limit": "eval.limit", "stage": "eval.stage", "data_root": "eval.data_root"}
@@ -65,8 +65,8 @@ def _evaluate_run(path: Path, suite: str | None, overrides: list[str], config_di
 def _evaluate_model(model: str, suite: str, overrides: list[str], config_dir: str | None) -> str:
     """As a row `base` of a study: the same as `zppo train method=base`, by the model's name or path."""
     from harness.compose import compose, group_options
+    from harness.records.folder import run_dir
     from harness.run import run, run_label
-    from harness.run_folder import run_dir
 
     student = [f"student={model}"]
     if model not in group_options("student", config_dir):
@@ -87,7 +87,7 @@ def _evaluate(config: RunConfig, out_dir: Path, label: str) -> str:
     """Generate, mark and judge, or only what `eval.stage` names. The model is loaded where it generates. Raises Taken
     where another process evaluates on the same suite; other suites may be under way."""
     from harness.evaluation.evaluate import evaluate
-    from harness.lock import RunLock
+    from harness.records.lock import RunLock
     from harness.rewards.workers import Grader
     from harness.run import live_student
 

@@ -28,8 +28,8 @@ from omegaconf import MISSING, DictConfig
 from rich.console import Console
 
 from harness.errors import UserError
-from harness.lock import owner_of
-from harness.run_folder import RunFolder
+from harness.records.folder import RunFolder
+from harness.records.lock import owner_of
 from harness.scheduler import COMMAND, Outcome, exit_code, outcome_of, settled, stop_seconds, summary
 from harness.sweep import Cell
 

@@ -15,7 +15,7 @@ from harness.config import ModelConfig, RunConfig
 from harness.distributed.place import check_place, check_ranks, this_place
 from harness.errors import UserError, disk_error, first_line
 from harness.process.preemption import Preempted, Stopped, at, interruptible, listening, received
-from harness.run_folder import RunFolder, run_dir
+from harness.records.folder import RunFolder, run_dir
 from harness.types import Question
 from methods import registry
 from methods.base import Method
@@ -194,8 +194,8 @@ class _Run:
     def trainer(self) -> Trainer:
         """With the teacher and the judge, if the method has them."""
         from harness.actors import LiveActors
+        from harness.records.tracking import Tracker
         from harness.rewards.judged import JudgedGrader
-        from harness.tracking import Tracker
         from harness.training.trainer import Trainer
 
         config = self.config

@@ -1,8 +1,8 @@
 """Runs the cells of a study, each in a process of its own.
 
-A process a cell: a crash or a leak of one cannot reach the next, and device memory is given back. The lock of the run
-folder (`harness.lock`) decides who runs a cell, so that several launchers may work on one study, and what a killed
-launcher left running is waited for. Imports no torch.
+Each cell has its own process: a crash or a leak of one cannot reach the next, and device memory is given back. The lock
+of the run folder (`harness.records.lock`) decides who runs a cell, so several launchers may work on one study. A
+launcher waits for what a killed one left running. Imports no torch.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from typing import Any
 from rich.console import Console
 
 from harness.errors import UserError
-from harness.lock import Owner, RunLock, Taken, Watch, clear
 from harness.process.devices import num_cores
 from harness.process.preemption import handling
 from harness.progress import Progress, Row
-from harness.run_folder import RunFolder, other_configuration
+from harness.records.folder import RunFolder, other_configuration
+from harness.records.lock import Owner, RunLock, Taken, Watch, clear
 from harness.slots import Slots
 from harness.status import last_metrics, reward_of, seconds_left, step_of, tail
 from harness.sweep import Cell

@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.errors import UserError, did_you_mean
-from harness.lock import owner_of
-from harness.run_folder import RunFolder
+from harness.records.folder import RunFolder
+from harness.records.lock import owner_of
 from harness.sweep import BASE
 
 TAIL_BYTES = 65_536

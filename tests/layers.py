@@ -47,22 +47,18 @@ TO_MOVE: dict[str, str] = {
     "harness.doctor_endpoints": "harness.preflight",
     "harness.doctor_machine": "harness.preflight",
     "harness.eval_command": "harness.commands",
-    "harness.files": "harness.records",
     "harness.gpus": "harness.config",
     "harness.http_client": "harness.serving",
     "harness.http_server": "harness.testing",
     "harness.hydra_app": "harness.study",
-    "harness.lock": "harness.records",
     "harness.new_method": "harness.commands",
     "harness.progress": "harness.study",
     "harness.replay": "harness.data",
-    "harness.run_folder": "harness.records",
     "harness.same_run": "harness.config",
     "harness.scheduler": "harness.study",
     "harness.slots": "harness.study",
     "harness.status": "harness.study",
     "harness.sweep": "harness.study",
-    "harness.tracking": "harness.records",
 }
 """Modules that stand loose at the root of `harness/` as yet, and the room that is theirs."""
 

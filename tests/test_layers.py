@@ -18,16 +18,16 @@ PRESETS = {p.stem for p in (layers.ROOT / "conf" / "method").glob("*.yaml")} - s
 
 UPWARD: dict[str, set[str]] = {
     "harness.data.corpus.benchmarks": {"harness.evaluation.benchmarks.columns", "harness.evaluation.suites"},
-    "harness.data.corpus.build": {"harness.files"},
+    "harness.data.corpus.build": {"harness.records.files"},
     "harness.data.corpus.examine": {
         "harness.models.chat",
         "harness.models.loading",
         "harness.models.vision",
         "harness.rewards.workers",
     },
-    "harness.data.corpus.fixture": {"harness.files"},
-    "harness.data.corpus.hashes": {"harness.files"},
-    "harness.data.corpus.shards": {"harness.files"},
+    "harness.data.corpus.fixture": {"harness.records.files"},
+    "harness.data.corpus.hashes": {"harness.records.files"},
+    "harness.data.corpus.shards": {"harness.records.files"},
     "harness.doctor": {"harness.run"},
     "harness.evaluation.judge.loopback": {"harness.http_server"},
     "harness.models.tiny.card": {

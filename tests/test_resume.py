@@ -14,8 +14,8 @@ from harness.compose import compose
 from harness.config import from_hydra
 from harness.errors import UserError
 from harness.process import preemption
+from harness.records.folder import RunFolder
 from harness.run import run
-from harness.run_folder import RunFolder
 from harness.testing import assert_same_run, run_metrics
 from methods.grpo import GRPO
 

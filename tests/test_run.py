@@ -15,8 +15,8 @@ from harness.compose import compose
 from harness.config import from_hydra
 from harness.errors import UserError
 from harness.models.tiny import tiny_path
+from harness.records.folder import RunFolder
 from harness.run import run
-from harness.run_folder import RunFolder
 from harness.testing import assert_same_run
 from harness.testing import run_metrics as metrics
 

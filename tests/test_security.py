@@ -24,10 +24,10 @@ from harness.evaluation.judge.loopback import serve as serve_judge
 from harness.http_server import Fault
 from harness.models.chat import Chat
 from harness.models.loading import load_tokenizer
+from harness.records.folder import RunFolder
 from harness.rewards.workers import Grader
 from harness.rollout import serving
 from harness.run import run
-from harness.run_folder import RunFolder
 from harness.types import Question
 from methods.base import plain_prompt
 

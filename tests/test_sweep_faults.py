@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness.lock import owner_of
+from harness.records.lock import owner_of
 
 ROOT = Path(__file__).parent.parent
 SMALL = [

@@ -18,7 +18,7 @@ from harness.evaluation.protocol import card_hash, evaluation_card
 from harness.evaluation.store import SampleStore
 from harness.evaluation.student import Response, Student
 from harness.evaluation.suites import Benchmark, Suite, load_suite
-from harness.files import write_atomically
+from harness.records.files import write_atomically
 from harness.rollout.base import RolloutEngine
 
 if TYPE_CHECKING:

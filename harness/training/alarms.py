@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from harness.config import AlarmConfig
-from harness.run_folder import RunFolder
+from harness.records.folder import RunFolder
 from harness.training.batching import micro_batches
 from harness.types import TrainingSample
 

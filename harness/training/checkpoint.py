@@ -20,8 +20,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from harness.files import sha256, sync
 from harness.process.preemption import at
+from harness.records.files import sha256, sync
 from harness.training.weights import Weights, write_tensors
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import torch
 from harness.config import UpdateConfig
 from harness.errors import UserError
 from harness.process.preemption import at, check, interruptible
-from harness.run_folder import RunFolder
+from harness.records.folder import RunFolder
 from harness.training import metrics
 from harness.training.alarms import Alarms
 from harness.training.batching import mini_batches

@@ -24,8 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from harness.data.media import MediaError
-from harness.files import put_in_place, sync
 from harness.models.chat import Chat
+from harness.records.files import put_in_place, sync
 from harness.types import MediaLimits, Prompt, Question, Rollout, RolloutGroup
 from methods.base import Method
 

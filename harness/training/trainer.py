@@ -16,12 +16,12 @@ from harness.errors import RunInterrupted, UserError
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
 from harness.process.preemption import Preempted, at, check, interruptible
+from harness.records.folder import RunFolder
+from harness.records.tracking import Tracker
 from harness.replay import PromptReplayBuffer
 from harness.rollout.base import RolloutEngine
 from harness.rollout.build import Teacher
-from harness.run_folder import RunFolder
 from harness.same_run import comparable, differences, digest, plain
-from harness.tracking import Tracker
 from harness.training import checkpoint, metrics
 from harness.training.alarms import Alarms
 from harness.training.memory import memory_text

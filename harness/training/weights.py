@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from harness.errors import UserError
-from harness.files import sha256, sync
+from harness.records.files import sha256, sync
 from harness.training.optimizer import load_state_tensors, state_tensors
 
 MODEL, OPTIMIZER = "model", "optimizer"

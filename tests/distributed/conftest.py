@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.run_folder import RunFolder
+from harness.records.folder import RunFolder
 from harness.testing.ranks import RankedRun
 
 SMALL = [

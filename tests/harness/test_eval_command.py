@@ -11,8 +11,8 @@ import pytest
 
 from harness.app import main
 from harness.eval_command import eval_command, list_text
-from harness.lock import RunLock, Taken
 from harness.models.tiny import tiny_path
+from harness.records.lock import RunLock, Taken
 from reports.collect import collect
 from reports.tables import compare
 

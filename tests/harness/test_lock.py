@@ -17,19 +17,19 @@ from pathlib import Path
 
 import pytest
 
-from harness import lock
 from harness.compose import compose
 from harness.config import from_hydra
 from harness.errors import UserError
-from harness.lock import LOCK, OWNER, Owner, RunLock, Taken, Watch, clear, owner_of
-from harness.run_folder import RunFolder
+from harness.records import lock
+from harness.records.folder import RunFolder
+from harness.records.lock import LOCK, OWNER, Owner, RunLock, Taken, Watch, clear, owner_of
 
 FOREIGN = Owner(host="far", machine="another kernel", pid=7, token="t")
 
 HOLDER = """
 import os, subprocess, sys, time
 from pathlib import Path
-from harness.lock import RunLock
+from harness.records.lock import RunLock
 lock = RunLock(Path(sys.argv[1]))
 children = [subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True).pid]
 up, is_up = os.pipe()

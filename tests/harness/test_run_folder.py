@@ -9,8 +9,8 @@ import yaml
 from harness.compose import compose
 from harness.config import from_hydra
 from harness.errors import UserError
+from harness.records.folder import RunFolder, run_dir
 from harness.replay import BufferEvent
-from harness.run_folder import RunFolder, run_dir
 from harness.types import Prompt, Question, Rollout, RolloutGroup, TrainingSample
 
 

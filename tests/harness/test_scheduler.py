@@ -18,9 +18,9 @@ from rich.console import Console
 from harness import scheduler
 from harness.config import ModelConfig, RunConfig, UpdateConfig
 from harness.errors import UserError
-from harness.lock import RunLock
 from harness.process.devices import num_cores
-from harness.run_folder import RunFolder
+from harness.records.folder import RunFolder
+from harness.records.lock import RunLock
 from harness.scheduler import exit_code, run_cells
 from harness.status import format_seconds, last_metrics, run_states, status
 from harness.sweep import Cell
@@ -219,7 +219,10 @@ def test_two_launchers_share_a_study(study, tmp_path):
     """Each of 6 cells is started once, by one of two launchers."""
     plans = dict.fromkeys("abcdef", "slow")
     script = Path(study.command[1])
-    lock = "from harness.lock import RunLock\ntry:\n    held = RunLock(folder)\nexcept Exception:\n    sys.exit(75)\n"
+    lock = (
+        "from harness.records.lock import RunLock\n"
+        "try:\n    held = RunLock(folder)\nexcept Exception:\n    sys.exit(75)\n"
+    )
     done = 'if "done" in str(Path(folder / "run.json").exists() and (folder / "run.json").read_text()): sys.exit(0)\n'
     write = "record = {"
     script.write_text(FAKE_TRAIN.replace(write, lock + done + 'print("works")\n' + write))

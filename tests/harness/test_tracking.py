@@ -9,7 +9,7 @@ import pytest
 from harness.compose import compose
 from harness.config import from_hydra
 from harness.errors import UserError
-from harness.tracking import Tracker, log_report
+from harness.records.tracking import Tracker, log_report
 
 wandb = pytest.importorskip("wandb")
 

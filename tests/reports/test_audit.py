@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from harness.run_folder import ROLLOUT_SCHEMA
+from harness.records.rollouts import ROLLOUT_SCHEMA
 from reports.audit import audit_command, ranges
 
 NO_CANDIDATES = "The run has no candidate prompts (bcq, ncq)."

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from harness.run_folder import ROLLOUT_SCHEMA
+from harness.records.rollouts import ROLLOUT_SCHEMA
 from reports.view import printable, view_command
 
 

@@ -28,7 +28,7 @@ from harness.data.corpus.sources import OpenedSource, Row, SourceFile, count_nam
 from harness.data.corpus.tables import SOURCES, SUB_DATASETS, canonical_name, is_left_out, sub_datasets
 from harness.data.files import UNFINISHED
 from harness.errors import UserError, disk_error
-from harness.files import put_in_place, sha256, write_atomically
+from harness.records.files import put_in_place, sha256, write_atomically
 
 if TYPE_CHECKING:
     from harness.data.corpus.examine import Examiner

@@ -18,7 +18,7 @@ from typing import Any
 from harness.data.corpus.hashes import BenchmarkHashes
 from harness.data.corpus.tables import MAX_ANSWER_CHARS, MIN_SIDE, NOT_LISTED, SUB_DATASETS
 from harness.data.media import decode_image
-from harness.files import write_atomically
+from harness.records.files import write_atomically
 from harness.types import Question
 
 TIER1_CAP, TIER2_CAP = 7, 6

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.data.corpus.tables import fold
 from harness.errors import UserError
-from harness.files import write_atomically
+from harness.records.files import write_atomically
 
 if TYPE_CHECKING:
     import numpy as np

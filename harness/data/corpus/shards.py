@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.data.corpus.index import Index, Kept
-from harness.files import put_in_place, sha256, sync
+from harness.records.files import put_in_place, sha256, sync
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -21,13 +21,13 @@ from harness.errors import RunInterrupted, UserError
 from harness.evaluation import evaluate
 from harness.evaluation.judge.loopback import saying, serve
 from harness.http_server import Fault, LoopbackServer, Plan
+from harness.records.folder import RunFolder
 from harness.rewards import judged
 from harness.rewards.choice import normal_text
 from harness.rewards.judged import JudgedGrader
 from harness.rewards.rules import Grade
 from harness.rewards.workers import Grader
 from harness.run import run
-from harness.run_folder import RunFolder
 from harness.same_run import comparable
 from harness.testing import assert_same_run, run_metrics
 from harness.training.trainer import Trainer

@@ -11,8 +11,8 @@ import pytest
 from harness.compose import compose
 from harness.config import AlarmConfig, from_hydra
 from harness.errors import UserError
+from harness.records.folder import RunFolder
 from harness.run import run
-from harness.run_folder import RunFolder
 from harness.testing import run_metrics
 from harness.training.alarms import MAX_ALARMS, NUM_SAMPLES, Alarms, least_entropy
 from harness.types import TrainingSample

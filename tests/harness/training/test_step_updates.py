@@ -10,7 +10,7 @@ import torch
 from harness.compose import compose
 from harness.config import UpdateConfig, from_hydra
 from harness.process import preemption
-from harness.run_folder import RunFolder
+from harness.records.folder import RunFolder
 from harness.training.alarms import Alarms
 from harness.training.step_updates import Progress, StepUpdates
 from harness.training.update import Updater

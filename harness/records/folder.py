@@ -18,32 +18,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from harness.config import RunConfig
 from harness.errors import UserError
-from harness.files import append_rows, put_in_place, sync, write_atomically
-from harness.lock import RunLock
+from harness.records.files import append_rows, write_atomically
+from harness.records.lock import RunLock
+from harness.records.rollouts import write_rollouts
 from harness.replay import BufferEvent
-from harness.rewards.match import candidate_match
 from harness.same_run import FREE, differences, plain
 from harness.types import RolloutGroup, TrainingSample
 
 SCHEMA_VERSION = 2
-
-ROLLOUT_SCHEMA = pa.schema(
-    [
-        ("step", pa.int32()), ("uid", pa.string()), ("kind", pa.string()), ("sampler", pa.string()),
-        ("question_id", pa.string()), ("replayed", pa.bool_()), ("index", pa.int32()), ("prompt_text", pa.string()),
-        ("response_text", pa.string()), ("num_prompt_tokens", pa.int32()), ("num_response_tokens", pa.int32()),
-        ("num_prefix_tokens", pa.int32()), ("finish_reason", pa.string()), ("answer", pa.string()),
-        ("gold", pa.string()), ("reward", pa.float32()), ("training_reward", pa.float32()), ("verdict", pa.string()),
-        ("positive_answer", pa.string()), ("negative_answers", pa.list_(pa.string())), ("match", pa.string()),
-        ("trained", pa.bool_()), ("advantage", pa.float32()),
-    ]
-)  # fmt: skip
 
 
 def other_configuration(path: Path, config: RunConfig) -> str | None:
@@ -64,8 +50,8 @@ def run_dir(config: RunConfig, label: str) -> Path:
 class RunFolder:
     """Opens the folder of a run and holds its lock until `close`.
 
-    Raises UserError when the folder belongs to another configuration, and `harness.lock.Taken` when another process
-    writes it; nothing in it is touched then, as in the folder of a run that is done.
+    Raises UserError when the folder belongs to another configuration, and `lock.Taken` when another process writes it;
+    nothing in it is touched then, as in the folder of a run that is done.
     """
 
     def __init__(self, path: Path, config: RunConfig) -> None:
@@ -239,46 +225,7 @@ class RunFolder:
         prompt_texts: Mapping[str, str],
     ) -> None:
         """One row a rollout, `prompt_texts` by group uid; atomically, so that a file is complete or absent."""
-        trained = {id(sample.rollout): sample for sample in samples}
-        rows = []
-        for group in groups:
-            for rollout in group.rollouts:
-                sample = trained.get(id(rollout))
-                advantage = None
-                if sample is not None and sample.advantages is not None:
-                    advantage = sample.advantages[-1]
-                rows.append(
-                    {
-                        "step": step,
-                        "uid": group.uid,
-                        "kind": group.prompt.kind,
-                        "sampler": rollout.sampler,
-                        "question_id": group.prompt.question.id,
-                        "replayed": group.replayed,
-                        "index": rollout.index,
-                        "prompt_text": prompt_texts[group.uid],
-                        "response_text": rollout.text,
-                        "num_prompt_tokens": len(rollout.prompt_ids),
-                        "num_response_tokens": len(rollout.completion_ids),
-                        "num_prefix_tokens": rollout.num_prefix,
-                        "finish_reason": rollout.finish_reason,
-                        "answer": rollout.answer,
-                        "gold": group.prompt.question.answer,
-                        "reward": rollout.reward,
-                        "training_reward": rollout.training_reward,
-                        "verdict": rollout.verdict,
-                        "positive_answer": group.prompt.positive_answer,
-                        "negative_answers": list(group.prompt.negative_answers),
-                        "match": candidate_match(rollout, group.prompt),
-                        "trained": sample is not None,
-                        "advantage": advantage,
-                    }
-                )
-        file = self.path / "rollouts" / f"step-{step:06d}.parquet"
-        aside = file.with_suffix(".tmp")
-        pq.write_table(pa.Table.from_pylist(rows, schema=ROLLOUT_SCHEMA), aside)
-        sync(aside)
-        put_in_place(aside, file)
+        write_rollouts(self.path / "rollouts" / f"step-{step:06d}.parquet", step, groups, samples, prompt_texts)
 
     def keep_rollouts(self, num_steps: int) -> None:
         """Remove the rollouts of all but the newest steps."""
