@@ -19,8 +19,8 @@ from pathlib import Path
 import datasets
 from PIL import Image
 
-from harness.config import EvalConfig, ModelConfig, RewardConfig
-from harness.config_eval import JudgeConfig, MediaConfig
+from harness.config.evaluation import JudgeConfig, MediaConfig
+from harness.config.schema import EvalConfig, ModelConfig, RewardConfig
 from harness.evaluation.evaluate import evaluate
 from harness.evaluation.judge.loopback import serve
 from harness.evaluation.suites import load_suite

@@ -31,10 +31,11 @@ import torch
 from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
 from harness.actors import LiveActors
-from harness.compose import compose
-from harness.config import ModelConfig, RunConfig, from_hydra
+from harness.config.compose import compose
+from harness.config.deployment import build_method
+from harness.config.gpus import GPUS
+from harness.config.schema import ModelConfig, RunConfig, from_hydra
 from harness.data.arithmetic import make_questions
-from harness.gpus import GPUS
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
 from harness.models.loading import load_tokenizer
@@ -45,7 +46,6 @@ from harness.plan.memory import GB
 from harness.plan.shapes import ModelShape, config_of
 from harness.rewards.workers import Grader
 from harness.rollout.transformers_engine import TransformersEngine
-from harness.run import build_method
 from harness.testing.checks import peak_memory
 from harness.training.batching import mini_batches
 from harness.training.memory import memory_text

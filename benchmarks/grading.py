@@ -15,7 +15,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 
 from benchmarks.grading_cases import PAIRS, Case, boxed, hostile, question
-from harness.config import RewardConfig
+from harness.config.schema import RewardConfig
 from harness.rewards.workers import Grader
 
 Judge = Callable[[str, str], bool]

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from harness.config import DataConfig, MediaConfig, ModelConfig, UpdateConfig
+from harness.config.schema import DataConfig, MediaConfig, ModelConfig, UpdateConfig
 from harness.data.sources import load_questions
 from harness.data.synthetic import make_questions
 from harness.models.chat import Chat

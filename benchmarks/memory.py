@@ -32,7 +32,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
 from benchmarks.losses import plain_jsd, plain_policy_gradient
-from harness.config import UpdateConfig
+from harness.config.schema import UpdateConfig
 from harness.models.forward import LanguageModel
 from harness.testing.checks import peak_memory
 from harness.training.batching import PaddedBatch, pad

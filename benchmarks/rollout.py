@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
-from harness.config import ModelConfig
-from harness.config_engines import RolloutConfig, VllmConfig
+from harness.config.engines import RolloutConfig, VllmConfig
+from harness.config.schema import ModelConfig
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
 from harness.models.loading import load_model, load_tokenizer, resolve_path, save_model

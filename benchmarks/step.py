@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.step_sides import METHODS, NUM_SEQUENCES, Setting
-from harness.config import ModelConfig
+from harness.config.schema import ModelConfig
 from harness.models.loading import load_model, save_model
 
 SIDES = ("ours", "trl")

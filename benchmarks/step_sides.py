@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import torch
 
-from harness.config import ModelConfig, UpdateConfig
+from harness.config.schema import ModelConfig, UpdateConfig
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
 from harness.models.loading import load_model, load_tokenizer

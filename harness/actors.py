@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from harness.config import RolloutConfig
+from harness.config.schema import RolloutConfig
 from harness.errors import UserError
 from harness.models.chat import Chat
 from harness.process.preemption import at

@@ -65,12 +65,13 @@ def _train(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     if args.multirun:
         return _run_study({}, args)
 
-    from harness.compose import compose
-    from harness.config import from_hydra
+    from harness.config.compose import compose
+    from harness.config.deployment import build_method, check_ranks
+    from harness.config.schema import from_hydra
     from harness.distributed.launch import launch, rank_command
-    from harness.distributed.place import check_ranks, this_place
+    from harness.distributed.place import this_place
     from harness.process.preemption import Stopped
-    from harness.run import build_method, run
+    from harness.run import run
 
     config = from_hydra(compose(args.overrides, config_dir=args.config_dir))
     if args.print_config:
@@ -97,7 +98,7 @@ def _sweep(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     _add_study_options(parser)
     args = parser.parse_intermixed_args(argv)
 
-    from harness.compose import compose_sweep
+    from harness.config.compose import compose_sweep
 
     params, args.overrides = compose_sweep(args.name, args.overrides, args.config_dir)
     return _run_study(params, args)
@@ -119,7 +120,7 @@ def _plan(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
 
 
 def _run_study(params: dict[str, str], args: argparse.Namespace) -> int:
-    from harness.run import build_method
+    from harness.config.deployment import build_method
     from harness.scheduler import exit_code, run_cells
     from harness.sweep import expand
 
@@ -260,7 +261,7 @@ def _grade(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     parser.add_argument("--grader", default="math_verify", choices=("math_verify", "mathruler"))
     args = parser.parse_args(argv)
 
-    from harness.config import RewardConfig
+    from harness.config.schema import RewardConfig
     from harness.rewards.command import grade_file
 
     for line in grade_file(args.file, RewardConfig(grader=args.grader)):

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from harness.compose import compose_option, group_files
+from harness.config.compose import compose_option, group_files
 from harness.errors import UserError
 from methods import plugins, registry
 

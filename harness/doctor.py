@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.compose import compose
-from harness.config import ModelConfig, RunConfig, from_hydra
+from harness.config.compose import compose
+from harness.config.deployment import build_method
+from harness.config.schema import ModelConfig, RunConfig, from_hydra
 from harness.doctor_endpoints import check_endpoint, check_judge, check_port
 from harness.doctor_machine import OWN_ENVIRONMENT, Check, check_vllm, machine_checks
 from harness.errors import UserError, first_line
-from harness.run import build_method
 from methods.base import Method
 
 VLLM_SECONDS = 300.0

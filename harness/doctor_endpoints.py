@@ -8,9 +8,9 @@ from typing import Any
 
 import httpx
 
-from harness.config import ModelConfig
-from harness.config_engines import ServerConfig
-from harness.config_eval import JudgeConfig
+from harness.config.engines import ServerConfig
+from harness.config.evaluation import JudgeConfig
+from harness.config.schema import ModelConfig
 from harness.doctor_machine import Check, client
 from harness.http_client import detail, reason
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
-from harness.config import EvalConfig, RunConfig, from_hydra
+from harness.config.schema import EvalConfig, RunConfig, from_hydra
 from harness.errors import UserError
 from harness.records.folder import RunFolder
 
@@ -36,7 +36,7 @@ def _evaluate_run(path: Path, suite: str | None, overrides: list[str], config_di
     """In the run's own folder, so that the scores join its study's tables."""
     from omegaconf import DictConfig, OmegaConf
 
-    from harness.compose import check_key, compose, parse_overrides
+    from harness.config.compose import check_key, compose, parse_overrides
 
     info = RunFolder.read_info(path)
     if info.get("status") != "done":
@@ -64,9 +64,10 @@ def _evaluate_run(path: Path, suite: str | None, overrides: list[str], config_di
 
 def _evaluate_model(model: str, suite: str, overrides: list[str], config_dir: str | None) -> str:
     """As a row `base` of a study: the same as `zppo train method=base`, by the model's name or path."""
-    from harness.compose import compose, group_options
+    from harness.config.compose import compose, group_options
+    from harness.config.deployment import run_label
     from harness.records.folder import run_dir
-    from harness.run import run, run_label
+    from harness.run import run
 
     student = [f"student={model}"]
     if model not in group_options("student", config_dir):
@@ -124,7 +125,7 @@ def _text(out_dir: Path) -> str:
 
 def list_text(words: Sequence[str]) -> str:
     """`zppo eval --list`: the columns with their suites, sizes, scoring, options, and whether their data are there."""
-    from harness.config_eval import BenchmarkOptions
+    from harness.config.evaluation import BenchmarkOptions
     from harness.evaluation.benchmarks.columns import columns, options_of, suite_columns
 
     root = next((w.partition("=")[2] for w in words if w.partition("=")[0] in ("data_root", "eval.data_root")), None)

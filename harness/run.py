@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.config import ModelConfig, RunConfig
-from harness.distributed.place import check_place, check_ranks, this_place
+from harness.config.deployment import build_method, check_ranks, run_label
+from harness.config.schema import ModelConfig, RunConfig
+from harness.distributed.place import check_place, this_place
 from harness.errors import UserError, disk_error, first_line
 from harness.process.preemption import Preempted, Stopped, at, interruptible, listening, received
 from harness.records.folder import RunFolder, run_dir
@@ -30,57 +31,6 @@ if TYPE_CHECKING:
     from harness.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
-
-
-def build_method(config: RunConfig) -> Method | None:
-    """The method of a run, None for a cell without training. Imports no torch.
-
-    Raises UserError for unknown options and for what the rest of the configuration cannot give it.
-    """
-    try:
-        method = registry.build(config.method)
-    except registry.MethodError as error:
-        raise UserError(str(error)) from error
-    if method is None:
-        return None
-    if method.needs_teacher != "none" and config.teacher is None:
-        raise UserError(
-            f"method={config.method['name']} needs a teacher: set teacher=tiny_teacher, "
-            "or teacher=hf teacher.path=FOLDER"
-        )
-    _check_served_teacher(config, method)
-    if getattr(method.config, "importance_cap", None) is not None and config.update.old_logprobs == "engine":
-        raise UserError(
-            "method.importance_cap has no effect with update.old_logprobs=engine: old and rollout log-probabilities "
-            "are then the same and every weight is 1; set update.old_logprobs=recompute"
-        )
-    return method
-
-
-def _check_served_teacher(config: RunConfig, method: Method) -> None:
-    """What an endpoint cannot give is known before it is asked."""
-    teacher, name = config.teacher, config.method["name"]
-    if teacher is None or not teacher.is_served or method.needs_teacher == "none":
-        return
-    reads = method.needs_teacher == "distribution" and config.server.score
-    trains = "teacher" in method.trained_samplers
-    if teacher.api == "text" and (reads or trains):
-        what = "reads the teacher's distribution" if reads else "trains the teacher's tokens"
-        raise UserError(
-            f"method={name} {what}, and teacher.api=text gives text alone: use an endpoint that gives ids and "
-            "log-probabilities (vLLM, teacher.api=tokens), or load the teacher beside the student"
-        )
-    if reads and config.rollout.temperature != 1.0:
-        raise UserError(
-            f"method={name} compares distributions at rollout.temperature={config.rollout.temperature:g}, and an "
-            "endpoint scores at 1: set rollout.temperature=1, or load the teacher beside the student"
-        )
-    if config.teacher_process and config.server.score:
-        raise UserError("teacher_process=true is for a teacher that this run loads: set teacher_process=false")
-
-
-def run_label(config: RunConfig) -> str:
-    return config.label or config.method["name"]
 
 
 def run(config: RunConfig, *, overrides: Sequence[str] = ()) -> Path:

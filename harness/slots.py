@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from harness.config import RunConfig
+from harness.config.schema import RunConfig
 from harness.errors import UserError
 from harness.process.devices import visible_gpus
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from hydra.core.override_parser.types import Glob, Override
 from omegaconf import OmegaConf
 
-from harness.compose import (
+from harness.config.compose import (
     TARGET,
     check_key,
     compose,
@@ -21,7 +21,7 @@ from harness.compose import (
     parse_overrides,
     refuse_repeats,
 )
-from harness.config import RunConfig, from_hydra
+from harness.config.schema import RunConfig, from_hydra
 from harness.errors import UserError
 
 BASE = "base"

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from harness.config import ModelConfig, UpdateConfig
+from harness.config.schema import ModelConfig, UpdateConfig
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
 from harness.models.loading import load_tokenizer
@@ -88,8 +88,8 @@ def record() -> None:
 
     import pandas as pd
 
-    from harness.compose import compose
-    from harness.config import from_hydra
+    from harness.config.compose import compose
+    from harness.config.schema import from_hydra
     from harness.run import run
 
     config = ModelConfig(name="tiny_xs", path="tiny:xs", dtype="float32")

@@ -28,14 +28,13 @@ UPWARD: dict[str, set[str]] = {
     "harness.data.corpus.fixture": {"harness.records.files"},
     "harness.data.corpus.hashes": {"harness.records.files"},
     "harness.data.corpus.shards": {"harness.records.files"},
-    "harness.doctor": {"harness.run"},
     "harness.evaluation.judge.loopback": {"harness.http_server"},
     "harness.models.tiny.card": {
         "harness.rewards.boxed",
         "harness.rollout.base",
         "harness.rollout.transformers_engine",
     },
-    "harness.plan.command": {"harness.doctor", "harness.doctor_machine", "harness.run"},
+    "harness.plan.command": {"harness.doctor", "harness.doctor_machine"},
     "harness.plan.pairs": {"harness.doctor_machine"},
     "harness.rewards.judged": {"harness.evaluation.judge.client", "harness.evaluation.judge.shared"},
     "harness.rollout.build": {"harness.training.teacher"},
@@ -53,15 +52,16 @@ CIRCLES: list[list[str]] = [
 """Files that reach each other as yet; likewise."""
 
 KNOWS_MORE = {
+    "harness.config.compose": ("methods.plugins",),
+    "harness.config.deployment": ("methods.registry",),
     "harness.run": ("methods.registry",),
     "harness.testing.lab": ("methods.registry",),
     "harness.catalog": ("methods.registry", "methods.plugins"),
-    "harness.compose": ("methods.plugins",),
 }
 """Modules of the harness that build methods by name, list them, or look for option files that plugins ship."""
 
 WITHOUT_TORCH = (
-    "harness.app", "harness.catalog", "harness.compose", "harness.config", "harness.distributed.balance",
+    "harness.app", "harness.catalog", "harness.distributed.balance",
     "harness.distributed.launch", "harness.distributed.place", "harness.new_method", "harness.run",
     "harness.scheduler", "harness.sweep",
 )  # fmt: skip
@@ -104,7 +104,7 @@ def test_reports_read_run_folders_only():
 
 def test_checking_a_configuration_needs_no_torch():
     """In a process that has imported nothing yet: what these modules import imports no torch either."""
-    names = [*WITHOUT_TORCH, *names_of("methods"), *names_of("reports")]
+    names = [*WITHOUT_TORCH, *names_of("harness.config"), *names_of("methods"), *names_of("reports")]
     code = f"""
         import importlib, sys
         for name in {names}:
@@ -173,7 +173,7 @@ def test_a_module_without_a_room_is_refused(tmp_path):
 
 
 def names_of(package: str) -> list[str]:
-    return [name for name in TREE.files if name.partition(".")[0] == package]
+    return [name for name in TREE.files if name == package or name.startswith(package + ".")]
 
 
 def text_of(name: str) -> str:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.compose import compose
-from harness.config import from_hydra
+from harness.config.compose import compose
+from harness.config.schema import from_hydra
 from harness.run import run
 
 

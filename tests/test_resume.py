@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from harness.compose import compose
-from harness.config import from_hydra
+from harness.config.compose import compose
+from harness.config.schema import from_hydra
 from harness.errors import UserError
 from harness.process import preemption
 from harness.records.folder import RunFolder

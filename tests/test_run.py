@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from harness.compose import compose
-from harness.config import from_hydra
+from harness.config.compose import compose
+from harness.config.schema import from_hydra
 from harness.errors import UserError
 from harness.models.tiny import tiny_path
 from harness.records.folder import RunFolder

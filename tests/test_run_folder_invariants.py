@@ -101,8 +101,8 @@ class Step:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    from harness.compose import compose
-    from harness.config import from_hydra
+    from harness.config.compose import compose
+    from harness.config.schema import from_hydra
     from harness.run import run
 
     outputs = tmp_path_factory.mktemp("invariants")

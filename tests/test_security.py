@@ -16,9 +16,9 @@ from jinja2.exceptions import SecurityError
 
 import harness
 from harness.app import main
-from harness.compose import compose
-from harness.config import ModelConfig, RewardConfig, from_hydra
-from harness.config_engines import REFUSED_ARGUMENTS, ServerConfig
+from harness.config.compose import compose
+from harness.config.engines import REFUSED_ARGUMENTS, ServerConfig
+from harness.config.schema import ModelConfig, RewardConfig, from_hydra
 from harness.errors import UserError
 from harness.evaluation.judge.loopback import serve as serve_judge
 from harness.http_server import Fault

@@ -13,14 +13,15 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from harness.compose import compose
-from harness.config import ModelConfig, from_hydra
+from harness.config.compose import compose
+from harness.config.deployment import build_method
+from harness.config.schema import ModelConfig, from_hydra
 from harness.errors import RunInterrupted, UserError
 from harness.eval_command import eval_command
 from harness.http_server import Fault, LoopbackServer, Plan
 from harness.records.folder import RunFolder
 from harness.rollout.loopback import ServedModel, serve
-from harness.run import build_method, run
+from harness.run import run
 from harness.testing import assert_same_run
 from harness.testing import run_metrics as metrics
 

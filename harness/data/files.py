@@ -14,7 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from harness.config import ColumnsConfig, DataConfig
+from harness.config.schema import ColumnsConfig, DataConfig
 from harness.data.media import (
     ImageFile,
     Kind,

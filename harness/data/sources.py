@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from harness.config import DataConfig
+from harness.config.schema import DataConfig
 from harness.data.media import MediaError
 from harness.errors import UserError
 from harness.types import Question

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from harness.config import RunConfig
+from harness.config.schema import RunConfig
 from harness.distributed.engine import ShardedEngine, engine_commands
 from harness.distributed.messages import share_vision
 from harness.distributed.sharding import ShardedModel

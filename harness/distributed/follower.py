@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
-from harness.config import RunConfig
+from harness.config.schema import RunConfig
 from harness.distributed.build import RankModels
 from harness.distributed.engine import serve
 from harness.distributed.world import World

@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from types import FrameType
 
-from harness.config import RunConfig
+from harness.config.schema import RunConfig
 from harness.distributed.place import Place
 from harness.errors import UserError
 

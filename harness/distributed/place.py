@@ -7,9 +7,8 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from harness.config import RunConfig
+from harness.config.schema import RunConfig
 from harness.errors import UserError
-from harness.process.devices import visible_gpus
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun and `harness.distributed.launch` tell a rank."""
@@ -104,22 +103,3 @@ def check_place(config: RunConfig, place: Place | None) -> None:
             f"{cluster.num_nodes} x {cluster.student_gpus}: set cluster.num_nodes={place.num_nodes} "
             f"cluster.student_gpus={place.local_world_size}, or leave torchrun out: zppo train starts its ranks"
         )
-
-
-def check_ranks(config: RunConfig) -> None:
-    """Raises UserError for what several ranks cannot do."""
-    if config.cluster.world_size == 1:
-        return
-    if config.student.is_served:
-        raise UserError("a student behind endpoints has nothing to share out: set cluster=local")
-    if config.update.optimizer == "adamw_8bit":
-        raise UserError(
-            "update.optimizer=adamw_8bit keeps blocks of 256 numbers that a shard would cut, and its checkpoints would "
-            "load on no other number of ranks: set update.optimizer=adamw_bf16, or cluster=local"
-        )
-    own_engine = config.rollout.engine == "vllm" and config.teacher is not None and not config.teacher.is_served
-    if own_engine and not config.cluster.teacher_gpus and config.device != "cpu" and visible_gpus():
-        raise UserError("a teacher on vLLM beside several ranks needs GPUs of its own: set cluster.teacher_gpus")
-    for name in ("device", "teacher_device"):
-        if (getattr(config, name) or "").startswith("cuda:"):
-            raise UserError(f"{name}={getattr(config, name)} is one GPU for several ranks: set {name}=cuda")

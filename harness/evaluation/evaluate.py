@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config import EvalConfig
+from harness.config.schema import EvalConfig
 from harness.errors import UserError
 from harness.evaluation.isolation import preserved_state, quiet_lm_eval, quiet_lmms_eval
 from harness.evaluation.protocol import card_hash, evaluation_card

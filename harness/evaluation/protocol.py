@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from harness.config import EvalConfig
+from harness.config.schema import EvalConfig
 from harness.evaluation.benchmarks.columns import options_of
 from harness.evaluation.suites import Benchmark
 from harness.rollout.base import Sampling

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.config import EvalConfig
+from harness.config.schema import EvalConfig
 from harness.errors import UserError
 from harness.evaluation.benchmarks.recipe import Mark
 from harness.evaluation.protocol import TASK_VERSION, eval_sampling, generation_kwargs

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.config import EvalConfig
+from harness.config.schema import EvalConfig
 from harness.errors import UserError, did_you_mean
 from harness.evaluation.benchmarks.columns import Column, Scoring, suite_columns
 from harness.evaluation.benchmarks.recipe import Aggregate, Recipe, Scorer, by_grade, row_mean

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from harness.config import ModelConfig
+from harness.config.schema import ModelConfig
 from harness.data.media import MediaError
 from harness.errors import UserError
 from harness.models.loading import source_file

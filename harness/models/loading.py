@@ -26,7 +26,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from harness.config import ModelConfig
+from harness.config.schema import ModelConfig
 from harness.errors import UserError, first_line
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers.video_utils import VideoMetadata
 
-from harness.config import ModelConfig
+from harness.config.schema import ModelConfig
 from harness.data.media import MediaError
 from harness.errors import UserError
 from harness.models.loading import load_processor

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from harness.config import RunConfig
+from harness.config.gpus import GPUS
+from harness.config.schema import RunConfig
 from harness.errors import UserError
-from harness.gpus import GPUS
 from harness.plan.costs import Cost, cost_of
 from harness.plan.counting import Assumptions, StepCount, count_step
 from harness.plan.memory import (

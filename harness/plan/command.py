@@ -7,8 +7,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.compose import compose_sweep, parse_overrides
-from harness.config import ModelConfig
+from harness.config.compose import compose_sweep, parse_overrides
+from harness.config.deployment import build_method
+from harness.config.schema import ModelConfig
 from harness.doctor_machine import Check
 from harness.errors import UserError
 from harness.plan.cells import Plan, may_have_media, plan_cell, refuse
@@ -17,7 +18,6 @@ from harness.plan.memory import Kernels
 from harness.plan.pairs import check_pair
 from harness.plan.shapes import ModelShape, shape_of
 from harness.plan.table import plan_json, plan_text
-from harness.run import build_method
 from harness.sweep import Cell, expand
 
 SWEEP = "sweep"

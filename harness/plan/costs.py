@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from harness.config import RunConfig
-from harness.gpus import GPUS, Gpu
+from harness.config.gpus import GPUS, Gpu
+from harness.config.schema import RunConfig
 from harness.plan.counting import STEPS_PER_SECOND, Assumptions, StepCount
 from harness.plan.memory import STATE_BYTES
 from harness.plan.shapes import ModelShape

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.config import RunConfig
+from harness.config.schema import RunConfig
 from harness.training.metrics import token_metrics
 from harness.types import Prompt, Question, ReplayedQuestion, Rewrite, Rollout, RolloutGroup, Sampler, TrainingSample
 from methods.base import Method

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from harness.config_engines import RolloutConfig
-from harness.config_update import UpdateConfig
+from harness.config.engines import RolloutConfig
+from harness.config.update import UpdateConfig
 from harness.errors import UserError
 from harness.plan.shapes import FULL, LINEAR, ModelShape
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from harness.config import ModelConfig
+from harness.config.schema import ModelConfig
 from harness.doctor_machine import Check
 from harness.errors import UserError
 from harness.plan.shapes import ModelShape, cached_file

@@ -11,8 +11,8 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from harness.config_cluster import ClusterConfig
-from harness.gpus import GPUS
+from harness.config.cluster import ClusterConfig
+from harness.config.gpus import GPUS
 from harness.plan.cells import Plan
 from harness.plan.costs import published
 from harness.plan.counting import STEPS_PER_SECOND, Assumptions

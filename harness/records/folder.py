@@ -20,13 +20,13 @@ from typing import Any
 
 import yaml
 
-from harness.config import RunConfig
+from harness.config.identity import FREE, differences, plain
+from harness.config.schema import RunConfig
 from harness.errors import UserError
 from harness.records.files import append_rows, write_atomically
 from harness.records.lock import RunLock
 from harness.records.rollouts import write_rollouts
 from harness.replay import BufferEvent
-from harness.same_run import FREE, differences, plain
 from harness.types import RolloutGroup, TrainingSample
 
 SCHEMA_VERSION = 2

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.config import RunConfig, TrackerConfig
+from harness.config.schema import RunConfig, TrackerConfig
 from harness.errors import UserError
 
 MAX_TAG = 64

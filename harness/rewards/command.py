@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
-from harness.config import RewardConfig
+from harness.config.schema import RewardConfig
 from harness.errors import UserError, did_you_mean
 from harness.rewards.workers import Grader
 from harness.types import AnswerType, Question

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Sequence
 from types import TracebackType
 
-from harness.config_eval import JudgeConfig
+from harness.config.evaluation import JudgeConfig
 from harness.errors import RunInterrupted
 from harness.evaluation.judge.client import JudgeClient, JudgeFailure, JudgeGone, Reply
 from harness.evaluation.judge.shared import SHARED

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, TypeVar
 
-from harness.config import RewardConfig
+from harness.config.schema import RewardConfig
 from harness.rewards import rules
 from harness.rewards.boxed import last_boxed
 from harness.rewards.process import DIED, Job, Worker

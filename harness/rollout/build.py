@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from harness.config import ModelConfig, RunConfig
+from harness.config.schema import ModelConfig, RunConfig
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
 from harness.models.loading import check_weights, load_model, num_parameters, resolve_path, save_model, text_config

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from harness.config_engines import ServerConfig
+from harness.config.engines import ServerConfig
 from harness.errors import RunInterrupted, UserError
 from harness.http_client import LOOPBACK, detail, json_of, reason, retry_after
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from harness.config import ModelConfig
+from harness.config.schema import ModelConfig
 from harness.http_server import Body, LoopbackServer, NotServed, Plan, running, until_interrupted
 from harness.models.chat import Chat, PackedPrompt
 from harness.models.forward import LanguageModel

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import httpx
 
-from harness.config import ModelConfig
-from harness.config_engines import ServerConfig, check_arguments
+from harness.config.engines import ServerConfig, check_arguments
+from harness.config.schema import ModelConfig
 from harness.errors import UserError
 from harness.rollout.endpoints import Endpoints
 from harness.rollout.vllm_options import ALWAYS, as_flags, model_options

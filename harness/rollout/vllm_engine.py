@@ -20,8 +20,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from harness.config import ModelConfig
-from harness.config_engines import RolloutConfig
+from harness.config.engines import RolloutConfig
+from harness.config.schema import ModelConfig
 from harness.errors import UserError, first_line
 from harness.models.chat import Chat, PackedPrompt
 from harness.rollout.base import BAN, Incoming, Sampling, rollout_seed, room

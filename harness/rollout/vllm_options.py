@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from harness.config import ModelConfig
-from harness.config_engines import RolloutConfig
+from harness.config.engines import RolloutConfig
+from harness.config.schema import ModelConfig
 
 ALWAYS = {
     "logprobs_mode": "processed_logprobs",  # of logits / temperature, as the harness has them

@@ -156,8 +156,8 @@ def _is_stopped(process: BaseProcess) -> bool:
 
 
 def _run(overrides: Sequence[str], fault: Fault | None, stacks: str) -> None:
-    from harness.compose import compose
-    from harness.config import from_hydra
+    from harness.config.compose import compose
+    from harness.config.schema import from_hydra
     from harness.run import run
 
     passed: list[str] = []
@@ -180,8 +180,8 @@ def _run(overrides: Sequence[str], fault: Fault | None, stacks: str) -> None:
 
 
 def _record(overrides: Sequence[str], sender: object) -> None:
-    from harness.compose import compose
-    from harness.config import from_hydra
+    from harness.config.compose import compose
+    from harness.config.schema import from_hydra
     from harness.run import run
 
     passed: list[str] = []

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from harness.actors import LiveActors
-from harness.compose import compose
-from harness.config import ModelConfig, RewardConfig, RolloutConfig, UpdateConfig, from_hydra
+from harness.config.compose import compose
+from harness.config.schema import ModelConfig, RewardConfig, RolloutConfig, UpdateConfig, from_hydra
 from harness.data.arithmetic import make_questions
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from harness.distributed.place import Place
 
 if TYPE_CHECKING:
-    from harness.config import RunConfig
+    from harness.config.schema import RunConfig
     from harness.distributed.world import World
     from methods.base import Method
 
@@ -137,10 +137,10 @@ def _train(place: Place, overrides: list[str], log: str) -> None:
 def _rank(
     place: Place, file: str, body: str, overrides: list[str], arguments: tuple[Any, ...], sender: Connection
 ) -> None:
-    from harness.compose import compose
-    from harness.config import from_hydra
+    from harness.config.compose import compose
+    from harness.config.deployment import build_method
+    from harness.config.schema import from_hydra
     from harness.distributed.world import opened
-    from harness.run import build_method
 
     os.environ.update(place.environment())
     config: RunConfig = from_hydra(compose(overrides))

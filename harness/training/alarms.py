@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from harness.config import AlarmConfig
+from harness.config.schema import AlarmConfig
 from harness.records.folder import RunFolder
 from harness.training.batching import micro_batches
 from harness.types import TrainingSample

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.config import UpdateConfig
+from harness.config.schema import UpdateConfig
 from harness.errors import UserError
 from harness.models.forward import LanguageModel
 from harness.plan.memory import MIB, predict, tile_tokens

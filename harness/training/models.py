@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from transformers import PreTrainedModel
 
-from harness.config import RunConfig
+from harness.config.schema import RunConfig
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
 from harness.models.identity import model_identity

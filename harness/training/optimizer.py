@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.optim.adamw import adamw
 
-from harness.config import UpdateConfig
+from harness.config.schema import UpdateConfig
 from harness.errors import UserError
 
 PIECE = 2**20  # numbers updated together: bounds the scratch memory

@@ -22,7 +22,7 @@ import torch
 from torch import multiprocessing
 
 from harness.allocator import keep_freed_memory
-from harness.config import ModelConfig
+from harness.config.schema import ModelConfig
 from harness.errors import RunInterrupted, UserError
 from harness.models.forward import LanguageModel
 from harness.models.vision import MediaInputs

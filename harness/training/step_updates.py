@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.config import UpdateConfig
+from harness.config.schema import UpdateConfig
 from harness.errors import UserError
 from harness.process.preemption import at, check, interruptible
 from harness.records.folder import RunFolder

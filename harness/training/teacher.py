@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import torch
 
-from harness.config import ModelConfig
+from harness.config.schema import ModelConfig
 from harness.errors import UserError
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from harness.actors import LiveActors
-from harness.config import RunConfig
+from harness.config.identity import comparable, differences, digest, plain
+from harness.config.schema import RunConfig
 from harness.data.sampler import Batch, QuestionSampler
 from harness.errors import RunInterrupted, UserError
 from harness.models.chat import Chat
@@ -21,7 +22,6 @@ from harness.records.tracking import Tracker
 from harness.replay import PromptReplayBuffer
 from harness.rollout.base import RolloutEngine
 from harness.rollout.build import Teacher
-from harness.same_run import comparable, differences, digest, plain
 from harness.training import checkpoint, metrics
 from harness.training.alarms import Alarms
 from harness.training.memory import memory_text

@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 
 from harness.allocator import keep_freed_memory
-from harness.config import UpdateConfig
+from harness.config.schema import UpdateConfig
 from harness.models.forward import LanguageModel
 from harness.plan.memory import tile_tokens
 from harness.process.preemption import at, interruptible

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from harness.config import RunConfig
+from harness.config.schema import RunConfig
 from harness.data.sources import load_questions
 from harness.distributed.balance import balanced
 from harness.distributed.build import RankModels

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness.compose import compose
-from harness.config import RunConfig, from_hydra
-from harness.run import build_method
+from harness.config.compose import compose
+from harness.config.deployment import build_method
+from harness.config.schema import RunConfig, from_hydra
 from harness.testing.ranks import run_ranks
 from tests.distributed import bodies
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.config import UpdateConfig
+from harness.config.schema import UpdateConfig
 from harness.plan.memory import predict
 from harness.plan.shapes import ModelShape
 

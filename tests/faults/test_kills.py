@@ -6,9 +6,9 @@ import signal
 
 import pytest
 
-from harness.compose import compose
-from harness.config import from_hydra
-from harness.run import build_method
+from harness.config.compose import compose
+from harness.config.deployment import build_method
+from harness.config.schema import from_hydra
 from harness.testing.faults import Fault, Tally, random_faults, survive
 from methods import registry
 

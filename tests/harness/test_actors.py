@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from harness.actors import LiveActors
-from harness.config import ModelConfig, RewardConfig, RolloutConfig
+from harness.config.schema import ModelConfig, RewardConfig, RolloutConfig
 from harness.errors import UserError
 from harness.models.chat import Chat
 from harness.models.loading import load_tokenizer

@@ -7,8 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from harness.compose import compose, compose_option, compose_sweep, compose_with_choices, group_options, snake_case
-from harness.config import RunConfig, from_hydra
+from harness.config.compose import (
+    compose,
+    compose_option,
+    compose_sweep,
+    compose_with_choices,
+    group_options,
+    snake_case,
+)
+from harness.config.schema import RunConfig, from_hydra
 from harness.errors import UserError
 from methods.registry import build
 
@@ -187,7 +194,7 @@ def test_a_key_given_twice_in_a_sweep_is_refused():
 
 def test_any_working_directory_and_no_torch(tmp_path):
     code = (
-        "import sys; from harness.compose import compose, compose_sweep; import harness.scheduler\n"
+        "import sys; from harness.config.compose import compose, compose_sweep; import harness.scheduler\n"
         "print(compose(['method=grpo']).method.name)\n"
         "print(compose_sweep('quickstart', [])[0]['study'], 'torch' in sys.modules)"
     )

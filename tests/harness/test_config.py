@@ -6,10 +6,10 @@ from importlib.resources import files
 
 import pytest
 
-from harness.compose import compose, compose_sweep, group_options
-from harness.config import RunConfig, UpdateConfig, from_hydra
+from harness.config.compose import compose, compose_sweep, group_options
+from harness.config.deployment import build_method
+from harness.config.schema import RunConfig, UpdateConfig, from_hydra
 from harness.errors import UserError
-from harness.run import build_method
 from harness.sweep import expand
 
 GROUPS = ("method", "student", "teacher", "data", "rollout", "reward", "eval", "tracker", "recipe", "cluster")
@@ -56,8 +56,8 @@ class Blocked:
         if name.split(".")[0] in ("torch", "transformers", "accelerate", "lm_eval", "vllm"):
             raise ImportError(f"{name} is blocked")
 sys.meta_path.insert(0, Blocked())
-from harness.compose import compose, compose_sweep, group_options
-from harness.config import from_hydra
+from harness.config.compose import compose, compose_sweep, group_options
+from harness.config.schema import from_hydra
 from harness.run import build_method
 from harness.sweep import expand
 from harness.catalog import methods_text

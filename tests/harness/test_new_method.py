@@ -11,8 +11,8 @@ import pytest
 
 from harness.app import main
 from harness.catalog import methods_text
-from harness.compose import compose
-from harness.config import from_hydra
+from harness.config.compose import compose
+from harness.config.schema import from_hydra
 from harness.errors import UserError
 from harness.new_method import new_method
 from methods.registry import build, provenance

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from harness.compose import compose
-from harness.config import from_hydra
+from harness.config.compose import compose
+from harness.config.schema import from_hydra
 from harness.errors import UserError
 from harness.records.folder import RunFolder, run_dir
 from harness.replay import BufferEvent

@@ -16,7 +16,7 @@ import yaml
 from rich.console import Console
 
 from harness import scheduler
-from harness.config import ModelConfig, RunConfig, UpdateConfig
+from harness.config.schema import ModelConfig, RunConfig, UpdateConfig
 from harness.errors import UserError
 from harness.process.devices import num_cores
 from harness.records.folder import RunFolder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.config import ModelConfig, RunConfig
+from harness.config.schema import ModelConfig, RunConfig
 from harness.errors import UserError
 from harness.process.devices import visible_gpus
 from harness.slots import Slots, num_gpus_of

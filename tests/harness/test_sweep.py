@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.compose import compose, compose_sweep
-from harness.config import from_hydra
+from harness.config.compose import compose, compose_sweep
+from harness.config.schema import from_hydra
 from harness.errors import UserError
 from harness.sweep import MAX_LABEL_CHARS, expand, make_label
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from harness.compose import compose
-from harness.config import from_hydra
+from harness.config.compose import compose
+from harness.config.schema import from_hydra
 from harness.errors import UserError
 from harness.records.tracking import Tracker, log_report
 

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
-from harness.compose import compose
-from harness.config import ModelConfig, UpdateConfig, from_hydra
+from harness.config.compose import compose
+from harness.config.deployment import build_method
+from harness.config.schema import ModelConfig, UpdateConfig, from_hydra
 from harness.errors import UserError
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
 from harness.models.loading import load_model, load_tokenizer
-from harness.run import build_method
 from harness.training.update import Updater
 from harness.types import TokenBatch, TrainingSample
 from methods.grpo import GRPO

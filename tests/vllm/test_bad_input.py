@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.config import ModelConfig
+from harness.config.schema import ModelConfig
 from harness.models.loading import resolve_path
 
 pytestmark = pytest.mark.vllm

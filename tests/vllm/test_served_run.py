@@ -14,8 +14,8 @@ import psutil
 import pytest
 import torch
 
-from harness.config import ModelConfig
-from harness.config_engines import ServerConfig
+from harness.config.engines import ServerConfig
+from harness.config.schema import ModelConfig
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
 from harness.models.loading import load_model, load_tokenizer, resolve_path

@@ -12,8 +12,8 @@ import threading
 import pytest
 import torch
 
-from harness.config import DataConfig, MediaConfig, ModelConfig
-from harness.config_engines import RolloutConfig, VllmConfig
+from harness.config.engines import RolloutConfig, VllmConfig
+from harness.config.schema import DataConfig, MediaConfig, ModelConfig
 from harness.data.sources import load_questions
 from harness.errors import UserError
 from harness.models.chat import Chat

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from harness.config_eval import EvalConfig
+from harness.config.evaluation import EvalConfig
 from harness.data.corpus.hashes import BenchmarkHashes
 from harness.errors import UserError, did_you_mean
 

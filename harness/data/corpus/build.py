@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config import RunConfig
+from harness.config.schema import RunConfig
 from harness.data.corpus.card import card, card_text
 from harness.data.corpus.hashes import BenchmarkHashes, NearDuplicates, digest, normal_question
 from harness.data.corpus.index import Candidate, Index, Kept, refuse_if_held

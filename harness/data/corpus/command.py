@@ -65,8 +65,8 @@ def _add_hash(parser: argparse.ArgumentParser) -> None:
 def _build(args: argparse.Namespace) -> int:
     from PIL import Image
 
-    from harness.compose import compose
-    from harness.config import from_hydra
+    from harness.config.compose import compose
+    from harness.config.schema import from_hydra
     from harness.data.corpus.build import build
     from harness.data.corpus.card import summary
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from harness.config import RunConfig
+from harness.config.schema import RunConfig
 from harness.data.corpus.hashes import NearDuplicates
 from harness.data.corpus.reasons import answer_of, answer_type, question_of
 from harness.data.corpus.sources import Row

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from harness.config_eval import BenchmarkOptions
+from harness.config.evaluation import BenchmarkOptions
 from harness.data.media import MediaError, decode_image
 from harness.errors import UserError
 from harness.evaluation.benchmarks.recipe import Aggregate, Recipe, by_category, mean_over, row_mean

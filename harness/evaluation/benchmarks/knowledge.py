@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from harness.config_eval import BenchmarkOptions
+from harness.config.evaluation import BenchmarkOptions
 from harness.evaluation.benchmarks.recipe import Aggregate, Recipe, by_category, mean_over, row_mean
 from harness.evaluation.benchmarks.rows import LETTERS, Row, lettered
 from harness.rewards.choice import choice_letter

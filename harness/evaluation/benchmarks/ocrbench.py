@@ -11,7 +11,7 @@ import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 
-from harness.config_eval import BenchmarkOptions
+from harness.config.evaluation import BenchmarkOptions
 from harness.errors import UserError
 from harness.evaluation.benchmarks.recipe import Aggregate, Mark, by_category, mean_over, row_mean
 from harness.evaluation.benchmarks.upstream import upstream_module

@@ -6,7 +6,7 @@ import ast
 import re
 from collections.abc import Mapping, Sequence
 
-from harness.config_eval import BenchmarkOptions
+from harness.config.evaluation import BenchmarkOptions
 from harness.evaluation.benchmarks.recipe import Aggregate, Mark, Recipe, by_category, by_grade, mean_over, row_mean
 from harness.evaluation.benchmarks.rows import LETTERS, Row, lettered
 from harness.rewards.choice import normal_text

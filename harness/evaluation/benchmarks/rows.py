@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from harness.config_eval import BenchmarkOptions
+from harness.config.evaluation import BenchmarkOptions
 from harness.data.media import MediaTable, holds
 from harness.data.video import VideoFile
 from harness.errors import UserError

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from harness.config_eval import BenchmarkOptions
+from harness.config.evaluation import BenchmarkOptions
 from harness.errors import UserError
 from harness.evaluation.benchmarks.recipe import (
     Aggregate,

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from harness.config_eval import JudgeConfig
+from harness.config.evaluation import JudgeConfig
 from harness.errors import UserError
 from harness.http_client import LOOPBACK, detail, retry_after
 from harness.http_client import reason as reason_of

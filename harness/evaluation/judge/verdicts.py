@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.config_eval import JudgeConfig
+from harness.config.evaluation import JudgeConfig
 from harness.evaluation.judge.client import JudgeClient, JudgeFailure, Reply, sampling
 from harness.evaluation.judge.formats import FORMATS, wording
 from harness.types import Message, Question

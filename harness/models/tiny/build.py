@@ -24,7 +24,7 @@ from rich.progress import Progress
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3_5ForConditionalGeneration
 
-from harness.config import ModelConfig
+from harness.config.schema import ModelConfig
 from harness.errors import UserError, did_you_mean
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel

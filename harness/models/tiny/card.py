@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from harness.config import ModelConfig
+from harness.config.schema import ModelConfig
 from harness.data.arithmetic import LEVELS, count_questions
 from harness.data.synthetic import TASKS, make_questions
 from harness.models.chat import Chat

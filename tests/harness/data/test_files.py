@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.config import ColumnsConfig, DataConfig, MediaConfig
+from harness.config.schema import ColumnsConfig, DataConfig, MediaConfig
 from harness.data.files import load_jsonl, load_parquet, text_of
 from harness.data.media import ImageFile
 from harness.data.video import VideoFile

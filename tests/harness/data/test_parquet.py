@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from harness.config import ColumnsConfig, DataConfig, MediaConfig
+from harness.config.schema import ColumnsConfig, DataConfig, MediaConfig
 from harness.data.files import UNFINISHED, load_parquet
 from harness.data.media import ImageFile, MediaError
 from harness.data.video import VideoFile

@@ -11,8 +11,8 @@ import time
 import psutil
 import pytest
 
-from harness.compose import compose
-from harness.config import from_hydra
+from harness.config.compose import compose
+from harness.config.schema import from_hydra
 from harness.distributed.launch import PORTS, exit_code, launch
 from harness.errors import UserError
 
@@ -33,8 +33,8 @@ time.sleep(60)
 """
 LAUNCH = """
 import sys
-from harness.compose import compose
-from harness.config import from_hydra
+from harness.config.compose import compose
+from harness.config.schema import from_hydra
 from harness.distributed import launch
 launch.END = 0.5
 config = from_hydra(compose(["student=tiny_xs", "cluster.student_gpus=2"]))

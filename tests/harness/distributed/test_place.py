@@ -2,9 +2,10 @@
 
 import pytest
 
-from harness.compose import compose
-from harness.config import from_hydra
-from harness.distributed.place import Place, check_place, check_ranks, this_place
+from harness.config.compose import compose
+from harness.config.deployment import check_ranks
+from harness.config.schema import from_hydra
+from harness.distributed.place import Place, check_place, this_place
 from harness.errors import UserError
 from harness.run import run
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness.config import EvalConfig, RewardConfig
+from harness.config.schema import EvalConfig, RewardConfig
 from harness.evaluation.store import SampleStore
 from harness.evaluation.student import Student
 from harness.evaluation.suites import Benchmark

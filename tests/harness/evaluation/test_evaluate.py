@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.config import EvalConfig, RewardConfig
+from harness.config.schema import EvalConfig, RewardConfig
 from harness.data.arithmetic import make_questions
 from harness.evaluation.evaluate import evaluate
 from harness.evaluation.protocol import card_hash, eval_sampling, evaluation_card

@@ -20,7 +20,7 @@ import filelock, loguru, requests, torch, transformers, datasets
 from PIL import ImageFile
 from torch.distributed import distributed_c10d
 
-from harness.config import EvalConfig, RewardConfig
+from harness.config.schema import EvalConfig, RewardConfig
 from harness.evaluation.evaluate import evaluate
 from harness.rewards.workers import Grader
 

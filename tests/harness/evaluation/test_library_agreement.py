@@ -12,7 +12,7 @@ import datasets
 import pytest
 import yaml
 
-from harness.config import EvalConfig, ModelConfig
+from harness.config.schema import EvalConfig, ModelConfig
 from harness.data.synthetic import make_questions
 from harness.evaluation.evaluate import evaluate
 from harness.models.chat import Chat

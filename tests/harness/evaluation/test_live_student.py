@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.config import EvalConfig, ModelConfig
+from harness.config.schema import EvalConfig, ModelConfig
 from harness.evaluation.evaluate import evaluate
 from harness.evaluation.protocol import eval_sampling
 from harness.evaluation.suites import load_suite

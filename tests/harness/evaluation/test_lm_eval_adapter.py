@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from harness.config import EvalConfig
+from harness.config.schema import EvalConfig
 from harness.evaluation.lm_eval_adapter import BenchmarkTask, StudentLM
 from harness.evaluation.suites import load_suite
 from harness.types import RolloutGroup

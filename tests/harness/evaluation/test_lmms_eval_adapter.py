@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from harness.config import EvalConfig
+from harness.config.schema import EvalConfig
 from harness.data.bars import BarClip, BarImage
 from harness.evaluation.isolation import quiet_lmms_eval
 from harness.evaluation.student import Student

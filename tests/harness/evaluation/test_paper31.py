@@ -14,8 +14,8 @@ from typing import Any
 import datasets
 import pytest
 
-from harness.config import EvalConfig
-from harness.config_eval import JudgeConfig
+from harness.config.evaluation import JudgeConfig
+from harness.config.schema import EvalConfig
 from harness.errors import UserError
 from harness.evaluation.benchmarks.columns import columns
 from harness.evaluation.evaluate import evaluate

@@ -12,8 +12,8 @@ import pytest
 from omegaconf import OmegaConf
 
 import conf
-from harness.config import EvalConfig, MediaConfig
-from harness.config_eval import JudgeConfig
+from harness.config.evaluation import JudgeConfig
+from harness.config.schema import EvalConfig, MediaConfig
 from harness.evaluation import protocol
 from harness.evaluation.protocol import NO_PART, card_hash, eval_sampling, evaluation_card, generation_kwargs
 from harness.evaluation.suites import Benchmark, load_suite
@@ -95,7 +95,7 @@ def test_a_whole_number_and_its_float_are_one_protocol() -> None:
 
 def test_hash_is_the_same_in_another_process_which_needs_neither_torch_nor_a_library() -> None:
     program = (
-        "import sys; from harness.config import EvalConfig; from harness.evaluation.protocol import *; "
+        "import sys; from harness.config.schema import EvalConfig; from harness.evaluation.protocol import *; "
         "from harness.evaluation.suites import load_suite; "
         "config = EvalConfig(suite='mini', tasks=['arithmetic'], levels=[2], num_questions=3); "
         "benchmark, = load_suite(config).benchmarks; "

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.config import EvalConfig, MediaConfig
+from harness.config.schema import EvalConfig, MediaConfig
 from harness.data import synthetic
 from harness.data.arithmetic import make_questions
 from harness.errors import UserError

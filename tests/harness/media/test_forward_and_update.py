@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.config import UpdateConfig
+from harness.config.schema import UpdateConfig
 from harness.models.forward import LanguageModel, gather_logprobs
 from harness.rollout.base import Sampling
 from harness.rollout.transformers_engine import TransformersEngine

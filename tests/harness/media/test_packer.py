@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor
 
-from harness.config import ModelConfig
+from harness.config.schema import ModelConfig
 from harness.data.media import MediaError
 from harness.errors import UserError
 from harness.models.chat import Chat

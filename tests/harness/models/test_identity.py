@@ -1,6 +1,6 @@
 import torch
 
-from harness.config import ModelConfig
+from harness.config.schema import ModelConfig
 from harness.models.chat import Chat
 from harness.models.identity import model_identity
 from harness.models.loading import load_model, load_tokenizer, save_model

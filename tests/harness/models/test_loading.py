@@ -20,7 +20,7 @@ from transformers import (
     Qwen3_5TextConfig,
 )
 
-from harness.config import ModelConfig
+from harness.config.schema import ModelConfig
 from harness.errors import UserError
 from harness.models.loading import (
     load_model,

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from harness.config import ModelConfig
+from harness.config.schema import ModelConfig
 from harness.models.forward import LanguageModel
 from harness.models.loading import load_model
 from harness.models.products import FEW_ROWS, FastLinear, multiply_fast, product

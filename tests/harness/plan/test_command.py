@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from harness.app import main
+from harness.config.gpus import GPUS
 from harness.errors import UserError
-from harness.gpus import GPUS
 from harness.plan.command import plan_command, plan_study
 from harness.plan.counting import Assumptions
 

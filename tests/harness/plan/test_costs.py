@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from harness.compose import compose
-from harness.config import RunConfig, from_hydra
-from harness.gpus import GPUS
+from harness.config.compose import compose
+from harness.config.gpus import GPUS
+from harness.config.schema import RunConfig, from_hydra
 from harness.plan.costs import cost_of, decode_rate, published
 from harness.plan.counting import Assumptions, StepCount
 from harness.plan.shapes import shape_of

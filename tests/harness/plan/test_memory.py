@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.config import ModelConfig, RolloutConfig, UpdateConfig
-from harness.config_engines import VllmConfig
+from harness.config.engines import VllmConfig
+from harness.config.schema import ModelConfig, RolloutConfig, UpdateConfig
 from harness.errors import UserError
 from harness.models.loading import load_model
 from harness.plan.memory import (

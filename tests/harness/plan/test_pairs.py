@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.config import ModelConfig
+from harness.config.schema import ModelConfig
 from harness.models.tiny import tiny_path
 from harness.plan.pairs import check_pair
 from harness.plan.shapes import shape_of

@@ -15,7 +15,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from harness.config import ModelConfig
+from harness.config.schema import ModelConfig
 from harness.errors import UserError
 from harness.models.tiny import SIZES, tiny_path
 from harness.plan.shapes import FULL, LINEAR, ModelShape, _known_models, shape_of

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.config import RewardConfig
+from harness.config.schema import RewardConfig
 from harness.errors import UserError
 from harness.rewards.command import grade_file
 

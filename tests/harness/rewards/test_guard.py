@@ -10,7 +10,7 @@ import pytest
 import reasoning_gym
 import sympy
 
-from harness.config import RewardConfig
+from harness.config.schema import RewardConfig
 from harness.rewards.guard import evaluate
 from harness.rewards.workers import Grader
 from harness.types import Question

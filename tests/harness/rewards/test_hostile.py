@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.grading import LIBRARIES, agreement, as_expected
 from benchmarks.grading_cases import COSTLY, PAIRS, Case, hostile
-from harness.config import RewardConfig
+from harness.config.schema import RewardConfig
 from harness.rewards.workers import Grader
 
 CASES = hostile()

@@ -14,9 +14,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from harness.compose import compose
-from harness.config import RewardConfig, from_hydra
-from harness.config_eval import JudgeConfig
+from harness.config.compose import compose
+from harness.config.evaluation import JudgeConfig
+from harness.config.identity import comparable
+from harness.config.schema import RewardConfig, from_hydra
 from harness.errors import RunInterrupted, UserError
 from harness.evaluation import evaluate
 from harness.evaluation.judge.loopback import saying, serve
@@ -28,7 +29,6 @@ from harness.rewards.judged import JudgedGrader
 from harness.rewards.rules import Grade
 from harness.rewards.workers import Grader
 from harness.run import run
-from harness.same_run import comparable
 from harness.testing import assert_same_run, run_metrics
 from harness.training.trainer import Trainer
 from harness.types import Question

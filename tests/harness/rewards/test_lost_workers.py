@@ -14,7 +14,7 @@ import psutil
 import pytest
 import reasoning_gym
 
-from harness.config import RewardConfig
+from harness.config.schema import RewardConfig
 from harness.rewards import process
 from harness.rewards.workers import Grader
 from harness.types import Question

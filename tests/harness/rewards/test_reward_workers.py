@@ -15,7 +15,7 @@ import psutil
 import pytest
 import reasoning_gym
 
-from harness.config import RewardConfig
+from harness.config.schema import RewardConfig
 from harness.rewards.rules import Grade
 from harness.rewards.workers import Grader
 from harness.types import Question
@@ -175,7 +175,7 @@ def test_close_fails_calls_that_are_under_way() -> None:
 
 PROGRAM = """
 import sys, time
-from harness.config import RewardConfig
+from harness.config.schema import RewardConfig
 from harness.rewards.workers import Grader
 from harness.types import Question
 print("ran main", file=sys.stderr)

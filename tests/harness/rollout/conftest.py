@@ -18,7 +18,7 @@ from transformers import (
     Qwen3_5TextConfig,
 )
 
-from harness.config import ModelConfig
+from harness.config.schema import ModelConfig
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
 from harness.rollout.loopback import ServedModel

@@ -6,13 +6,13 @@ from contextlib import ExitStack
 
 import pytest
 
-from harness.compose import compose
-from harness.config import ModelConfig, from_hydra
+from harness.config.compose import compose
+from harness.config.deployment import build_method
+from harness.config.schema import ModelConfig, from_hydra
 from harness.models.chat import Chat
 from harness.models.loading import load_tokenizer
 from harness.rollout import build
 from harness.rollout.loopback import serve
-from harness.run import build_method
 
 
 @pytest.fixture(scope="module")

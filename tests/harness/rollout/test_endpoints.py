@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from harness.config_engines import ServerConfig
+from harness.config.engines import ServerConfig
 from harness.errors import RunInterrupted, UserError
 from harness.http_server import Fault, LoopbackServer
 from harness.rollout.endpoints import Endpoints

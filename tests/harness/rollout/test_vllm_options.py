@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from harness.config import ModelConfig
-from harness.config_engines import RolloutConfig, VllmConfig
+from harness.config.engines import RolloutConfig, VllmConfig
+from harness.config.schema import ModelConfig
 from harness.models.loading import resolve_path
 from harness.rollout import vllm_options
 from harness.rollout.vllm_options import as_flags, can_cache_prefixes, engine_options

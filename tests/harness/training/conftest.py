@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from harness.config import ModelConfig
+from harness.config.schema import ModelConfig
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
 from harness.models.loading import load_model, load_tokenizer

@@ -8,8 +8,8 @@ import math
 
 import pytest
 
-from harness.compose import compose
-from harness.config import AlarmConfig, from_hydra
+from harness.config.compose import compose
+from harness.config.schema import AlarmConfig, from_hydra
 from harness.errors import UserError
 from harness.records.folder import RunFolder
 from harness.run import run

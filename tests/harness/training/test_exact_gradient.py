@@ -21,7 +21,7 @@ from transformers import (
     Qwen3_5TextConfig,
 )
 
-from harness.config import UpdateConfig
+from harness.config.schema import UpdateConfig
 from harness.models.forward import BANNED_LOGIT, LanguageModel
 from harness.training.batching import pad
 from harness.training.teacher import LocalScorer, hidden_of

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from harness.config import UpdateConfig
+from harness.config.schema import UpdateConfig
 from harness.training.mismatch import ALARM_K3_KL, ALARM_MAX, GapMeter, alarm
 from harness.training.update import Updater
 from harness.types import TokenBatch, TrainingSample

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
-from harness.config import UpdateConfig
+from harness.config.schema import UpdateConfig
 from harness.errors import UserError
 from harness.training import optimizer as module
 from harness.training.optimizer import AdamWOffload, load_state_tensors, make_optimizer, round_randomly, state_tensors

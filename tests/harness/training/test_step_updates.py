@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from harness.compose import compose
-from harness.config import UpdateConfig, from_hydra
+from harness.config.compose import compose
+from harness.config.schema import UpdateConfig, from_hydra
 from harness.process import preemption
 from harness.records.folder import RunFolder
 from harness.training.alarms import Alarms

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import harness.training.scorer as scorer_module
-from harness.config import ModelConfig, UpdateConfig
+from harness.config.schema import ModelConfig, UpdateConfig
 from harness.errors import RunInterrupted, UserError
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
@@ -184,7 +184,7 @@ def test_a_model_that_cannot_be_loaded_is_the_users_error(chat: Any) -> None:
 
 PARENT = """
 import os, sys
-from harness.config import ModelConfig
+from harness.config.schema import ModelConfig
 from harness.training.scorer import ProcessScorer
 if __name__ == "__main__":
     config = ModelConfig(name="teacher", path="tiny:teacher", dtype="float32")

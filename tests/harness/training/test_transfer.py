@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from harness.config import UpdateConfig
+from harness.config.schema import UpdateConfig
 from harness.errors import UserError
 from harness.models.forward import LanguageModel
 from harness.rollout.transformers_engine import TransformersEngine

@@ -6,7 +6,7 @@ import weakref
 import pytest
 import torch
 
-from harness.config import UpdateConfig
+from harness.config.schema import UpdateConfig
 from harness.errors import UserError
 from harness.models.forward import gather_logprobs
 from harness.training.nonfinite import NonFinite

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from harness.compose import compose
-from harness.config import RunConfig, from_hydra
+from harness.config.compose import compose
+from harness.config.schema import RunConfig, from_hydra
 from harness.data.corpus.build import build
 from harness.data.corpus.fixture import (
     TIER1_CAP,

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from harness.config import RunConfig
+from harness.config.schema import RunConfig
 from harness.data.corpus.build import build
 from harness.data.corpus.card import card_text
 from harness.data.corpus.fixture import FixtureRow, plain_row, write_mmfinereason, write_vero

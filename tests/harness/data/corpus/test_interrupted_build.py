@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.config import RunConfig
+from harness.config.schema import RunConfig
 from harness.data.corpus.build import build
 from harness.data.corpus.fixture import encoded, plain_row, write_mmfinereason, write_vero
 from harness.data.corpus.index import Index
@@ -28,8 +28,8 @@ from tests.harness.data.corpus.conftest import Built, run_build
 # Loads everything once; a child a line, which builds and kills itself when it comes by a function for the n-th time.
 CHILDREN = """
 import importlib, json, os, signal, sys
-from harness.compose import compose
-from harness.config import from_hydra
+from harness.config.compose import compose
+from harness.config.schema import from_hydra
 from harness.data.corpus import build, examine, options
 
 config = from_hydra(compose(["student=tiny_xs"]))
@@ -183,8 +183,8 @@ def test_an_unfinished_build_is_held_to_its_options(
 
 MEASURE = r"""
 import json, pathlib, re, sys
-from harness.compose import compose
-from harness.config import from_hydra
+from harness.config.compose import compose
+from harness.config.schema import from_hydra
 from harness.data.corpus.build import build
 from harness.data.corpus.options import BuildOptions
 

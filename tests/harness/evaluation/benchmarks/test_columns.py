@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from harness.config import RewardConfig
+from harness.config.schema import RewardConfig
 from harness.evaluation.benchmarks.columns import columns, suite_columns
 from harness.evaluation.benchmarks.registry import recipe, recipes
 from harness.rewards.rules import gold_error

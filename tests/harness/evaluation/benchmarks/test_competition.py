@@ -8,7 +8,7 @@ import pytest
 from lm_eval.utils import apply_template
 from PIL import Image
 
-from harness.config_eval import BenchmarkOptions
+from harness.config.evaluation import BenchmarkOptions
 from harness.data.media import MediaError
 from harness.errors import UserError
 from harness.evaluation.benchmarks.columns import columns

@@ -7,7 +7,7 @@ import pytest
 from lm_eval.filters.extraction import RegexFilter
 from lm_eval.utils import apply_template
 
-from harness.config_eval import BenchmarkOptions
+from harness.config.evaluation import BenchmarkOptions
 from harness.evaluation.benchmarks.columns import columns
 from harness.evaluation.benchmarks.recipe import by_grade
 from harness.evaluation.benchmarks.registry import recipe

@@ -8,7 +8,7 @@ from types import ModuleType
 import datasets
 import pytest
 
-from harness.config_eval import BenchmarkOptions
+from harness.config.evaluation import BenchmarkOptions
 from harness.errors import UserError
 from harness.evaluation.benchmarks import ocrbench
 from harness.evaluation.benchmarks.columns import columns

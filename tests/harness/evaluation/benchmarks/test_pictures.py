@@ -4,7 +4,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from harness.config_eval import BenchmarkOptions
+from harness.config.evaluation import BenchmarkOptions
 from harness.evaluation.benchmarks.columns import columns
 from harness.evaluation.benchmarks.pictures import RECIPES, grid_size
 from harness.evaluation.benchmarks.rows import Row

@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import pytest
 
-from harness.config_eval import BenchmarkOptions
+from harness.config.evaluation import BenchmarkOptions
 from harness.errors import UserError
 from harness.evaluation.benchmarks.columns import columns
 from harness.evaluation.benchmarks.rows import load_rows

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from datasets import load_dataset
 
-from harness.config_eval import BenchmarkOptions
+from harness.config.evaluation import BenchmarkOptions
 from harness.errors import UserError
 from harness.evaluation.benchmarks.columns import columns
 from harness.evaluation.benchmarks.recipe import Mark, by_grade, row_mean

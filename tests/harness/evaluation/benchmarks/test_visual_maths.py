@@ -5,7 +5,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from harness.config_eval import BenchmarkOptions
+from harness.config.evaluation import BenchmarkOptions
 from harness.evaluation.benchmarks.registry import recipe
 from harness.evaluation.benchmarks.upstream import upstream_module
 from harness.evaluation.benchmarks.visual_maths import number

@@ -6,7 +6,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from harness.config_eval import BenchmarkOptions
+from harness.config.evaluation import BenchmarkOptions
 from harness.errors import UserError
 from harness.evaluation.benchmarks.recipe import row_mean
 from harness.evaluation.benchmarks.registry import recipe

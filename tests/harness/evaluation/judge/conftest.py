@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness.config_eval import JudgeConfig
+from harness.config.evaluation import JudgeConfig
 from harness.evaluation.judge.client import JudgeClient
 from harness.evaluation.judge.loopback import serve
 from harness.http_server import LoopbackServer, Plan

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.config_eval import JudgeConfig
+from harness.config.evaluation import JudgeConfig
 from harness.errors import UserError
 from harness.evaluation.judge import client as client_module
 from harness.evaluation.judge.client import JudgeClient, JudgeFailure

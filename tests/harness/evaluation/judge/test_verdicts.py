@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.config_eval import JudgeConfig
+from harness.config.evaluation import JudgeConfig
 from harness.errors import UserError
 from harness.evaluation.judge.client import JudgeClient
 from harness.evaluation.judge.loopback import saying
@@ -133,7 +133,7 @@ def test_a_wrong_key_midway_keeps_what_was_judged(start: Start, tmp_path: Path) 
 KILLED = """
 import sys
 from pathlib import Path
-from harness.config_eval import JudgeConfig
+from harness.config.evaluation import JudgeConfig
 from harness.evaluation.judge.client import JudgeClient
 from harness.evaluation.judge.verdicts import JudgeItem, judge
 from harness.types import Question

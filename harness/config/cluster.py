@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from harness.config.gpus import GPUS
 from harness.errors import UserError, did_you_mean
-from harness.gpus import GPUS
 
 
 @dataclass

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from harness.config import ModelConfig, RunConfig, known_keys
+from harness.config.schema import ModelConfig, RunConfig, known_keys
 from harness.errors import UserError, did_you_mean
 from methods import plugins
 
@@ -31,7 +31,7 @@ TARGET = "method._target_"
 
 
 def compose(overrides: list[str], config_name: str = "train", config_dir: str | None = None) -> DictConfig:
-    """The configuration of one run, not yet checked (`harness.config.from_hydra` does that).
+    """The configuration of one run, not yet checked (`harness.config.schema.from_hydra` does that).
 
     `config_dir` is a folder of the user's with further groups' options (`method/mine.yaml`) and sweeps.
     Raises UserError for a malformed override, an unknown option of a group, an unknown key or a sweep value.

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from harness.config import ModelConfig, RunConfig
+from harness.config.schema import ModelConfig, RunConfig
 
 FREE = (
     "steps", "resume", "outputs", "num_threads", "device", "teacher_device", "checkpoint", "rollouts", "preempt_grace",

@@ -14,11 +14,11 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness import config_cluster, config_engines, config_eval, config_update
-from harness.config_cluster import ClusterConfig, check_cluster
-from harness.config_engines import RolloutConfig, ServerConfig
-from harness.config_eval import EvalConfig, JudgeConfig, MediaConfig
-from harness.config_update import AlarmConfig, UpdateConfig
+from harness.config import cluster, engines, evaluation, update
+from harness.config.cluster import ClusterConfig, check_cluster
+from harness.config.engines import RolloutConfig, ServerConfig
+from harness.config.evaluation import EvalConfig, JudgeConfig, MediaConfig
+from harness.config.update import AlarmConfig, UpdateConfig
 from harness.errors import UserError, did_you_mean
 
 
@@ -189,11 +189,11 @@ CHOICES = {
     "data.answer_type": ("math", "choice", "text"),
     "student.api": ("tokens", "text"),
     "teacher.api": ("tokens", "text"),
-    **config_engines.CHOICES,
+    **engines.CHOICES,
     "reward.grader": ("math_verify", "mathruler"),
     "reward.judge.when": ("unmatched",),  # what has no readable answer earns nothing
-    **config_update.CHOICES,
-    **config_eval.CHOICES,
+    **update.CHOICES,
+    **evaluation.CHOICES,
     "tracker.wandb": ("disabled", "offline", "online"),
 }
 
@@ -218,9 +218,9 @@ POSITIVE = (
     "checkpoint.keep_every",
     "rollouts.keep",
     "preempt_grace",
-    *config_cluster.POSITIVE,
-    *config_engines.POSITIVE,
-    *config_update.POSITIVE,
+    *cluster.POSITIVE,
+    *engines.POSITIVE,
+    *update.POSITIVE,
 )
 
 
@@ -301,10 +301,10 @@ def _check_secrets(config: RunConfig) -> None:
     """Before anything is written: addresses and arguments are in config.yaml, in logs and in wandb."""
     for role, model in (("student", config.student), ("teacher", config.teacher)):
         for url in model.urls if model is not None else ():
-            config_engines.check_address(f"{role}.urls", url, "server.api_key_env")
+            engines.check_address(f"{role}.urls", url, "server.api_key_env")
     for option, judge in (("reward.judge", config.reward.judge), ("eval.judge", config.eval.judge)):
-        config_engines.check_address(f"{option}.url", judge.url or "", f"{option}.api_key_env")
-    config_engines.check_arguments(config.server.args)
+        engines.check_address(f"{option}.url", judge.url or "", f"{option}.api_key_env")
+    engines.check_arguments(config.server.args)
 
 
 def _check_served(config: RunConfig) -> None:
