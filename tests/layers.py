@@ -47,7 +47,6 @@ TO_MOVE: dict[str, str] = {
     "harness.hydra_app": "harness.study",
     "harness.new_method": "harness.commands",
     "harness.progress": "harness.study",
-    "harness.replay": "harness.data",
     "harness.scheduler": "harness.study",
     "harness.slots": "harness.study",
     "harness.status": "harness.study",

@@ -15,18 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from harness.config.schema import ColumnsConfig, DataConfig
-from harness.data.media import (
-    ImageFile,
-    Kind,
-    MediaTable,
-    TableImage,
-    TableVideo,
-    column_path,
-    column_type,
-    holds,
-    resolve,
-)
-from harness.data.sources import Rows
+from harness.data.images import ImageFile
+from harness.data.rows import Rows
+from harness.data.tables import Kind, MediaTable, TableImage, TableVideo, column_path, column_type, holds, resolve
 from harness.data.video import VideoFile
 from harness.errors import UserError, did_you_mean
 from harness.types import AnswerType, ImageRef, Question, VideoRef

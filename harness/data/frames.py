@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.data.media import MediaError, decode_image
+from harness.data.images import MediaError, decode_image
 from harness.data.video import MAX_CLIP_BYTES, choose_frames, decode_video, frames_within, open_video
 from harness.types import Clip, MediaLimits
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from harness.config.schema import DataConfig
 from harness.data.files import Record, read_rows, table_columns, with_references
-from harness.data.media import MediaTable
-from harness.data.sources import Rows
+from harness.data.rows import Rows
+from harness.data.tables import MediaTable
 from harness.errors import UserError
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.data.media import MediaError, check_size
+from harness.data.images import MediaError, check_size
 from harness.types import Clip, MediaLimits
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from harness.config.schema import ModelConfig
-from harness.data.media import MediaError
+from harness.data.images import MediaError
 from harness.errors import UserError
 from harness.models.loading import source_file
 from harness.models.vision import PackedMedia, Vision

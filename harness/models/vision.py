@@ -18,7 +18,7 @@ import torch
 from transformers.video_utils import VideoMetadata
 
 from harness.config.schema import ModelConfig
-from harness.data.media import MediaError
+from harness.data.images import MediaError
 from harness.errors import UserError
 from harness.models.loading import load_processor
 from harness.types import Clip, MediaLimits, Question

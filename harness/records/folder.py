@@ -22,11 +22,11 @@ import yaml
 
 from harness.config.identity import FREE, differences, plain
 from harness.config.schema import RunConfig
+from harness.data.replay import BufferEvent
 from harness.errors import UserError
 from harness.records.files import append_rows, write_atomically
 from harness.records.lock import RunLock
 from harness.records.rollouts import write_rollouts
-from harness.replay import BufferEvent
 from harness.types import RolloutGroup, TrainingSample
 
 SCHEMA_VERSION = 2

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import psutil
 
-from harness.replay import BufferEvent, PromptReplayBuffer
+from harness.data.replay import BufferEvent, PromptReplayBuffer
 from harness.rewards.match import match_counts
 from harness.types import Rollout, RolloutGroup, TrainingSample
 

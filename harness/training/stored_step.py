@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from harness.data.media import MediaError
+from harness.data.images import MediaError
 from harness.models.chat import Chat
 from harness.records.files import put_in_place, sync
 from harness.types import MediaLimits, Prompt, Question, Rollout, RolloutGroup

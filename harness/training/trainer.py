@@ -12,6 +12,7 @@ import numpy as np
 from harness.actors import LiveActors
 from harness.config.identity import comparable, differences, digest, plain
 from harness.config.schema import RunConfig
+from harness.data.replay import PromptReplayBuffer
 from harness.data.sampler import Batch, QuestionSampler
 from harness.errors import RunInterrupted, UserError
 from harness.models.chat import Chat
@@ -19,7 +20,6 @@ from harness.models.forward import LanguageModel
 from harness.process.preemption import Preempted, at, check, interruptible
 from harness.records.folder import RunFolder
 from harness.records.tracking import Tracker
-from harness.replay import PromptReplayBuffer
 from harness.rollout.base import RolloutEngine
 from harness.rollout.build import Teacher
 from harness.training import checkpoint, metrics

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.replay import PromptReplayBuffer
+from harness.data.replay import PromptReplayBuffer
 from harness.types import Prompt, Question, Rollout, RolloutGroup
 
 

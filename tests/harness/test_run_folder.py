@@ -8,9 +8,9 @@ import yaml
 
 from harness.config.compose import compose
 from harness.config.schema import from_hydra
+from harness.data.replay import BufferEvent
 from harness.errors import UserError
 from harness.records.folder import RunFolder, run_dir
-from harness.replay import BufferEvent
 from harness.types import Prompt, Question, Rollout, RolloutGroup, TrainingSample
 
 

@@ -14,7 +14,7 @@ from harness.config.schema import RunConfig
 from harness.data.corpus.hashes import NearDuplicates
 from harness.data.corpus.reasons import answer_of, answer_type, question_of
 from harness.data.corpus.sources import Row
-from harness.data.media import MediaError, decode_image
+from harness.data.images import MediaError, decode_image
 from harness.models.chat import Chat
 from harness.models.loading import load_tokenizer
 from harness.models.vision import Vision

@@ -17,7 +17,7 @@ from typing import Any
 
 from harness.data.corpus.hashes import BenchmarkHashes
 from harness.data.corpus.tables import MAX_ANSWER_CHARS, MIN_SIDE, NOT_LISTED, SUB_DATASETS
-from harness.data.media import decode_image
+from harness.data.images import decode_image
 from harness.records.files import write_atomically
 from harness.types import Question
 

@@ -7,7 +7,7 @@ import re
 from harness.data.corpus.sources import Row
 from harness.data.corpus.tables import MAX_ANSWER_CHARS, MAX_PASS_RATE, MIN_SIDE
 from harness.data.files import text_of
-from harness.data.media import MediaError, image_size
+from harness.data.images import MediaError, image_size
 from harness.types import AnswerType
 
 REASONS = {

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.data.corpus.tables import SOURCES, Source
-from harness.data.media import column_path
+from harness.data.tables import column_path
 from harness.errors import UserError, did_you_mean, first_line
 
 if TYPE_CHECKING:

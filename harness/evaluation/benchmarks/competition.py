@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from harness.config.evaluation import BenchmarkOptions
-from harness.data.media import MediaError, decode_image
+from harness.data.images import MediaError, decode_image
 from harness.errors import UserError
 from harness.evaluation.benchmarks.recipe import Aggregate, Recipe, by_category, mean_over, row_mean
 from harness.evaluation.benchmarks.rows import LETTERS, Row

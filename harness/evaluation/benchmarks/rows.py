@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.evaluation import BenchmarkOptions
-from harness.data.media import MediaTable, holds
+from harness.data.tables import MediaTable, holds
 from harness.data.video import VideoFile
 from harness.errors import UserError
 from harness.evaluation.benchmarks.columns import ALL_CONFIGS, Column

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from harness.config.schema import ColumnsConfig, DataConfig, MediaConfig
 from harness.data.files import load_jsonl, load_parquet, text_of
-from harness.data.media import ImageFile
+from harness.data.images import ImageFile
 from harness.data.video import VideoFile
 from harness.errors import UserError
 from harness.types import MediaLimits

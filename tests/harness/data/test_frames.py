@@ -10,7 +10,7 @@ from PIL import Image
 
 import harness.data.frames
 from harness.data.frames import FrameFolder, VideoPart, last_frame_time
-from harness.data.media import MediaError
+from harness.data.images import MediaError
 from harness.types import MediaLimits
 
 STEP = 8

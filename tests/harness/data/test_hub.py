@@ -14,7 +14,7 @@ from PIL import Image
 
 from harness.config.schema import ColumnsConfig, DataConfig
 from harness.data.hub import load_hub
-from harness.data.media import ImageFile
+from harness.data.images import ImageFile
 from harness.errors import UserError
 from harness.types import MediaLimits
 

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.data.media import ImageFile, MediaError, MediaTable, TableImage, TableVideo, decode_image, image_size
+from harness.data.images import ImageFile, MediaError, decode_image, image_size
+from harness.data.tables import MediaTable, TableImage, TableVideo
 from harness.data.video import VideoFile, choose_frames, decode_video
 from harness.types import MediaLimits
 

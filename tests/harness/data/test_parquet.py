@@ -14,7 +14,7 @@ from PIL import Image
 
 from harness.config.schema import ColumnsConfig, DataConfig, MediaConfig
 from harness.data.files import UNFINISHED, load_parquet
-from harness.data.media import ImageFile, MediaError
+from harness.data.images import ImageFile, MediaError
 from harness.data.video import VideoFile
 from harness.errors import UserError
 from harness.types import MediaLimits, Question

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.data.media import ImageFile
+from harness.data.images import ImageFile
 from harness.data.sampler import Batch, DataExhausted, QuestionSampler
 from harness.data.video import VideoFile
 from harness.errors import UserError

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 import conf
 from harness.config.schema import CHOICES, DataConfig
-from harness.data.media import ImageFile, MediaError
+from harness.data.images import ImageFile, MediaError
 from harness.data.sources import LOADERS, MAX_PENDING, NUM_MESSAGES, NUM_THREADS, LoadedQuestions, load_questions
 from harness.errors import UserError
 from harness.types import Question

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from harness.config.schema import ModelConfig
-from harness.data.media import MediaError
+from harness.data.images import MediaError
 from harness.errors import UserError
 from harness.models.chat import Chat
 from harness.models.loading import load_tokenizer

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from harness.replay import PromptReplayBuffer
+from harness.data.replay import PromptReplayBuffer
 from harness.training import metrics
 from harness.types import Prompt, Question, Rollout, RolloutGroup, TrainingSample
 

@@ -21,7 +21,7 @@ from harness.data.corpus.hashes import (
     normal_question,
     text_hash,
 )
-from harness.data.media import ImageFile, decode_image
+from harness.data.images import ImageFile, decode_image
 from harness.errors import UserError
 from harness.types import Question
 

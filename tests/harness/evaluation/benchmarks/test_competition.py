@@ -9,7 +9,7 @@ from lm_eval.utils import apply_template
 from PIL import Image
 
 from harness.config.evaluation import BenchmarkOptions
-from harness.data.media import MediaError
+from harness.data.images import MediaError
 from harness.errors import UserError
 from harness.evaluation.benchmarks.columns import columns
 from harness.evaluation.benchmarks.competition import DataUrlImage, hle, multichallenge
