@@ -14,7 +14,7 @@ from harness.models.chat import Chat
 from harness.process.preemption import at
 from harness.process.step_clock import Activity, StepClock
 from harness.rewards.boxed import last_boxed
-from harness.rewards.judged import JudgedGrader
+from harness.rewards.judge.judged import JudgedGrader
 from harness.rewards.workers import Grader
 from harness.rollout.base import RolloutEngine, Sampling
 from harness.types import GroupStream, Prompt, Rewrite, Rollout, RolloutGroup

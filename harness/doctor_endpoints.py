@@ -12,7 +12,7 @@ from harness.config.engines import ServerConfig
 from harness.config.evaluation import JudgeConfig
 from harness.config.schema import ModelConfig
 from harness.doctor_machine import Check, client
-from harness.http_client import detail, reason
+from harness.serving.http import detail, reason
 
 HOST = "127.0.0.1"
 MODELS_SECONDS = 10.0

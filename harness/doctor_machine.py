@@ -18,8 +18,8 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from harness.http_client import LOOPBACK, reason
 from harness.process.devices import num_cores
+from harness.serving.http import LOOPBACK, reason
 
 MIN_PYTHON = (3, 11)
 TORCH = ("2.11", "2.14")

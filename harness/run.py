@@ -145,7 +145,7 @@ class _Run:
         """With the teacher and the judge, if the method has them."""
         from harness.actors import LiveActors
         from harness.records.tracking import Tracker
-        from harness.rewards.judged import JudgedGrader
+        from harness.rewards.judge.judged import JudgedGrader
         from harness.training.trainer import Trainer
 
         config = self.config

@@ -42,7 +42,6 @@ TO_MOVE: dict[str, str] = {
     "harness.doctor_endpoints": "harness.preflight",
     "harness.doctor_machine": "harness.preflight",
     "harness.eval_command": "harness.commands",
-    "harness.http_client": "harness.serving",
     "harness.http_server": "harness.testing",
     "harness.hydra_app": "harness.study",
     "harness.new_method": "harness.commands",

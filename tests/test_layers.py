@@ -36,7 +36,6 @@ UPWARD: dict[str, set[str]] = {
     },
     "harness.plan.command": {"harness.doctor", "harness.doctor_machine"},
     "harness.plan.pairs": {"harness.doctor_machine"},
-    "harness.rewards.judged": {"harness.evaluation.judge.client", "harness.evaluation.judge.shared"},
     "harness.rollout.build": {"harness.training.teacher"},
     "harness.rollout.loopback": {"harness.http_server"},
     "harness.training.memory": {"harness.plan.memory", "harness.plan.shapes"},

@@ -26,8 +26,8 @@ from harness.models.chat import Chat
 from harness.models.loading import load_tokenizer
 from harness.records.folder import RunFolder
 from harness.rewards.workers import Grader
-from harness.rollout import serving
 from harness.run import run
+from harness.serving import server as serving
 from harness.types import Question
 from methods.base import plain_prompt
 

@@ -178,8 +178,8 @@ def _verdicts(
     asked = [response for response in responses if needs_judge(response, config.judge.when)]
     if not asked or config.judge.url is None:
         return {}
-    from harness.evaluation.judge.client import JudgeClient
     from harness.evaluation.judge.verdicts import JudgeItem, judge
+    from harness.rewards.judge.client import JudgeClient
 
     items = [
         JudgeItem(

@@ -47,3 +47,11 @@ def choice_letter(text: str, choices: Sequence[str] = ()) -> str | None:
 def _existing(letter: str, choices: Sequence[str]) -> str | None:
     letter = letter.upper()
     return letter if not choices or ord(letter) - ord("A") < len(choices) else None
+
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def lettered(choices: Sequence[str]) -> str:
+    """The options of a question, one a line: `A. red`. The same form in all benchmarks."""
+    return "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))

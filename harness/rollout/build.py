@@ -21,7 +21,7 @@ from harness.types import Sampler
 from methods.base import Method
 
 if TYPE_CHECKING:
-    from harness.rollout.endpoints import Endpoints
+    from harness.serving.endpoints import Endpoints
     from harness.training.teacher import TeacherScorer
 
 
@@ -144,8 +144,8 @@ def _teacher_gpus(config: RunConfig) -> list[str]:
 
 
 def _open(model: ModelConfig, config: RunConfig, role: str, log: Path, stack: ExitStack) -> Endpoints:
-    from harness.rollout.serving import opened
-    from harness.rollout.vllm_options import as_flags, engine_options
+    from harness.serving.server import opened
+    from harness.serving.vllm_options import as_flags, engine_options
 
     if not model.serve:
         return stack.enter_context(opened(model, model.path, config.server, role=role, log=log))

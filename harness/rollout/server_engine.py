@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import UserError
 from harness.models.chat import Chat
 from harness.rollout.base import BAN, Sampling, rollout_seed, room
-from harness.rollout.endpoints import Endpoints
+from harness.serving.endpoints import Endpoints
 from harness.types import FinishReason, Prompt, Rollout, RolloutGroup, Sampler
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class ServerEngine:
 
     - `api="tokens"`, vLLM's completions: the very ids of the prompt, checked against those that the endpoint read.
       Log-probabilities are those of `logits / T` where the server was started with `--logprobs-mode
-      processed_logprobs`, as `harness.rollout.serving` does, and nothing is truncated; those of a server that somebody
+      processed_logprobs`, as `harness.serving.server` does, and nothing is truncated; those of a server that somebody
       else has started are in its own mode. At temperature 0 they are those of temperature 1.
     - `api="text"`, chat alone: the endpoint applies its own template, bans nothing, and its text is encoded again. The
       log-probabilities are NaN: such rollouts can be read and graded, never trained.

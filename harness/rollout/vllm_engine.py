@@ -26,7 +26,7 @@ from harness.errors import UserError, first_line
 from harness.models.chat import Chat, PackedPrompt
 from harness.rollout.base import BAN, Incoming, Sampling, rollout_seed, room
 from harness.rollout.vllm_media import multimodal_input
-from harness.rollout.vllm_options import ALWAYS, engine_options, model_options
+from harness.serving.vllm_options import ALWAYS, engine_options, model_options
 from harness.types import FinishReason, Prompt, Rollout, RolloutGroup, Sampler
 
 MAX_TEMPERATURE = 2.0

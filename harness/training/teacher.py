@@ -128,7 +128,7 @@ def hidden_of(model: LanguageModel, batch: ModelInputs) -> torch.Tensor:
 
 
 class Server(Protocol):
-    """`harness.rollout.endpoints.Endpoints`, as far as it is used here."""
+    """`harness.serving.endpoints.Endpoints`, as far as it is used here."""
 
     def map(self, path: str, bodies: Iterable[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]: ...
 

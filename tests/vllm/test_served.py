@@ -14,10 +14,10 @@ from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
 from harness.models.loading import load_model, load_tokenizer, resolve_path
 from harness.rollout.base import Sampling
-from harness.rollout.keeper import _descendants
 from harness.rollout.server_engine import ServerEngine
-from harness.rollout.serving import opened
 from harness.rollout.transformers_engine import TransformersEngine
+from harness.serving.keeper import _descendants
+from harness.serving.server import opened
 from harness.types import Prompt, Question
 
 pytestmark = pytest.mark.vllm
@@ -117,7 +117,7 @@ def test_a_server_that_is_killed_midway_is_started_again_and_all_arrives(endpoin
 
 def processes() -> set[int]:
     """The keeper and all that is below it."""
-    return {below for pid in _descendants(os.getpid()) if "harness.rollout.keeper" in command_of(pid)
+    return {below for pid in _descendants(os.getpid()) if "harness.serving.keeper" in command_of(pid)
             for below in (pid, *_descendants(pid))}  # fmt: skip
 
 
@@ -125,7 +125,7 @@ def server() -> int:
     return next(
         pid
         for pid in processes()
-        if "--served-model-name" in command_of(pid) and "rollout.keeper" not in command_of(pid)
+        if "--served-model-name" in command_of(pid) and "serving.keeper" not in command_of(pid)
     )
 
 

@@ -19,7 +19,7 @@ from harness.config.schema import ModelConfig
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
 from harness.models.loading import load_model, load_tokenizer, resolve_path
-from harness.rollout.serving import opened
+from harness.serving.server import opened
 from harness.training.batching import pad
 from harness.training.teacher import LEAST_LOGPROB, LocalScorer, check_same, open_scorer
 from harness.types import TrainingSample

@@ -13,7 +13,8 @@ from harness.config.evaluation import BenchmarkOptions
 from harness.data.images import MediaError, decode_image
 from harness.errors import UserError
 from harness.evaluation.benchmarks.recipe import Aggregate, Recipe, by_category, mean_over, row_mean
-from harness.evaluation.benchmarks.rows import LETTERS, Row
+from harness.evaluation.benchmarks.rows import Row
+from harness.rewards.choice import LETTERS
 from harness.rewards.rules import gold_error
 from harness.types import Message, Question
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from harness.config.evaluation import BenchmarkOptions
 from harness.evaluation.benchmarks.recipe import Aggregate, Recipe, by_category, mean_over, row_mean
-from harness.evaluation.benchmarks.rows import LETTERS, Row, lettered
-from harness.rewards.choice import choice_letter
+from harness.evaluation.benchmarks.rows import Row
+from harness.rewards.choice import LETTERS, choice_letter, lettered
 from harness.types import Question
 
 NO_OPTION = "N/A"

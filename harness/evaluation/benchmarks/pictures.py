@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from harness.config.evaluation import BenchmarkOptions
 from harness.evaluation.benchmarks.recipe import Aggregate, Mark, Recipe, by_category, by_grade, mean_over, row_mean
-from harness.evaluation.benchmarks.rows import LETTERS, Row, lettered
-from harness.rewards.choice import normal_text
+from harness.evaluation.benchmarks.rows import Row
+from harness.rewards.choice import LETTERS, lettered, normal_text
 from harness.rewards.rules import Grade
 from harness.types import AnswerType, ImageRef, Question
 

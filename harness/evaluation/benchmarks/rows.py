@@ -21,7 +21,6 @@ from harness.evaluation.benchmarks.columns import ALL_CONFIGS, Column
 from harness.types import AnswerType, ImageRef, Message, Question, VideoRef
 
 TABLE_SUFFIXES = (".parquet", ".arrow", ".json", ".jsonl", ".csv", ".tsv", ".md")
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +91,6 @@ class Row:
         raise UserError(
             f"{self.column.name}: {root} has no video {named}: unpack the archives of {self.column.dataset}"
         )
-
-
-def lettered(choices: Sequence[str]) -> str:
-    """The options of a question, one a line: `A. red`. The same form in all benchmarks."""
-    return "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
 
 
 def load_rows(column: Column, options: BenchmarkOptions, data_root: str | None = None) -> Iterator[Row]:

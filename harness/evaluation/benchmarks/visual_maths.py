@@ -19,8 +19,8 @@ from harness.evaluation.benchmarks.recipe import (
     row_mean,
     worst_over,
 )
-from harness.evaluation.benchmarks.rows import LETTERS, Row, lettered
-from harness.rewards.choice import choice_letter, normal_text
+from harness.evaluation.benchmarks.rows import Row
+from harness.rewards.choice import LETTERS, choice_letter, lettered, normal_text
 from harness.rewards.rules import Grade
 from harness.types import ImageRef, Question
 

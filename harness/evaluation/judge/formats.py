@@ -7,8 +7,7 @@ import json
 from collections.abc import Iterable
 
 from harness.evaluation.judge import official
-from harness.evaluation.judge.format import JudgeFormat
-from harness.evaluation.judge.shared import SHARED
+from harness.rewards.judge.forms import SHARED, JudgeFormat
 from harness.types import Question
 
 FORMATS: dict[str, JudgeFormat] = {

@@ -13,11 +13,12 @@ import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from harness.evaluation.judge import official, shared
-from harness.evaluation.judge.sections import read_sections
+from harness.evaluation.judge import official
 from harness.http_server import Body, Fault, LoopbackServer, Plan, running, until_interrupted
 from harness.rewards.boxed import last_boxed
 from harness.rewards.choice import choice_letter, normal_text
+from harness.rewards.judge import forms as shared
+from harness.rewards.judge.sections import read_sections
 
 MODEL = "loopback-judge"
 _WORD = re.compile(r"[^\W_]{4,}")

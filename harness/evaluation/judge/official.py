@@ -10,8 +10,8 @@ import re
 from functools import cache
 
 from harness.evaluation.benchmarks.upstream import upstream_module
-from harness.evaluation.judge.format import JudgeFormat
-from harness.evaluation.judge.sections import (
+from harness.rewards.judge.forms import JudgeFormat
+from harness.rewards.judge.sections import (
     FENCES,
     WHITE_SPACE,
     data,

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.evaluation import JudgeConfig
-from harness.evaluation.judge.client import JudgeClient, JudgeFailure, Reply, sampling
 from harness.evaluation.judge.formats import FORMATS, wording
+from harness.rewards.judge.client import JudgeClient, JudgeFailure, Reply, sampling
 from harness.types import Message, Question
 
 

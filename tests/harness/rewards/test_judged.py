@@ -23,9 +23,9 @@ from harness.evaluation import evaluate
 from harness.evaluation.judge.loopback import saying, serve
 from harness.http_server import Fault, LoopbackServer, Plan
 from harness.records.folder import RunFolder
-from harness.rewards import judged
 from harness.rewards.choice import normal_text
-from harness.rewards.judged import JudgedGrader
+from harness.rewards.judge import judged
+from harness.rewards.judge.judged import JudgedGrader
 from harness.rewards.rules import Grade
 from harness.rewards.workers import Grader
 from harness.run import run

@@ -18,9 +18,9 @@ import pytest
 from harness.config.engines import ServerConfig
 from harness.config.schema import ModelConfig
 from harness.errors import UserError
-from harness.rollout import serving
-from harness.rollout.keeper import _descendants
-from harness.rollout.serving import opened
+from harness.serving import server as serving
+from harness.serving.keeper import _descendants
+from harness.serving.server import opened
 
 # A server with a child in a session of its own, as vLLM's core may be, and one that no longer has a parent.
 TREE = "setsid sleep 1000 & (sleep 1000 &) ; echo $$; exec sleep 1000"
@@ -28,7 +28,7 @@ TREE = "setsid sleep 1000 & (sleep 1000 &) ; echo $$; exec sleep 1000"
 DEAF = f"trap '' TERM; {TREE}"
 PARENT = """
 import subprocess, sys
-keeper = subprocess.Popen([sys.executable, "-m", "harness.rollout.keeper", "--", "bash", "-c", sys.argv[1]],
+keeper = subprocess.Popen([sys.executable, "-m", "harness.serving.keeper", "--", "bash", "-c", sys.argv[1]],
                           stdin=subprocess.PIPE, start_new_session=True)
 print("keeper", keeper.pid, flush=True)
 keeper.wait()
@@ -86,7 +86,7 @@ def test_nothing_is_left_when_the_keeper_is_told_to_stop(number):
 
 
 def test_orphans_go_when_the_command_is_killed_and_its_status_comes_back():
-    line = [sys.executable, "-m", "harness.rollout.keeper", "--", "bash", "-c", TREE]
+    line = [sys.executable, "-m", "harness.serving.keeper", "--", "bash", "-c", TREE]
     with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as keeper:
         assert keeper.stdout is not None
         command = int(keeper.stdout.readline())
@@ -99,7 +99,7 @@ def test_orphans_go_when_the_command_is_killed_and_its_status_comes_back():
 
 @pytest.mark.parametrize(("command", "status"), [(["bash", "-c", "exit 7"], 7), (["/no/such/command"], 127)])
 def test_the_status_is_that_of_the_command(command, status):
-    line = [sys.executable, "-m", "harness.rollout.keeper", "--", *command]
+    line = [sys.executable, "-m", "harness.serving.keeper", "--", *command]
     with subprocess.Popen(line, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as keeper:
         assert keeper.wait(20) == status
 
@@ -136,7 +136,7 @@ def servers() -> list[int]:
     """Processes of the loopback below this one."""
     lines = {pid: Path(f"/proc/{pid}/cmdline") for pid in _descendants(os.getpid()) if alive(pid)}
     found = {pid: file.read_bytes().split(b"\0") for pid, file in lines.items() if file.exists()}
-    return [pid for pid, line in found.items() if b"harness.rollout.keeper" not in line and b"--port" in line]
+    return [pid for pid, line in found.items() if b"harness.serving.keeper" not in line and b"--port" in line]
 
 
 def test_endpoints_that_somebody_else_has_started_are_checked_and_left(loopback, tmp_path):

@@ -7,8 +7,8 @@ import pytest
 from harness.config.engines import RolloutConfig, VllmConfig
 from harness.config.schema import ModelConfig
 from harness.models.loading import resolve_path
-from harness.rollout import vllm_options
-from harness.rollout.vllm_options import as_flags, can_cache_prefixes, engine_options
+from harness.serving import vllm_options
+from harness.serving.vllm_options import as_flags, can_cache_prefixes, engine_options
 
 
 def folder_of(size: str) -> str:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from harness.evaluation.benchmarks.upstream import upstream_module
 from harness.evaluation.judge import official
 from harness.evaluation.judge.formats import FORMATS, wording
-from harness.evaluation.judge.sections import read_sections
+from harness.rewards.judge.sections import read_sections
 from harness.types import Question
 
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.evaluation.judge import sections
 from harness.evaluation.judge.formats import FORMATS
 from harness.evaluation.judge.loopback import verdict
-from harness.evaluation.judge.sections import (
+from harness.rewards.judge import sections
+from harness.rewards.judge.sections import (
     HEAD,
     STUDENT_CAP,
     data,

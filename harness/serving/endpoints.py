@@ -16,7 +16,7 @@ import httpx
 
 from harness.config.engines import ServerConfig
 from harness.errors import RunInterrupted, UserError
-from harness.http_client import LOOPBACK, detail, json_of, reason, retry_after
+from harness.serving.http import LOOPBACK, detail, json_of, reason, retry_after
 
 LONGEST_PAUSE = 60.0
 CHECK_TIMEOUT = 10.0

@@ -1,4 +1,4 @@
-"""Runs a command and sees to its end: `python -m harness.rollout.keeper -- COMMAND...`, with a pipe as standard input.
+"""Runs a command and sees to its end: `python -m harness.serving.keeper -- COMMAND...`, with a pipe as standard input.
 
 When the pipe closes, which it does however its other end's process dies, or when the command ends, every process that
 descends from the command is killed, whatever session it is in: SIGTERM, and SIGKILL after `GRACE` seconds. Exits with

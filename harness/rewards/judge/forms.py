@@ -1,9 +1,14 @@
-"""The judge that all benchmarks share: does the student's answer say the same as the gold answer?"""
+"""What a judge is asked and how its reply is read: the contract of a form, and the form that benchmarks share.
+
+The shared form asks whether the student's answer means the same as the gold answer.
+"""
 
 from __future__ import annotations
 
-from harness.evaluation.judge.format import JudgeFormat
-from harness.evaluation.judge.sections import (
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from harness.rewards.judge.sections import (
     FENCES,
     data,
     judge_messages,
@@ -12,6 +17,17 @@ from harness.evaluation.judge.sections import (
     student_section,
 )
 from harness.types import Message, Question
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeFormat:
+    """The two halves of one form."""
+
+    messages: Callable[[Question, str, str | None], list[Message]]
+    """From the question, the whole response and the content of its box (None without one)."""
+    read: Callable[[Question, str], float | None]
+    """The score in [0, 1] that a reply gives; None where it is not in the form, which counts as wrong."""
+
 
 REPLY = 'Reply with one JSON object, {"verdict": "correct"} or {"verdict": "wrong"}, and nothing else.'
 

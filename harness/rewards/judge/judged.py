@@ -11,10 +11,10 @@ from types import TracebackType
 
 from harness.config.evaluation import JudgeConfig
 from harness.errors import RunInterrupted
-from harness.evaluation.judge.client import JudgeClient, JudgeFailure, JudgeGone, Reply
-from harness.evaluation.judge.shared import SHARED
 from harness.rewards import rules
 from harness.rewards.choice import normal_text
+from harness.rewards.judge.client import JudgeClient, JudgeFailure, JudgeGone, Reply
+from harness.rewards.judge.forms import SHARED
 from harness.rewards.rules import Grade
 from harness.rewards.workers import Grader
 from harness.types import Message, Question, Verdict

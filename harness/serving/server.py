@@ -20,8 +20,8 @@ import httpx
 from harness.config.engines import ServerConfig, check_arguments
 from harness.config.schema import ModelConfig
 from harness.errors import UserError
-from harness.rollout.endpoints import Endpoints
-from harness.rollout.vllm_options import ALWAYS, as_flags, model_options
+from harness.serving.endpoints import Endpoints
+from harness.serving.vllm_options import ALWAYS, as_flags, model_options
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def opened(
 
 
 class Server:
-    """`vllm serve` on this machine, kept by `harness.rollout.keeper`: no process of it outlives this one."""
+    """`vllm serve` on this machine, kept by `harness.serving.keeper`: no process of it outlives this one."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class Server:
         with self._log.open("ab") as log:
             begin = log.tell()
             self._keeper = subprocess.Popen(
-                [sys.executable, "-m", "harness.rollout.keeper", "--", *self._command],
+                [sys.executable, "-m", "harness.serving.keeper", "--", *self._command],
                 stdin=subprocess.PIPE,  # its other end is this process's alone
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from harness.evaluation.benchmarks.rows import lettered
+from harness.rewards.choice import lettered
 from harness.types import Message, Question
 from methods.prompts import neutralize
 

@@ -14,8 +14,8 @@ import httpx
 
 from harness.config.evaluation import JudgeConfig
 from harness.errors import UserError
-from harness.http_client import LOOPBACK, detail, retry_after
-from harness.http_client import reason as reason_of
+from harness.serving.http import LOOPBACK, detail, retry_after
+from harness.serving.http import reason as reason_of
 from harness.types import Message
 
 GIVE_UP_AFTER = 32
