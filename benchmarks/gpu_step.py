@@ -30,7 +30,6 @@ import psutil
 import torch
 from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
-from harness.actors import LiveActors
 from harness.config.compose import compose
 from harness.config.deployment import build_method
 from harness.config.gpus import GPUS
@@ -39,16 +38,16 @@ from harness.data.arithmetic import make_questions
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
 from harness.models.loading import load_tokenizer
+from harness.models.shapes import ModelShape, config_of
 from harness.models.tiny import tiny_path
 from harness.plan.cells import Plan, plan_cell
 from harness.plan.counting import Assumptions
-from harness.plan.memory import GB
-from harness.plan.shapes import ModelShape, config_of
 from harness.rewards.workers import Grader
+from harness.rollout.actors import LiveActors
 from harness.rollout.transformers_engine import TransformersEngine
 from harness.testing.checks import peak_memory
 from harness.training.batching import mini_batches
-from harness.training.memory import memory_text
+from harness.training.memory import GB, memory_text
 from harness.training.update import Updater
 from harness.types import Prompt, Question, QuestionBatch, ReplayedQuestion, Rewrite, RolloutGroup, Sampler
 from methods.base import Method

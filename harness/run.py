@@ -143,9 +143,9 @@ class _Run:
 
     def trainer(self) -> Trainer:
         """With the teacher and the judge, if the method has them."""
-        from harness.actors import LiveActors
         from harness.records.tracking import Tracker
         from harness.rewards.judge.judged import JudgedGrader
+        from harness.rollout.actors import LiveActors
         from harness.training.trainer import Trainer
 
         config = self.config

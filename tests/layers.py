@@ -35,8 +35,6 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 """Rooms by floor, lowest first: a folder, or a module that stands alone. `harness` is its empty `__init__`."""
 
 TO_MOVE: dict[str, str] = {
-    "harness.actors": "harness.rollout",
-    "harness.allocator": "harness.training",
     "harness.catalog": "harness.commands",
     "harness.doctor": "harness.preflight",
     "harness.doctor_endpoints": "harness.preflight",

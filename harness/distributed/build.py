@@ -26,8 +26,15 @@ from harness.models.identity import model_identity
 from harness.models.loading import load_model, num_parameters
 from harness.process.step_clock import StepClock
 from harness.rollout.base import RolloutEngine
-from harness.rollout.build import Teacher, load_student, open_teacher, separate_engine, student_engine
-from harness.training.models import STUDENT_LOG, TEACHER_LOG
+from harness.training.models import (
+    STUDENT_LOG,
+    TEACHER_LOG,
+    Teacher,
+    load_student,
+    open_teacher,
+    separate_engine,
+    student_engine,
+)
 from methods.base import Method
 
 

@@ -23,7 +23,7 @@ from harness.distributed.links import GOES_ON, LEAVE, Follower, Leader, RankLost
 from harness.distributed.place import VARIABLES, Place
 from harness.errors import UserError, first_line
 from harness.process.preemption import handling, received, whole
-from harness.rollout.build import device_of
+from harness.training.models import device_of
 
 Command = Callable[..., Any]
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from harness.models.products import multiply_fast, product
+from harness.models.cpu import multiply_fast, product
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from harness.config.gpus import GPUS
 from harness.config.schema import RunConfig
 from harness.errors import UserError
+from harness.models.shapes import ModelShape
 from harness.plan.costs import Cost, cost_of
 from harness.plan.counting import Assumptions, StepCount, count_step
-from harness.plan.memory import (
+from harness.training.memory import (
     GB,
     STATE_BYTES,
     Kernels,
@@ -22,7 +23,6 @@ from harness.plan.memory import (
     phases,
     predict,
 )
-from harness.plan.shapes import ModelShape
 from methods.base import Method
 
 Override = tuple[str, object]

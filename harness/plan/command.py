@@ -12,13 +12,13 @@ from harness.config.deployment import build_method
 from harness.config.schema import ModelConfig
 from harness.doctor_machine import Check
 from harness.errors import UserError
+from harness.models.shapes import ModelShape, shape_of
 from harness.plan.cells import Plan, may_have_media, plan_cell, refuse
 from harness.plan.counting import Assumptions
-from harness.plan.memory import Kernels
 from harness.plan.pairs import check_pair
-from harness.plan.shapes import ModelShape, shape_of
 from harness.plan.table import plan_json, plan_text
 from harness.sweep import Cell, expand
+from harness.training.memory import Kernels
 
 SWEEP = "sweep"
 

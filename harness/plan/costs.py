@@ -10,9 +10,9 @@ from importlib.resources import files
 
 from harness.config.gpus import GPUS, Gpu
 from harness.config.schema import RunConfig
+from harness.models.shapes import ModelShape
 from harness.plan.counting import STEPS_PER_SECOND, Assumptions, StepCount
-from harness.plan.memory import STATE_BYTES
-from harness.plan.shapes import ModelShape
+from harness.training.memory import STATE_BYTES
 from harness.training.metrics import flops
 
 STORED_TOKEN = 24

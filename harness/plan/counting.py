@@ -1,7 +1,7 @@
 """The tokens of one step of a method: its own `collect` and `credit` run on groups of the assumed lengths and rewards.
 
 Nothing is sampled: a `~` in a text stands for some tokens (`unit_of`), and an id for as many. What a method asks of
-the two models is counted as `harness.actors.LiveActors` counts it.
+the two models is counted as `harness.rollout.actors.LiveActors` counts it.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from dataclasses import fields
 
 from harness.errors import UserError
 from harness.plan.counting import Assumptions
-from harness.plan.memory import Kernels
+from harness.training.memory import Kernels
 
 HELP = {
     "response_tokens": "mean length of a response; default: rollout.max_response_tokens",

@@ -14,7 +14,7 @@ from typing import Any
 from harness.config.schema import ModelConfig
 from harness.doctor_machine import Check
 from harness.errors import UserError
-from harness.plan.shapes import ModelShape, cached_file
+from harness.models.shapes import ModelShape, cached_file
 
 NEEDED = ("tokenizer.json", "tokenizer_config.json")
 PROBE = [{"role": "user", "content": "2 + 2 ="}]

@@ -13,11 +13,11 @@ from rich.text import Text
 
 from harness.config.cluster import ClusterConfig
 from harness.config.gpus import GPUS
+from harness.models.shapes import ModelShape
 from harness.plan.cells import Plan
 from harness.plan.costs import published
 from harness.plan.counting import STEPS_PER_SECOND, Assumptions
-from harness.plan.memory import GB, Kernels
-from harness.plan.shapes import ModelShape
+from harness.training.memory import GB, Kernels
 
 WIDTH = 120
 MEMORY_COLUMNS = {
@@ -30,7 +30,7 @@ MEMORY_COLUMNS = {
     "teacher": ("teacher", "teacher's cache", "scoring"),
     "other": ("runtime",),
 }
-"""Parts of `harness.plan.memory`, as they are added up in the table."""
+"""Parts of `harness.training.memory`, as they are added up in the table."""
 NOT_IN_IT = (
     "Not in it: evaluation, loading, weights to the engines, responses of one step that end at different times, and "
     "what else runs on the GPUs."

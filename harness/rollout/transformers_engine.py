@@ -13,8 +13,8 @@ from typing import cast
 
 import torch
 
-from harness.models.cache import sampling_cache
 from harness.models.chat import Chat, PackedPrompt
+from harness.models.cpu import sampling_cache
 from harness.models.forward import LanguageModel, gather_logprobs, num_common
 from harness.models.vision import PackedMedia
 from harness.rollout.base import Sampling, room

@@ -23,7 +23,12 @@ import psutil
 from harness.process import preemption
 from harness.testing.checks import assert_same_run
 
-PRELOAD = ["harness.testing.faults", "harness.training.trainer", "harness.rollout.build", "harness.evaluation.evaluate"]
+PRELOAD = [
+    "harness.testing.faults",
+    "harness.training.trainer",
+    "harness.training.models",
+    "harness.evaluation.evaluate",
+]
 SECONDS = 300
 """After which a run is stuck. Time does not count while somebody has stopped the process (SIGSTOP)."""
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.actors import LiveActors
 from harness.config.compose import compose
 from harness.config.schema import ModelConfig, RewardConfig, RolloutConfig, UpdateConfig, from_hydra
 from harness.data.arithmetic import make_questions
@@ -22,6 +21,7 @@ from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
 from harness.models.loading import load_model, load_tokenizer
 from harness.rewards.workers import Grader
+from harness.rollout.actors import LiveActors
 from harness.rollout.transformers_engine import TransformersEngine
 from harness.run import run
 from harness.training.teacher import LocalScorer

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import multiprocessing
 
-from harness.allocator import keep_freed_memory
 from harness.config.schema import ModelConfig
 from harness.errors import RunInterrupted, UserError
+from harness.models.cpu import keep_freed_memory
 from harness.models.forward import LanguageModel
 from harness.models.vision import MediaInputs
 from harness.training.batching import ModelInputs, SharedPrompts, pad_for_teacher

@@ -18,9 +18,7 @@ from typing import Any, Protocol
 
 import torch
 
-from harness.config.schema import ModelConfig
 from harness.errors import UserError
-from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
 from harness.training.batching import ModelInputs, PaddedBatch, pad_for_teacher
 from harness.types import TeacherDistribution, TrainingSample
@@ -247,54 +245,3 @@ class ServerScorer:
 def _sequences(batch: PaddedBatch) -> list[list[int]]:
     lengths = batch.mask_BT.sum(-1).tolist()
     return [ids[:length] for ids, length in zip(batch.ids_BT.tolist(), lengths, strict=True)]
-
-
-def open_scorer(
-    config: ModelConfig,
-    chat: Chat,
-    *,
-    temperature: float,
-    model: LanguageModel | None = None,
-    endpoints: Server | None = None,
-    top_k: int = 64,
-    process: bool = False,
-    device: str = "cpu",
-    head_device: str = "cpu",
-    timeout: float = 1800.0,
-) -> TeacherScorer:
-    """The scorer of a run's teacher; close it. `chat` says what a reply may consist of.
-
-    - `process`: load `config` in a process of its own on `device`; its head comes to `head_device`. `timeout` seconds
-      for each micro-batch.
-    - `endpoints`: ask a server for `top_k` log-probabilities a token.
-    - `model`: the teacher that this process holds.
-
-    Raises UserError for a served teacher that should be scored in a process, or at another temperature than 1.
-    """
-    if endpoints is not None:
-        if process:
-            raise UserError(
-                "teacher_process=true needs a teacher that this run loads: set teacher_process=false, or "
-                "teacher.serve=false teacher.urls=[]"
-            )
-        return ServerScorer(
-            endpoints,
-            top_k=top_k,
-            temperature=temperature,
-            num_tokens=chat.num_tokens,
-            banned_ids=chat.banned_ids,
-        )
-    if process:
-        from harness.training.scorer import ProcessScorer
-
-        return ProcessScorer(
-            config,
-            num_tokens=chat.num_tokens,
-            banned_ids=chat.banned_ids,
-            device=device,
-            head_device=head_device,
-            temperature=temperature,
-            timeout=timeout,
-        )
-    assert model is not None, "a teacher that is neither served nor in a process is given as a model"
-    return LocalScorer(model, temperature)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from harness.actors import LiveActors
 from harness.config.identity import comparable, differences, digest, plain
 from harness.config.schema import RunConfig
 from harness.data.replay import PromptReplayBuffer
@@ -20,11 +19,12 @@ from harness.models.forward import LanguageModel
 from harness.process.preemption import Preempted, at, check, interruptible
 from harness.records.folder import RunFolder
 from harness.records.tracking import Tracker
+from harness.rollout.actors import LiveActors
 from harness.rollout.base import RolloutEngine
-from harness.rollout.build import Teacher
 from harness.training import checkpoint, metrics
 from harness.training.alarms import Alarms
 from harness.training.memory import memory_text
+from harness.training.models import Teacher
 from harness.training.step_updates import Progress, StepUpdates
 from harness.training.stored_step import SampledStep, StoredSteps, Unusable, code_digest
 from harness.training.transfer import Transfer

@@ -17,13 +17,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from accelerate import Accelerator
 
-from harness.allocator import keep_freed_memory
 from harness.config.schema import UpdateConfig
+from harness.models.cpu import keep_freed_memory
 from harness.models.forward import LanguageModel
-from harness.plan.memory import tile_tokens
 from harness.process.preemption import at, interruptible
 from harness.process.step_clock import StepClock
 from harness.training.batching import MicroBatch, PaddedBatch, micro_batches, pad, tokens_between
+from harness.training.memory import tile_tokens
 from harness.training.mismatch import GapMeter
 from harness.training.nonfinite import NonFinite, check_gradient, check_tile
 from harness.training.optimizer import make_optimizer

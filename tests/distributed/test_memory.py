@@ -1,4 +1,4 @@
-"""`harness.plan.memory.predict` against what two FSDP2 ranks really allocate, for two tiny shapes."""
+"""`harness.training.memory.predict` against what two FSDP2 ranks really allocate, for two tiny shapes."""
 
 import json
 import socket
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from harness.config.schema import UpdateConfig
-from harness.plan.memory import predict
-from harness.plan.shapes import ModelShape
+from harness.models.shapes import ModelShape
+from harness.training.memory import predict
 
 pytestmark = pytest.mark.dist
 SCRIPT = Path(__file__).parent / "memory_rank.py"

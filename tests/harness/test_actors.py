@@ -5,12 +5,12 @@ import threading
 
 import pytest
 
-from harness.actors import LiveActors
 from harness.config.schema import ModelConfig, RewardConfig, RolloutConfig
 from harness.errors import UserError
 from harness.models.chat import Chat
 from harness.models.loading import load_tokenizer
 from harness.rewards.workers import Grader
+from harness.rollout.actors import LiveActors
 from harness.types import Prompt, Question, Rollout, RolloutGroup
 
 

@@ -21,7 +21,8 @@ from harness.models.forward import LanguageModel
 from harness.models.loading import load_model, load_tokenizer, resolve_path
 from harness.serving.server import opened
 from harness.training.batching import pad
-from harness.training.teacher import LEAST_LOGPROB, LocalScorer, check_same, open_scorer
+from harness.training.models import open_scorer
+from harness.training.teacher import LEAST_LOGPROB, LocalScorer, check_same
 from harness.types import TrainingSample
 from methods.base import jsd_loss, jsd_topk_loss
 

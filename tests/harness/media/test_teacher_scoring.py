@@ -12,7 +12,8 @@ import harness.training.scorer as scorer_module
 from harness.errors import UserError
 from harness.rollout.base import Sampling
 from harness.training.batching import pad
-from harness.training.teacher import LocalScorer, ServerScorer, check_same, open_scorer
+from harness.training.models import open_scorer
+from harness.training.teacher import LocalScorer, ServerScorer, check_same
 from harness.types import TrainingSample
 from methods.base import plain_prompt, rollout_sample
 

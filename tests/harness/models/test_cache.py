@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from transformers.cache_utils import DynamicLayer
 
 from harness.config.schema import ModelConfig
-from harness.models.cache import ROOM, GrowingLayer, sampling_cache
+from harness.models.cpu import ROOM, GrowingLayer, sampling_cache
 from harness.models.loading import load_model
 
 

@@ -7,9 +7,9 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.config.schema import ModelConfig
+from harness.models.cpu import FEW_ROWS, FastLinear, multiply_fast, product
 from harness.models.forward import LanguageModel
 from harness.models.loading import load_model
-from harness.models.products import FEW_ROWS, FastLinear, multiply_fast, product
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, FEW_ROWS, FEW_ROWS + 1])

@@ -7,9 +7,9 @@ import pytest
 from harness.config.compose import compose
 from harness.config.gpus import GPUS
 from harness.config.schema import RunConfig, from_hydra
+from harness.models.shapes import shape_of
 from harness.plan.costs import cost_of, decode_rate, published
 from harness.plan.counting import Assumptions, StepCount
-from harness.plan.shapes import shape_of
 
 COUNT = StepCount(
     tokens={

@@ -9,7 +9,8 @@ from harness.config.engines import VllmConfig
 from harness.config.schema import ModelConfig, RolloutConfig, UpdateConfig
 from harness.errors import UserError
 from harness.models.loading import load_model
-from harness.plan.memory import (
+from harness.models.shapes import ModelShape, shape_of
+from harness.training.memory import (
     ASLEEP_BYTES,
     FULL,
     LINEAR,
@@ -21,7 +22,6 @@ from harness.plan.memory import (
     predict,
     tile_tokens,
 )
-from harness.plan.shapes import ModelShape, shape_of
 
 TINY = shape_of(ModelConfig(name="s", path="tiny:s"))
 HYBRID = shape_of(ModelConfig(name="hybrid", path="tiny:hybrid"))

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from harness.config.schema import ModelConfig
+from harness.models.shapes import shape_of
 from harness.models.tiny import tiny_path
 from harness.plan.pairs import check_pair
-from harness.plan.shapes import shape_of
 
 Change = Callable[[Path], None]
 

@@ -17,8 +17,8 @@ from transformers import (
 
 from harness.config.schema import ModelConfig
 from harness.errors import UserError
+from harness.models.shapes import FULL, LINEAR, ModelShape, _known_models, shape_of
 from harness.models.tiny import SIZES, tiny_path
-from harness.plan.shapes import FULL, LINEAR, ModelShape, _known_models, shape_of
 
 
 def num_weights(auto, config) -> int:

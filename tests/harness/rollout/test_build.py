@@ -11,8 +11,8 @@ from harness.config.deployment import build_method
 from harness.config.schema import ModelConfig, from_hydra
 from harness.models.chat import Chat
 from harness.models.loading import load_tokenizer
-from harness.rollout import build
 from harness.rollout.loopback import serve
+from harness.training import models as build
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,9 @@ from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
 from harness.models.loading import load_tokenizer
 from harness.training.batching import pad
+from harness.training.models import open_scorer
 from harness.training.scorer import ProcessScorer
-from harness.training.teacher import LocalScorer, ServerScorer, TeacherScorer, check_same, open_scorer
+from harness.training.teacher import LocalScorer, ServerScorer, TeacherScorer, check_same
 from harness.training.update import Updater
 from harness.types import TrainingSample
 from methods import registry

@@ -241,7 +241,7 @@ def _folder(model: ModelConfig) -> Path | None:
 
 
 def _known_models() -> dict[str, dict[str, Any]]:
-    content = json.loads(files("harness.plan").joinpath(KNOWN).read_text(encoding="utf-8"))
+    content = json.loads(files("harness.models").joinpath(KNOWN).read_text(encoding="utf-8"))
     common: dict[str, Any] = content["common"]
     return {
         name: common | own | {part: common[part] | own[part] for part in ("text_config", "vision_config")}
