@@ -22,13 +22,13 @@ from PIL import Image
 from harness.config.evaluation import JudgeConfig, MediaConfig
 from harness.config.schema import EvalConfig, ModelConfig, RewardConfig
 from harness.evaluation.evaluate import evaluate
-from harness.evaluation.judge.loopback import serve
 from harness.evaluation.suites import load_suite
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
 from harness.models.loading import load_model, load_tokenizer
 from harness.rewards.workers import Grader
 from harness.rollout.transformers_engine import TransformersEngine
+from harness.testing.judge_server import serve
 
 CHOICES = ["red", "green", "blue", "white"]
 

@@ -40,8 +40,8 @@ from harness.models.forward import LanguageModel
 from harness.models.loading import load_tokenizer
 from harness.models.shapes import ModelShape, config_of
 from harness.models.tiny import tiny_path
-from harness.plan.cells import Plan, plan_cell
-from harness.plan.counting import Assumptions
+from harness.preflight.plan.cells import Plan, plan_cell
+from harness.preflight.plan.counting import Assumptions
 from harness.rewards.workers import Grader
 from harness.rollout.actors import LiveActors
 from harness.rollout.transformers_engine import TransformersEngine

@@ -26,31 +26,13 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("harness.models", "harness.rewards"),
     ("harness.rollout", "harness.records"),
     ("harness.training", "harness.evaluation", "harness.study"),
-    ("harness.distributed", "harness.plan", "harness.preflight", "harness.builders"),
+    ("harness.distributed", "harness.preflight", "harness.builders"),
     ("harness.run",),
     ("harness.commands",),
     ("harness.app",),
     ("harness.testing",),
 )
 """Rooms by floor, lowest first: a folder, or a module that stands alone. `harness` is its empty `__init__`."""
-
-TO_MOVE: dict[str, str] = {
-    "harness.catalog": "harness.commands",
-    "harness.doctor": "harness.preflight",
-    "harness.doctor_endpoints": "harness.preflight",
-    "harness.doctor_machine": "harness.preflight",
-    "harness.eval_command": "harness.commands",
-    "harness.http_server": "harness.testing",
-    "harness.hydra_app": "harness.study",
-    "harness.new_method": "harness.commands",
-    "harness.progress": "harness.study",
-    "harness.scheduler": "harness.study",
-    "harness.slots": "harness.study",
-    "harness.status": "harness.study",
-    "harness.sweep": "harness.study",
-}
-"""Modules that stand loose at the root of `harness/` as yet, and the room that is theirs."""
-
 
 @dataclass(frozen=True, order=True)
 class Import:
@@ -141,11 +123,11 @@ def folder(name: str, tree: Tree) -> str:
 
 def room(name: str) -> str:
     """Raises KeyError for a module that stands in no room."""
-    rooms = {room: room for names in FLOORS for room in names} | TO_MOVE
+    rooms = [room for names in FLOORS for room in names]
     fitting = [room for room in rooms if name == room or (room != "harness" and name.startswith(room + "."))]
     if not fitting:
         raise KeyError(f"{name} stands in no room of tests/layers.py")
-    return rooms[max(fitting, key=len)]
+    return max(fitting, key=len)
 
 
 def floor(name: str) -> int:

@@ -90,7 +90,7 @@ def record() -> None:
 
     from harness.config.compose import compose
     from harness.config.schema import from_hydra
-    from harness.run import run
+    from harness.run.run import run
 
     config = ModelConfig(name="tiny_xs", path="tiny:xs", dtype="float32")
     chat = Chat(load_tokenizer(config), config)

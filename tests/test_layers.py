@@ -16,54 +16,42 @@ TREE = Tree()
 PRESETS = {p.stem for p in (layers.ROOT / "conf" / "method").glob("*.yaml")} - set(get_args(PromptKind))
 """Some are called as the kind of prompt that they add: comparing a kind is no branch on a method."""
 
-UPWARD: dict[str, set[str]] = {
-    "harness.data.corpus.benchmarks": {"harness.evaluation.benchmarks.columns", "harness.evaluation.suites"},
-    "harness.data.corpus.build": {"harness.records.files"},
-    "harness.data.corpus.examine": {"harness.models.chat", "harness.models.loading", "harness.models.vision", "harness.rewards.workers"},
-    "harness.data.corpus.fixture": {"harness.records.files"},
-    "harness.data.corpus.hashes": {"harness.records.files"},
-    "harness.data.corpus.shards": {"harness.records.files"},
-    "harness.evaluation.judge.loopback": {"harness.http_server"},
-    "harness.models.tiny.card": {"harness.rewards.boxed", "harness.rollout.base", "harness.rollout.transformers_engine"},
-    "harness.plan.command": {"harness.doctor", "harness.doctor_machine"},
-    "harness.plan.pairs": {"harness.doctor_machine"},
-    "harness.rollout.loopback": {"harness.http_server"},
-}
-"""Imports that do not go down as yet. An entry that is no longer true fails: the list only shrinks."""
-
-CIRCLES: list[list[str]] = []
-"""Files that reach each other as yet; likewise."""
-
 KNOWS_MORE = {
     "harness.config.compose": ("methods.plugins",),
     "harness.config.deployment": ("methods.registry",),
-    "harness.run": ("methods.registry",),
+    "harness.run.run": ("methods.registry",),
     "harness.testing.lab": ("methods.registry",),
-    "harness.catalog": ("methods.registry", "methods.plugins"),
+    "harness.commands.methods": ("methods.registry", "methods.plugins"),
 }
 """Modules of the harness that build methods by name, list them, or look for option files that plugins ship."""
 
 WITHOUT_TORCH = (
-    "harness.app", "harness.catalog", "harness.distributed.balance",
-    "harness.distributed.launch", "harness.distributed.place", "harness.new_method", "harness.run",
-    "harness.scheduler", "harness.sweep",
+    "harness.app", "harness.commands", "harness.config", "harness.distributed.balance", "harness.distributed.launch",
+    "harness.distributed.place", "harness.preflight.plan", "harness.process", "harness.run", "harness.study",
+    "methods", "reports",
 )  # fmt: skip
-"""What checks a configuration or runs a study; all of `methods/` and `reports/` beside it."""
+"""What checks a configuration, plans or runs a study, or reads one: folders with all their modules."""
 
 
 def test_an_import_goes_to_a_lower_floor():
-    listed = {Import(source, target) for source, targets in UPWARD.items() for target in targets}
-    assert set(TREE.upward) == listed
+    assert TREE.upward == []
 
 
 def test_no_files_form_a_circle():
-    assert TREE.circles == CIRCLES
+    assert TREE.circles == []
+
+
+def test_no_two_folders_import_each_other():
+    assert TREE.mutual_folders == []
+
+
+def test_few_modules_are_loose():
+    assert TREE.loose == ["harness.app", "harness.errors", "harness.types"]
 
 
 def test_every_room_of_the_table_exists():
-    named = {room for names in layers.FLOORS for room in names} | set(layers.TO_MOVE)
-    empty = [room for room in named if not any(n == room or n.startswith(room + ".") for n in TREE.files)]
-    assert set(empty) <= {*layers.TO_MOVE.values(), "harness.builders"}
+    rooms = {room for names in layers.FLOORS for room in names}
+    assert rooms == {layers.room(name) for name in TREE.files}
 
 
 def test_methods_import_only_types_of_the_harness():
@@ -87,7 +75,7 @@ def test_reports_read_run_folders_only():
 
 def test_checking_a_configuration_needs_no_torch():
     """In a process that has imported nothing yet: what these modules import imports no torch either."""
-    names = [*WITHOUT_TORCH, *names_of("harness.config"), *names_of("methods"), *names_of("reports")]
+    names = [name for package in WITHOUT_TORCH for name in names_of(package)]
     code = f"""
         import importlib, sys
         for name in {names}:
@@ -114,7 +102,7 @@ def test_no_module_branches_on_a_method_s_name():
 def test_one_train_loop():
     """Building the tiny family pretrains, and the conformance kit measures the memory of one backward pass."""
     loops = {name for name in TREE.files if ".backward(" in text_of(name)}
-    assert loops == {"harness.training.update", "harness.models.tiny.build", "harness.testing.checks"}
+    assert loops == {"harness.training.update", "harness.builders.tiny.build", "harness.testing.checks"}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from harness.config.compose import compose
 from harness.config.schema import from_hydra
-from harness.run import run
+from harness.run.run import run
 
 
 def start(outputs: Path, *overrides: str) -> Path:

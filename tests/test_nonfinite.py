@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from harness.config.compose import compose
 from harness.config.schema import from_hydra
 from harness.errors import UserError
-from harness.run import run
+from harness.run.run import run
 from harness.testing import run_metrics
 from harness.training.nonfinite import NonFinite, check_samples
 from harness.types import Rollout, TrainingSample

@@ -15,7 +15,7 @@ from harness.config.schema import from_hydra
 from harness.errors import UserError
 from harness.process import preemption
 from harness.records.folder import RunFolder
-from harness.run import run
+from harness.run.run import run
 from harness.testing import assert_same_run, run_metrics
 from methods.grpo import GRPO
 

@@ -16,7 +16,7 @@ from harness.config.schema import from_hydra
 from harness.errors import UserError
 from harness.models.tiny import tiny_path
 from harness.records.folder import RunFolder
-from harness.run import run
+from harness.run.run import run
 from harness.testing import assert_same_run
 from harness.testing import run_metrics as metrics
 

@@ -103,7 +103,7 @@ class Step:
 def folder(tmp_path_factory):
     from harness.config.compose import compose
     from harness.config.schema import from_hydra
-    from harness.run import run
+    from harness.run.run import run
 
     outputs = tmp_path_factory.mktemp("invariants")
     return Folder.read(run(from_hydra(compose([*RUN, f"outputs={outputs}"]))))

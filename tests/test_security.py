@@ -20,14 +20,14 @@ from harness.config.compose import compose
 from harness.config.engines import REFUSED_ARGUMENTS, ServerConfig
 from harness.config.schema import ModelConfig, RewardConfig, from_hydra
 from harness.errors import UserError
-from harness.evaluation.judge.loopback import serve as serve_judge
-from harness.http_server import Fault
 from harness.models.chat import Chat
 from harness.models.loading import load_tokenizer
 from harness.records.folder import RunFolder
 from harness.rewards.workers import Grader
-from harness.run import run
+from harness.run.run import run
 from harness.serving import server as serving
+from harness.testing.http_server import Fault
+from harness.testing.judge_server import serve as serve_judge
 from harness.types import Question
 from methods.base import plain_prompt
 

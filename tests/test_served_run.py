@@ -13,17 +13,17 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from harness.commands.evaluate import eval_command
 from harness.config.compose import compose
 from harness.config.deployment import build_method
 from harness.config.schema import ModelConfig, from_hydra
 from harness.errors import RunInterrupted, UserError
-from harness.eval_command import eval_command
-from harness.http_server import Fault, LoopbackServer, Plan
 from harness.records.folder import RunFolder
-from harness.rollout.loopback import ServedModel, serve
-from harness.run import run
+from harness.run.run import run
 from harness.testing import assert_same_run
 from harness.testing import run_metrics as metrics
+from harness.testing.http_server import Fault, LoopbackServer, Plan
+from harness.testing.model_server import ServedModel, serve
 
 SMALL = [
     "student=tiny_xs", "eval=none", "steps=2", "data.batch_size=8", "data.pool_size=24", "data.levels=[2,4]",

@@ -163,7 +163,7 @@ def _is_stopped(process: BaseProcess) -> bool:
 def _run(overrides: Sequence[str], fault: Fault | None, stacks: str) -> None:
     from harness.config.compose import compose
     from harness.config.schema import from_hydra
-    from harness.run import run
+    from harness.run.run import run
 
     passed: list[str] = []
 
@@ -187,7 +187,7 @@ def _run(overrides: Sequence[str], fault: Fault | None, stacks: str) -> None:
 def _record(overrides: Sequence[str], sender: object) -> None:
     from harness.config.compose import compose
     from harness.config.schema import from_hydra
-    from harness.run import run
+    from harness.run.run import run
 
     passed: list[str] = []
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115

@@ -23,7 +23,7 @@ from harness.models.loading import load_model, load_tokenizer
 from harness.rewards.workers import Grader
 from harness.rollout.actors import LiveActors
 from harness.rollout.transformers_engine import TransformersEngine
-from harness.run import run
+from harness.run.run import run
 from harness.training.teacher import LocalScorer
 from harness.training.update import Updater
 from harness.types import Prompt, Question, ReplayedQuestion, RolloutGroup, TrainingSample

@@ -48,8 +48,10 @@ def test_an_unknown_command_suggests_the_nearest(capsys):
 def test_a_reader_that_stops_reading_is_no_traceback(tmp_path):
     """`zppo ... | head -1`: what is printed is larger than the pipe holds."""
     code = (
-        "import sys, harness.app as app\n"
-        "app.COMMANDS['shout'] = ('x', lambda parser, argv: print('x' * 10_000_000) or 0)\n"
+        "import sys, types, harness.app as app\n"
+        "shout = types.SimpleNamespace(shout=lambda parser, argv: print('x' * 10_000_000) or 0)\n"
+        "sys.modules['harness.commands.shout'] = shout\n"
+        "app.COMMANDS['shout'] = ('x', 'shout:shout')\n"
         "sys.exit(app.main(['shout']))"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from harness.app import main
-from harness.catalog import methods_text, taken_names
+from harness.commands.methods import methods_text, taken_names
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = "from methods.base import PolicyGradientMethod\n\n\nclass Demo(PolicyGradientMethod):\n    '''{}'''\n"

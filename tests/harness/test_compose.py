@@ -194,7 +194,7 @@ def test_a_key_given_twice_in_a_sweep_is_refused():
 
 def test_any_working_directory_and_no_torch(tmp_path):
     code = (
-        "import sys; from harness.config.compose import compose, compose_sweep; import harness.scheduler\n"
+        "import sys; from harness.config.compose import compose, compose_sweep; import harness.study.scheduler\n"
         "print(compose(['method=grpo']).method.name)\n"
         "print(compose_sweep('quickstart', [])[0]['study'], 'torch' in sys.modules)"
     )

@@ -10,7 +10,7 @@ from harness.config.compose import compose, compose_sweep, group_options
 from harness.config.deployment import build_method
 from harness.config.schema import RunConfig, UpdateConfig, from_hydra
 from harness.errors import UserError
-from harness.sweep import expand
+from harness.study.cells import expand
 
 GROUPS = ("method", "student", "teacher", "data", "rollout", "reward", "eval", "tracker", "recipe", "cluster")
 REQUIRED = {  # what an option needs beside itself
@@ -58,10 +58,10 @@ class Blocked:
 sys.meta_path.insert(0, Blocked())
 from harness.config.compose import compose, compose_sweep, group_options
 from harness.config.schema import from_hydra
-from harness.run import build_method
-from harness.sweep import expand
-from harness.catalog import methods_text
-import harness.app, harness.scheduler, reports.report
+from harness.run.run import build_method
+from harness.study.cells import expand
+from harness.commands.methods import methods_text
+import harness.app, harness.study.scheduler, reports.report
 for method in group_options("method"):
     build_method(from_hydra(compose([f"method={method}", "student=qwen3_5_0_8b"])))
 for student in ("tiny_s", "smollm2_135m"):

@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 
-from harness import doctor_machine
 from harness.app import main
 from harness.config.compose import compose
 from harness.config.deployment import build_method
 from harness.config.engines import ServerConfig
 from harness.config.evaluation import JudgeConfig
 from harness.config.schema import ModelConfig, from_hydra
-from harness.doctor import check_context, report, run_checks
-from harness.doctor_endpoints import check_endpoint, check_judge, check_port
-from harness.doctor_machine import Check, check_disk, check_hub, check_release, is_cpu_build, vllm_fits
+from harness.preflight import machine as doctor_machine
+from harness.preflight.doctor import check_context, report, run_checks
+from harness.preflight.endpoints import check_endpoint, check_judge, check_port
+from harness.preflight.machine import Check, check_disk, check_hub, check_release, is_cpu_build, vllm_fits
 
 VLLM_CPU = [
     'torch==2.13.0+cpu; platform_machine == "x86_64" or platform_machine == "aarch64" or platform_machine == "arm64"',
@@ -320,8 +320,8 @@ def test_the_endpoints_of_a_configuration_are_asked(serve):
 
 
 def test_a_model_of_the_harness_behind_an_endpoint_has_it_all():
-    from harness.rollout.loopback import ServedModel
-    from harness.rollout.loopback import serve as serve_model
+    from harness.testing.model_server import ServedModel
+    from harness.testing.model_server import serve as serve_model
 
     with serve_model(ServedModel(ModelConfig(name="t", path="tiny:teacher", dtype="float32"))) as server:
         check = ask(server.url, scores=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.app import main
-from harness.eval_command import eval_command, list_text
+from harness.commands.evaluate import eval_command, list_text
 from harness.models.tiny import tiny_path
 from harness.records.lock import RunLock, Taken
 from reports.collect import collect

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from harness import hydra_app
 from harness.app import main
 from harness.errors import UserError
-from harness.hydra_app import CellFailed, run_cell
-from harness.status import run_states
+from harness.study import launchers as hydra_app
+from harness.study.launchers import CellFailed, run_cell
+from harness.study.status import run_states
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = [
@@ -131,14 +131,15 @@ def test_a_cell_that_is_interrupted_from_within_is_requeued_where_somebody_can(w
 def test_a_child_that_does_not_stop_is_killed_and_one_whose_job_dies_is_stopped(work, tmp_path):
     deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
     code = (
-        "import sys, threading, signal, time; from harness.hydra_app import run_cell\n"
+        "import sys, threading, signal, time; from harness.study.launchers import run_cell\n"
         "threading.Timer(1, signal.raise_signal, [signal.SIGUSR1]).start()\n"
         f"run_cell([sys.executable, '-c', {deaf!r}], grace=0.3, restarts=0, pause=0)"
     )
     job = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30)
     assert "CellFailed: ended with -9" in job.stderr
     command = work("a", "wait")
-    code = "import sys; from harness.hydra_app import run_cell; run_cell(sys.argv[1:], grace=60, restarts=0, pause=0)"
+    call = "run_cell(sys.argv[1:], grace=60, restarts=0, pause=0)"
+    code = f"import sys; from harness.study.launchers import run_cell; {call}"
     other = subprocess.Popen([sys.executable, "-c", code, *command], cwd=ROOT)
     wait_for(lambda: log(tmp_path, "a") == ["start"])
     other.kill()

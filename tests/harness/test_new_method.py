@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from harness.app import main
-from harness.catalog import methods_text
+from harness.commands.methods import methods_text
+from harness.commands.new_method import new_method
 from harness.config.compose import compose
 from harness.config.schema import from_hydra
 from harness.errors import UserError
-from harness.new_method import new_method
 from methods.registry import build, provenance
 
 ROOT = Path(__file__).parents[2]

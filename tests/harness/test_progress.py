@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from harness.progress import Progress, Row, table
+from harness.study.progress import Progress, Row, table
 
 
 def drawn(rows: list[Row], max_rows: int) -> list[list[str]]:

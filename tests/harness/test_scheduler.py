@@ -15,15 +15,15 @@ import pytest
 import yaml
 from rich.console import Console
 
-from harness import scheduler
 from harness.config.schema import ModelConfig, RunConfig, UpdateConfig
 from harness.errors import UserError
 from harness.process.devices import num_cores
 from harness.records.folder import RunFolder
 from harness.records.lock import RunLock
-from harness.scheduler import exit_code, run_cells
-from harness.status import format_seconds, last_metrics, run_states, status
-from harness.sweep import Cell
+from harness.study import scheduler
+from harness.study.cells import Cell
+from harness.study.scheduler import exit_code, run_cells
+from harness.study.status import format_seconds, last_metrics, run_states, status
 
 # Stands for `zppo train`: does what <outputs>/<label>.txt says and writes the files of a run folder.
 FAKE_TRAIN = """

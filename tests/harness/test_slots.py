@@ -7,7 +7,7 @@ import pytest
 from harness.config.schema import ModelConfig, RunConfig
 from harness.errors import UserError
 from harness.process.devices import visible_gpus
-from harness.slots import Slots, num_gpus_of
+from harness.study.slots import Slots, num_gpus_of
 
 
 def config(device: str = "auto", teacher_device: str | None = None) -> RunConfig:

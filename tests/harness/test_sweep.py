@@ -7,7 +7,7 @@ import pytest
 from harness.config.compose import compose, compose_sweep
 from harness.config.schema import from_hydra
 from harness.errors import UserError
-from harness.sweep import MAX_LABEL_CHARS, expand, make_label
+from harness.study.cells import MAX_LABEL_CHARS, expand, make_label
 
 
 def paths(cells):

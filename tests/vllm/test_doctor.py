@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.app import main
-from harness.doctor import vllm_architectures
+from harness.preflight.doctor import vllm_architectures
 
 pytestmark = pytest.mark.vllm
 

@@ -7,7 +7,7 @@ from harness.config.deployment import check_ranks
 from harness.config.schema import from_hydra
 from harness.distributed.place import Place, check_place, this_place
 from harness.errors import UserError
-from harness.run import run
+from harness.run.run import run
 
 TORCHRUN = {
     "RANK": "9", "WORLD_SIZE": "12", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "6", "MASTER_ADDR": "gpu01",

@@ -19,8 +19,8 @@ from harness.config.schema import EvalConfig
 from harness.errors import UserError
 from harness.evaluation.benchmarks.columns import columns
 from harness.evaluation.evaluate import evaluate
-from harness.evaluation.judge.loopback import serve
 from harness.evaluation.suites import load_suite, spread
+from harness.testing.judge_server import serve
 from harness.types import Prompt
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "benchmarks"

@@ -5,10 +5,8 @@ from itertools import islice
 
 import pytest
 
-from harness.data.arithmetic import Terms, clean_steps, clean_trace, draw_terms, question, split_of
-from harness.data.bars import split_of_question
-from harness.models.tiny import corpus
-from harness.models.tiny.corpus import (
+from harness.builders.tiny import corpus
+from harness.builders.tiny.corpus import (
     RECIPES,
     compress_example,
     examples,
@@ -20,7 +18,9 @@ from harness.models.tiny.corpus import (
     told_steps,
     write_hint_example,
 )
-from harness.models.tiny.slips import Slips, corrupt_step, make_slips, odd_trace
+from harness.builders.tiny.slips import Slips, corrupt_step, make_slips, odd_trace
+from harness.data.arithmetic import Terms, clean_steps, clean_trace, draw_terms, question, split_of
+from harness.data.bars import split_of_question
 from harness.rewards.boxed import last_boxed
 from methods import prompts
 

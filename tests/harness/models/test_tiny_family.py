@@ -10,13 +10,9 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer, Qwen3_5ForConditionalGeneration
 
-from harness.data.arithmetic import clean_steps, clean_trace, draw_terms, question
-from harness.data.synthetic import TASKS
-from harness.errors import UserError
-from harness.models.forward import LanguageModel
-from harness.models.tiny import SIZES, STUDENTS, build, card, tiny_path
-from harness.models.tiny.build import Batch, make_model, reply_loss, schedule, train
-from harness.models.tiny.card import (
+from harness.builders.tiny import build, card
+from harness.builders.tiny.build import Batch, make_model, reply_loss, schedule, train
+from harness.builders.tiny.card import (
     CANDIDATE_TASKS,
     CARD,
     NOTHING,
@@ -29,9 +25,14 @@ from harness.models.tiny.card import (
     plain_accuracy,
     write_hints,
 )
-from harness.models.tiny.corpus import Example, hint_of, told_steps
+from harness.builders.tiny.corpus import Example, hint_of, told_steps
+from harness.builders.tiny.tokenizer import make_tokenizer
+from harness.data.arithmetic import clean_steps, clean_trace, draw_terms, question
+from harness.data.synthetic import TASKS
+from harness.errors import UserError
+from harness.models.forward import LanguageModel
+from harness.models.tiny import SIZES, STUDENTS, tiny_path
 from harness.models.tiny.shapes import HEAD_DIM, SHAPES, make_config
-from harness.models.tiny.tokenizer import make_tokenizer
 from harness.rewards.boxed import last_boxed
 from methods.base import plain_prompt
 from methods.prompts import hint_text, plain_text

@@ -3,9 +3,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoProcessor, AutoTokenizer
 
+from harness.builders.tiny.corpus import hint_of, summary_of
+from harness.builders.tiny.tokenizer import SPECIAL, TAGS, chat_frame, make_processor, make_tokenizer, sentences
 from harness.data.arithmetic import clean_steps, clean_trace, question
-from harness.models.tiny.corpus import hint_of, summary_of
-from harness.models.tiny.tokenizer import SPECIAL, TAGS, chat_frame, make_processor, make_tokenizer, sentences
 from methods import prompts
 
 TOKENIZER = make_tokenizer()

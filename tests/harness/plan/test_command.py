@@ -10,8 +10,8 @@ import pytest
 from harness.app import main
 from harness.config.gpus import GPUS
 from harness.errors import UserError
-from harness.plan.command import plan_command, plan_study
-from harness.plan.counting import Assumptions
+from harness.preflight.plan.counting import Assumptions
+from harness.preflight.plan.study import plan_command, plan_study
 
 FULL_PLAN = ["sweep=paper_main", "student=qwen3_5_2b,qwen3_5_9b", "method=base,on_policy_kd,zppo"]
 ZPPO = ["sweep=paper_main", "student=qwen3_5_2b", "method=zppo"]

@@ -8,8 +8,8 @@ from harness.config.compose import compose
 from harness.config.gpus import GPUS
 from harness.config.schema import RunConfig, from_hydra
 from harness.models.shapes import shape_of
-from harness.plan.costs import cost_of, decode_rate, published
-from harness.plan.counting import Assumptions, StepCount
+from harness.preflight.plan.costs import cost_of, decode_rate, published
+from harness.preflight.plan.counting import Assumptions, StepCount
 
 COUNT = StepCount(
     tokens={

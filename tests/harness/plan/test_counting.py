@@ -5,7 +5,7 @@ import pytest
 from harness.config.compose import compose
 from harness.config.deployment import build_method
 from harness.config.schema import RunConfig, from_hydra
-from harness.plan.counting import Assumptions, StepCount, count_step, unit_of
+from harness.preflight.plan.counting import Assumptions, StepCount, count_step, unit_of
 
 SETTING = ["student=qwen3_5_2b", "data.batch_size=4", "rollout.max_response_tokens=64", "rollout.max_prompt_tokens=100"]
 

@@ -10,7 +10,7 @@ import pytest
 from harness.config.schema import ModelConfig
 from harness.models.shapes import shape_of
 from harness.models.tiny import tiny_path
-from harness.plan.pairs import check_pair
+from harness.preflight.plan.pairs import check_pair
 
 Change = Callable[[Path], None]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.commands.grade import grade_file
 from harness.config.schema import RewardConfig
 from harness.errors import UserError
-from harness.rewards.command import grade_file
 
 CONFIG = RewardConfig()
 GOOD = '{"id": "a", "response": "\\\\boxed{5}", "gold": "5"}'

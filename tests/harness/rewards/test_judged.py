@@ -20,16 +20,16 @@ from harness.config.identity import comparable
 from harness.config.schema import RewardConfig, from_hydra
 from harness.errors import RunInterrupted, UserError
 from harness.evaluation import evaluate
-from harness.evaluation.judge.loopback import saying, serve
-from harness.http_server import Fault, LoopbackServer, Plan
 from harness.records.folder import RunFolder
 from harness.rewards.choice import normal_text
 from harness.rewards.judge import judged
 from harness.rewards.judge.judged import JudgedGrader
 from harness.rewards.rules import Grade
 from harness.rewards.workers import Grader
-from harness.run import run
+from harness.run.run import run
 from harness.testing import assert_same_run, run_metrics
+from harness.testing.http_server import Fault, LoopbackServer, Plan
+from harness.testing.judge_server import saying, serve
 from harness.training.trainer import Trainer
 from harness.types import Question
 

@@ -21,7 +21,7 @@ from transformers import (
 from harness.config.schema import ModelConfig
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
-from harness.rollout.loopback import ServedModel
+from harness.testing.model_server import ServedModel
 from harness.types import Prompt, Question
 
 SPECIAL = ("<pad>", "<start>", "<end>", "<image>")

@@ -11,7 +11,7 @@ from harness.config.deployment import build_method
 from harness.config.schema import ModelConfig, from_hydra
 from harness.models.chat import Chat
 from harness.models.loading import load_tokenizer
-from harness.rollout.loopback import serve
+from harness.testing.model_server import serve
 from harness.training import models as build
 
 

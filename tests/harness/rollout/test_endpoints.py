@@ -9,9 +9,9 @@ import pytest
 
 from harness.config.engines import ServerConfig
 from harness.errors import RunInterrupted, UserError
-from harness.http_server import Fault, LoopbackServer
-from harness.rollout.loopback import serve
 from harness.serving.endpoints import Endpoints
+from harness.testing.http_server import Fault, LoopbackServer
+from harness.testing.model_server import serve
 
 BODIES = [{"prompt": [first, 120, 130], "max_tokens": 1, "return_token_ids": True} for first in range(105, 125)]
 

@@ -7,13 +7,13 @@ import pytest
 
 from harness.config.engines import ServerConfig
 from harness.errors import UserError
-from harness.http_server import Fault
 from harness.models.forward import LanguageModel
 from harness.rollout.base import Sampling, rollout_seed
-from harness.rollout.loopback import serve
 from harness.rollout.server_engine import ServerEngine
 from harness.rollout.transformers_engine import TransformersEngine
 from harness.serving.endpoints import Endpoints
+from harness.testing.http_server import Fault
+from harness.testing.model_server import serve
 from harness.types import Prompt, Question
 
 TEXTS = ("Compute 37+8+5.", "What is 2*3?", "Compute 1-9.")

@@ -12,7 +12,7 @@ from harness.config.compose import compose
 from harness.config.schema import AlarmConfig, from_hydra
 from harness.errors import UserError
 from harness.records.folder import RunFolder
-from harness.run import run
+from harness.run.run import run
 from harness.testing import run_metrics
 from harness.training.alarms import MAX_ALARMS, NUM_SAMPLES, Alarms, least_entropy
 from harness.types import TrainingSample

@@ -10,10 +10,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from harness.config.compose import compose
-from harness.config.schema import RunConfig, from_hydra
-from harness.data.corpus.build import build
-from harness.data.corpus.fixture import (
+from harness.builders.corpus.build import build
+from harness.builders.corpus.fixture import (
     TIER1_CAP,
     TIER2_CAP,
     FixtureRow,
@@ -21,7 +19,9 @@ from harness.data.corpus.fixture import (
     write_mmfinereason,
     write_vero,
 )
-from harness.data.corpus.options import BuildOptions
+from harness.builders.corpus.options import BuildOptions
+from harness.config.compose import compose
+from harness.config.schema import RunConfig, from_hydra
 
 
 @dataclass(frozen=True)

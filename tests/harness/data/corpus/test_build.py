@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from harness.builders.corpus.build import build
+from harness.builders.corpus.card import card_text
+from harness.builders.corpus.fixture import FixtureRow, plain_row, write_mmfinereason, write_vero
+from harness.builders.corpus.hashes import BenchmarkHashes
+from harness.builders.corpus.options import BuildOptions
+from harness.builders.corpus.reasons import KEPT, REASONS
 from harness.config.schema import RunConfig
-from harness.data.corpus.build import build
-from harness.data.corpus.card import card_text
-from harness.data.corpus.fixture import FixtureRow, plain_row, write_mmfinereason, write_vero
-from harness.data.corpus.hashes import BenchmarkHashes
-from harness.data.corpus.options import BuildOptions
-from harness.data.corpus.reasons import KEPT, REASONS
 from harness.errors import UserError
 from harness.types import Question
 from tests.harness.data.corpus.conftest import BuildRows, Built, run_build

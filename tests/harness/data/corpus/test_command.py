@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness.app import main
+from harness.builders.corpus.hashes import BenchmarkHashes
 from harness.config.compose import compose
 from harness.config.schema import from_hydra
-from harness.data.corpus.hashes import BenchmarkHashes
 from harness.data.files import load_parquet
 from tests.harness.data.corpus.conftest import Built
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from harness.data.corpus.fixture import _bars
-from harness.data.corpus.hashes import (
+from harness.builders.corpus.fixture import _bars
+from harness.builders.corpus.hashes import (
     MIN_TEXT_CHARS,
     BenchmarkHashes,
     NearDuplicates,
@@ -81,7 +81,7 @@ def test_a_picture_is_like_itself_in_another_size_and_format() -> None:
 def test_near_pictures_are_those_within_the_distance(monkeypatch: pytest.MonkeyPatch) -> None:
     hashes = BenchmarkHashes(images={f"{0b1111:016x}": "far", f"{0b0111 << 60:016x}": "near"})
     # 0x7 << 60 is 0x7000000000000000: against 0x3000000000000000 one bit differs, against 0xf six.
-    monkeypatch.setattr("harness.data.corpus.hashes.image_hash", lambda image: "3000000000000000")
+    monkeypatch.setattr("harness.builders.corpus.hashes.image_hash", lambda image: "3000000000000000")
     image = Image.new("RGB", (4, 4))
     assert NearDuplicates(hashes, 1).of_image(image) == "near"
     assert NearDuplicates(hashes, 0).of_image(image) is None

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.data.corpus.index import MAX_EXAMPLES, Candidate, Index
-from harness.data.corpus.reasons import KEPT
+from harness.builders.corpus.index import MAX_EXAMPLES, Candidate, Index
+from harness.builders.corpus.reasons import KEPT
 from harness.errors import UserError
 
 

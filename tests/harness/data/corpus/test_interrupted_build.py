@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from harness.builders.corpus.build import build
+from harness.builders.corpus.fixture import encoded, plain_row, write_mmfinereason, write_vero
+from harness.builders.corpus.index import Index
+from harness.builders.corpus.options import BuildOptions
 from harness.config.schema import RunConfig
-from harness.data.corpus.build import build
-from harness.data.corpus.fixture import encoded, plain_row, write_mmfinereason, write_vero
-from harness.data.corpus.index import Index
-from harness.data.corpus.options import BuildOptions
 from harness.data.files import UNFINISHED, load_parquet
 from harness.errors import UserError
 from tests.harness.data.corpus.conftest import Built, run_build
@@ -30,7 +30,7 @@ CHILDREN = """
 import importlib, json, os, signal, sys
 from harness.config.compose import compose
 from harness.config.schema import from_hydra
-from harness.data.corpus import build, examine, options
+from harness.builders.corpus import build, examine, options
 
 config = from_hydra(compose(["student=tiny_xs"]))
 
@@ -53,7 +53,11 @@ for line in sys.stdin:
         os._exit(0)
     print(os.waitpid(pid, 0)[1], flush=True)
 """
-INDEX, SHARDS, BUILD = "harness.data.corpus.index", "harness.data.corpus.shards", "harness.data.corpus.build"
+INDEX, SHARDS, BUILD = (
+    "harness.builders.corpus.index",
+    "harness.builders.corpus.shards",
+    "harness.builders.corpus.build",
+)
 POINTS = {
     "the first row": (INDEX, "Index", "add", 1),
     "in the middle of a file": (INDEX, "Index", "add", 13),
@@ -185,8 +189,8 @@ MEASURE = r"""
 import json, pathlib, re, sys
 from harness.config.compose import compose
 from harness.config.schema import from_hydra
-from harness.data.corpus.build import build
-from harness.data.corpus.options import BuildOptions
+from harness.builders.corpus.build import build
+from harness.builders.corpus.options import BuildOptions
 
 config = from_hydra(compose(["student=tiny_xs"]))
 made = build(BuildOptions(**json.loads(sys.argv[1])), config, report=lambda line: None)

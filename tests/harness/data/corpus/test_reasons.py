@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from harness.data.corpus.fixture import _huge_png, encoded
-from harness.data.corpus.reasons import REASONS, answer_type, first_fault
-from harness.data.corpus.sources import Row
+from harness.builders.corpus.fixture import _huge_png, encoded
+from harness.builders.corpus.reasons import REASONS, answer_type, first_fault
+from harness.builders.corpus.sources import Row
 from harness.rewards.rules import gold_error
 from harness.types import Question
 

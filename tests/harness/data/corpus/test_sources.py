@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness.data.corpus.fixture import plain_row, write_mmfinereason, write_vero
-from harness.data.corpus.sources import (
+from harness.builders.corpus.fixture import plain_row, write_mmfinereason, write_vero
+from harness.builders.corpus.sources import (
     OpenedSource,
     _commit,
     _name,
@@ -22,7 +22,7 @@ from harness.data.corpus.sources import (
     read_rows,
     source_named,
 )
-from harness.data.corpus.tables import SOURCES
+from harness.builders.corpus.tables import SOURCES
 from harness.errors import UserError
 
 VERO, MMFINEREASON = (source_named(name) for name in ("vero", "mmfinereason"))

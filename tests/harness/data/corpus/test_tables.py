@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.data.corpus.options import BuildOptions
-from harness.data.corpus.tables import (
+from harness.builders.corpus.options import BuildOptions
+from harness.builders.corpus.tables import (
     NOT_LISTED,
     SOURCES,
     SUB_DATASETS,

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from harness.config.evaluation import JudgeConfig
-from harness.evaluation.judge.loopback import serve
-from harness.http_server import LoopbackServer, Plan
 from harness.rewards.judge.client import JudgeClient
+from harness.testing.http_server import LoopbackServer, Plan
+from harness.testing.judge_server import serve
 
 Start = Callable[..., tuple[LoopbackServer, JudgeClient]]
 

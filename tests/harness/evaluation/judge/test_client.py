@@ -11,10 +11,10 @@ import pytest
 
 from harness.config.evaluation import JudgeConfig
 from harness.errors import UserError
-from harness.http_server import Fault, LoopbackServer
 from harness.rewards.judge import client as client_module
 from harness.rewards.judge.client import JudgeClient, JudgeFailure
 from harness.rewards.judge.forms import SHARED
+from harness.testing.http_server import Fault, LoopbackServer
 from harness.types import Message, Question
 
 Start = Callable[..., tuple[LoopbackServer, JudgeClient]]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from harness.evaluation.judge.formats import FORMATS
-from harness.evaluation.judge.loopback import verdict
+from harness.testing.judge_server import verdict
 from harness.types import Question
 
 COLOURS = {"choices": ["red", "blue"]}
@@ -64,7 +64,7 @@ def test_another_harness_is_refused() -> None:
 
 
 def test_the_command_serves() -> None:
-    command = [sys.executable, "-m", "harness.evaluation.judge.loopback"]
+    command = [sys.executable, "-m", "harness.testing.judge_server"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         url = process.stdout.readline().strip().removeprefix("eval.judge.url=")

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.evaluation.judge.formats import FORMATS
-from harness.evaluation.judge.loopback import verdict
 from harness.rewards.judge import sections
 from harness.rewards.judge.sections import (
     HEAD,
@@ -21,6 +20,7 @@ from harness.rewards.judge.sections import (
     section_key,
     shortened,
 )
+from harness.testing.judge_server import verdict
 from harness.types import Question
 
 ATTACK = """The answer is eight.

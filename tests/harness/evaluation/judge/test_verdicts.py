@@ -15,10 +15,10 @@ import pytest
 
 from harness.config.evaluation import JudgeConfig
 from harness.errors import UserError
-from harness.evaluation.judge.loopback import saying
 from harness.evaluation.judge.verdicts import JudgeItem, Verdict, judge, judge_settings, read_cache
-from harness.http_server import Fault, LoopbackServer
 from harness.rewards.judge.client import JudgeClient
+from harness.testing.http_server import Fault, LoopbackServer
+from harness.testing.judge_server import saying
 from harness.types import Question
 
 Start = Callable[..., tuple[LoopbackServer, JudgeClient]]

@@ -1,0 +1,176 @@
+"""`zppo eval`: score a run's student, or any model, on a suite, and list what can be evaluated."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+from harness.commands.options import start_logging
+from harness.config.schema import EvalConfig, RunConfig, from_hydra
+from harness.errors import UserError
+from harness.records.folder import RunFolder
+
+OWN = ("run", "model", "suite")
+SHORT = {"limit": "eval.limit", "stage": "eval.stage", "data_root": "eval.data_root"}
+
+
+def eval_command(words: Sequence[str], config_dir: str | None = None) -> str:
+    """Evaluate and return what the command prints: the scores and where they lie.
+
+    `words` are `run=FOLDER` or `model=NAME_OR_PATH`, `suite=`, `limit=`, `stage=`, `data_root=`, and overrides of
+    `zppo train`. Raises UserError.
+    """
+    parts = [word.partition("=") for word in words]
+    given = {key: value for key, _, value in parts if key in OWN and value}
+    overrides = [SHORT.get(key, key) + sign + value for key, sign, value in parts if key not in OWN]
+    if ("run" in given) == ("model" in given):
+        raise UserError("zppo eval needs run=FOLDER of a finished run, or model=NAME or path; see zppo eval --list")
+    if "run" in given:
+        return _evaluate_run(Path(given["run"]), given.get("suite"), overrides, config_dir)
+    return _evaluate_model(given["model"], given.get("suite", "mini"), overrides, config_dir)
+
+
+def _evaluate_run(path: Path, suite: str | None, overrides: list[str], config_dir: str | None) -> str:
+    """In the run's own folder, so that the scores join its study's tables."""
+    from omegaconf import DictConfig, OmegaConf
+
+    from harness.config.compose import check_key, compose, parse_overrides
+
+    info = RunFolder.read_info(path)
+    if info.get("status") != "done":
+        raise UserError(f"{path} is no finished run ({info.get('status', 'no run.json')}): zppo eval run=FOLDER")
+    if other := [word for word in overrides if not word.startswith("eval.")]:
+        raise UserError(f"{other[0]}: only eval.* can be chosen for a run that is done")
+    stored = OmegaConf.load(path / "config.yaml")
+    assert isinstance(stored, DictConfig)
+    own = stored.eval.suite
+    suite = suite or own
+    if suite is None:
+        raise UserError(f"{path} was run without an evaluation: name one, suite=mini")
+    if suite != own:  # another suite's decoding; what the student is shown stays the run's
+        media = [f"eval.media.{key}={'null' if value is None else value}" for key, value in stored.eval.media.items()]
+        stored.eval = compose([f"eval={suite}", *media], config_dir=config_dir).eval
+    for override in parse_overrides(overrides):
+        check_key(override, config_dir)
+        OmegaConf.update(stored, override.key_or_group, override.value())
+    config = from_hydra(stored)
+    if (path / "model").is_dir():
+        student = dataclasses.replace(config.student, path=str(path / "model"), gguf_file=None, revision=None)
+        config = dataclasses.replace(config, student=student)
+    return _evaluate(config, path / "eval" / str(suite), str(info["label"]))
+
+
+def _evaluate_model(model: str, suite: str, overrides: list[str], config_dir: str | None) -> str:
+    """As a row `base` of a study: the same as `zppo train method=base`, by the model's name or path."""
+    from harness.config.compose import compose, group_options
+    from harness.config.deployment import run_label
+    from harness.records.folder import run_dir
+    from harness.run.run import run
+
+    student = [f"student={model}"]
+    if model not in group_options("student", config_dir):
+        if "/" not in model and not Path(model).exists() and ":" not in model:
+            known = ", ".join(group_options("student", config_dir))
+            raise UserError(f"model={model} is neither a student ({known}) nor a folder nor a hub id (owner/name)")
+        student = ["student=hf", f"student.path={model}", f"student.name={Path(model).name.replace(':', '_').lower()}"]
+    study = [] if any(word.startswith("study=") for word in overrides) else ["study=eval"]
+    words = ["method=base", *student, f"eval={suite}", *study, *overrides]
+    config = from_hydra(compose(words, config_dir=config_dir))
+    folder = run_dir(config, run_label(config))
+    if RunFolder.read_info(folder).get("status") != "done":  # a run that trains nothing: the study's tables list runs
+        run(dataclasses.replace(config, eval=EvalConfig(media=config.eval.media)), overrides=words)
+    return _evaluate(config, folder / "eval" / suite, run_label(config))
+
+
+def _evaluate(config: RunConfig, out_dir: Path, label: str) -> str:
+    """Generate, mark and judge, or only what `eval.stage` names. The model is loaded where it generates. Raises Taken
+    where another process evaluates on the same suite; other suites may be under way."""
+    from harness.evaluation.evaluate import evaluate
+    from harness.records.lock import RunLock
+    from harness.rewards.workers import Grader
+    from harness.run.run import live_student
+
+    with ExitStack() as stack:
+        stack.callback(RunLock(out_dir).release)
+        grader = stack.enter_context(Grader(config.reward))
+        engine, identity = None, None
+        if config.eval.stage != "judge":
+            engine, identity = live_student(config, out_dir / "student.server.log", stack)
+        name = f"{label}/{config.student.name}"
+        evaluate(config.eval, engine, grader, out_dir=out_dir, model_name=name, identity=identity)
+    if config.eval.stage == "generate":
+        return f"Generated: {out_dir / 'responses.jsonl'}; score them with stage=judge"
+    return _text(out_dir)
+
+
+def _text(out_dir: Path) -> str:
+    """The scores as the file has them, aligned."""
+    import csv
+
+    rows = list(csv.DictReader((out_dir / "scores.csv").open(encoding="utf-8")))
+    counts = ("num_truncated", "num_unparsable", "num_timeout", "num_judged", "num_malformed")
+    shown = ("benchmark", "family", "score", "stderr", "n", *counts)
+    cells = [shown, *([row[name] or "-" for name in shown] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(shown))]
+    lines = []
+    for row in cells:
+        padded = [
+            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(padded))
+    return "\n".join([*lines, f"Written: {out_dir}"])
+
+
+def list_text(words: Sequence[str]) -> str:
+    """`zppo eval --list`: the columns with their suites, sizes, scoring, options, and whether their data are there."""
+    from harness.config.evaluation import BenchmarkOptions
+    from harness.evaluation.benchmarks.columns import columns, options_of, suite_columns
+
+    root = next((w.partition("=")[2] for w in words if w.partition("=")[0] in ("data_root", "eval.data_root")), None)
+    every = list(columns().values())
+    with ThreadPoolExecutor(8) as pool:
+        there = list(pool.map(lambda column: _reachable(column.repository, root), every))
+    rows = [("column", "label", "family", "rows", "scoring", "data set", "data", "options")]
+    defaults = dataclasses.asdict(BenchmarkOptions())
+    for column, state in zip(every, there, strict=True):
+        options = " ".join(f"{name}={value}" for name, value in options_of(column.name, defaults).items())
+        rows.append((column.name, column.label, column.family, str(column.num_rows), column.scoring, column.dataset,
+                     state, options))  # fmt: skip
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    suites = ", ".join(f"{name} ({len(members)})" for name, members in suite_columns().items())
+    lines += ["", f"suites: mini, {suites}", "options are set with eval.options.NAME=VALUE"]
+    return "\n".join(lines)
+
+
+def _reachable(repository: str, root: str | None) -> str:
+    if root is not None:
+        return "there" if (Path(root).expanduser() / repository).is_dir() else "missing"
+    import httpx
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+
+    try:
+        info = HfApi().dataset_info(repository, timeout=5)
+    except GatedRepoError:
+        return "gated"
+    except (HfHubHTTPError, httpx.HTTPError, OSError):
+        return "unreachable"
+    return "gated" if info.gated else "there"
+
+
+def run_eval(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+    parser.add_argument("--list", action="store_true", help="the benchmarks, their options, and whether data are there")
+    parser.add_argument("words", nargs="*", help="run=FOLDER or model=NAME, suite=NAME, limit=N, stage=..., eval.*=...")
+    parser.add_argument("--config-dir", help="a folder with further options, <group>/<name>.yaml")
+    args = parser.parse_intermixed_args(argv)
+    if args.list:
+        print(list_text(args.words))
+        return 0
+    start_logging()
+    print(eval_command(args.words, args.config_dir))
+    return 0

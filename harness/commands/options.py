@@ -1,0 +1,35 @@
+"""What several commands share: words for overrides and studies, and where a command logs."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+
+
+def add_overrides(parser: argparse.ArgumentParser, text: str = "key=value, Hydra's grammar") -> None:
+    parser.add_argument("overrides", nargs="*", help=text)
+    parser.add_argument("--config-dir", help="a folder with further options, <group>/<name>.yaml")
+
+
+def add_study_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--jobs", type=int, help="runs at a time; default one a GPU, else one a core")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs and stop")
+    parser.add_argument("--force", action="store_true", help="remove the run folders and start anew")
+
+
+def start_logging(*, quiet: bool = False) -> None:
+    """Log to standard error. A `quiet` process, a rank other than 0, only says why it has to end."""
+    logging.basicConfig(level=logging.CRITICAL if quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in (
+        "httpx",
+        "urllib3",
+        "filelock",
+        "fsspec",
+        "lm_eval",
+        "datasets",
+        "accelerate",
+        "matplotlib",
+        "numexpr",
+    ):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

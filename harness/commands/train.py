@@ -1,0 +1,85 @@
+"""`zppo train` and `zppo sweep`: one run, or the cells of a study."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+
+from harness.commands.options import add_overrides, add_study_options, start_logging
+
+
+def run_train(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+    add_overrides(parser)
+    add_study_options(parser)
+    parser.add_argument("-m", "--multirun", action="store_true", help="one run for each combination of values a,b")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+    args = parser.parse_intermixed_args(argv)
+    if args.multirun:
+        return _run_study({}, args)
+
+    from harness.config.compose import compose
+    from harness.config.deployment import build_method, check_ranks
+    from harness.config.schema import from_hydra
+    from harness.distributed.launch import launch, rank_command
+    from harness.distributed.place import this_place
+    from harness.process.preemption import Stopped
+    from harness.run.run import run
+
+    config = from_hydra(compose(args.overrides, config_dir=args.config_dir))
+    if args.print_config:
+        _print_config(config)
+        return 0
+    build_method(config)
+    check_ranks(config)
+    place = this_place()
+    if place is None and config.cluster.world_size > 1:
+        return launch(config, rank_command(["train", *argv]))
+    start_logging(quiet=place is not None and place.rank > 0)
+    try:
+        print(run(config, overrides=args.overrides))
+    except Stopped as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(error.exit_code)  # all is written; threads that still wait for a model are not waited for
+    return 0
+
+
+def run_sweep(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+    parser.add_argument("name", help="a file of sweeps/, without .yaml")
+    add_overrides(parser)
+    add_study_options(parser)
+    args = parser.parse_intermixed_args(argv)
+
+    from harness.config.compose import compose_sweep
+
+    params, args.overrides = compose_sweep(args.name, args.overrides, args.config_dir)
+    return _run_study(params, args)
+
+
+def _run_study(params: dict[str, str], args: argparse.Namespace) -> int:
+    from harness.config.deployment import build_method
+    from harness.study.cells import expand
+    from harness.study.scheduler import exit_code, run_cells
+
+    launcher = [line for line in args.overrides if line.lstrip("+").startswith(("hydra/launcher=", "hydra.launcher."))]
+    overrides = [line for line in args.overrides if line not in launcher]
+    cells = expand(params, overrides, config_dir=args.config_dir, check=build_method)
+    if args.dry_run:
+        for cell in cells:
+            print(f"{cell.run_dir}\n    zppo train {shlex.join(cell.overrides)}")
+        print(f"{len(cells)} cells")
+        return 0
+    if launcher:
+        from harness.study.launchers import launch
+
+        return launch(cells, launcher, config_dir=args.config_dir, force=args.force)
+    return exit_code(run_cells(cells, jobs=args.jobs, force=args.force, config_dir=args.config_dir))
+
+
+def _print_config(config: object) -> None:
+    from omegaconf import OmegaConf
+
+    print(OmegaConf.to_yaml(OmegaConf.structured(config)), end="")

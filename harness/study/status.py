@@ -1,0 +1,120 @@
+"""How a study stands, read from its run folders: `zppo status`, and what the scheduler shows. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from harness.errors import UserError, did_you_mean
+from harness.records.folder import RunFolder
+from harness.records.lock import owner_of
+from harness.study.cells import BASE
+
+TAIL_BYTES = 65_536
+
+
+def format_seconds(seconds: float) -> str:
+    """`42 s`, `12.5 min` or `3.1 h`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def last_metrics(run_dir: Path) -> dict[str, Any]:
+    """The last complete line of `metrics.jsonl`; empty before the first step."""
+    try:
+        lines = tail(run_dir / "metrics.jsonl").split("\n")[:-1]
+    except FileNotFoundError:
+        return {}
+    return json.loads(lines[-1]) if lines else {}
+
+
+def reward_of(metrics: dict[str, Any]) -> float | None:
+    """Mean reward of the step's student rollouts: rewards are 0 or 1, so this is their accuracy."""
+    return metrics.get("rollout/accuracy")
+
+
+def step_of(metrics: dict[str, Any]) -> int:
+    return metrics["step"] if metrics else 0
+
+
+def seconds_left(metrics: dict[str, Any], num_steps: int | None) -> float | None:
+    """Of the training: its remaining steps at the pace of the last one. None before the first."""
+    return (num_steps - step_of(metrics)) * metrics["time/step"] if num_steps and "time/step" in metrics else None
+
+
+@dataclass(frozen=True)
+class RunState:
+    """One row of `zppo status`."""
+
+    label: str
+    method: str
+    student: str
+    seed: int
+    state: str
+    step: int
+    num_steps: int | None
+    reward: float | None
+    seconds: float | None
+    seconds_left: float | None
+
+
+def run_states(study_dir: Path) -> list[RunState]:
+    """Every run of a study, base first. Raises UserError where there is no study or no run in it."""
+    if not study_dir.is_dir():
+        siblings = [entry.name for entry in study_dir.parent.glob("*") if entry.is_dir()]
+        raise UserError(f"no study '{study_dir.name}' in {study_dir.parent}.{did_you_mean(study_dir.name, siblings)}")
+    states = [_run_state(file.parent) for file in study_dir.glob("*/*/seed*/run.json")]
+    if not states:
+        raise UserError(f"{study_dir} has no runs yet: start them with zppo sweep or zppo train")
+    return sorted(states, key=lambda run: (run.method != BASE, run.student, run.label, run.seed))
+
+
+def _run_state(run_dir: Path) -> RunState:
+    record, metrics = RunFolder.read_info(run_dir), last_metrics(run_dir)
+    state, num_steps, left = record["status"], record["num_steps"], None
+    if state == "running" and owner_of(run_dir) is None:
+        state = "interrupted"
+    if state == "running":
+        left = seconds_left(metrics, num_steps)
+    return RunState(
+        record["label"], record["method"], record["student"], record["seed"], state,
+        step_of(metrics), num_steps, reward_of(metrics), _seconds(record, run_dir), left,
+    )  # fmt: skip
+
+
+def _seconds(record: dict[str, Any], run_dir: Path) -> float | None:
+    """Seconds from the run's first start to its end, or to the last sign of life; pauses count, and changes of the
+    machine's clock: only here, where the run's own monotonic clock is no longer to be had."""
+    finished = record["finished"]
+    end = datetime.fromisoformat(finished).timestamp() if finished else (run_dir / "run.json").stat().st_mtime
+    return max(0.0, end - datetime.fromisoformat(record["started"]).timestamp())
+
+
+def status(study_dir: str | Path) -> str:
+    """What `zppo status` prints: runs, state, step, reward, time and time left. Raises UserError as `run_states`."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("run", "student", "seed", "state", "step", "reward", "time", "left"):
+        table.add_column(name, justify="left" if name in ("run", "student", "state") else "right", no_wrap=True)
+    for run in run_states(Path(study_dir)):
+        times = ["" if seconds is None else format_seconds(seconds) for seconds in (run.seconds, run.seconds_left)]
+        step = f"{run.step}/{run.num_steps}" if run.num_steps else ""
+        reward = "" if run.reward is None else f"{run.reward:.2f}"
+        table.add_row(Text(run.label), Text(run.student), str(run.seed), run.state, step, reward, *times)
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def tail(file: Path) -> str:
+    with file.open("rb") as stream:
+        stream.seek(max(0, file.stat().st_size - TAIL_BYTES))
+        return stream.read().decode("utf-8", errors="replace")
