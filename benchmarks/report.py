@@ -16,8 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from reports.collect import find_runs
 from reports.report import write_report
+from reports.runs.collect import find_runs
 
 
 def copies(study: Path, root: Path, num_runs: int) -> Path:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from reports.cards import comparable
+from reports.runs.cards import comparable
 
 BEST = "best"
 """`baseline` of the row against the strongest other method; the column `is` names it."""
@@ -53,11 +53,11 @@ def cluster_bootstrap(
 
 
 def bootstrap_table(long: pd.DataFrame, subject: str = SUBJECT) -> pd.DataFrame:
-    """`cluster_bootstrap` of each student and family of a long table (`reports.collect`), columns `COLUMNS`.
+    """`cluster_bootstrap` of each student and family of a long table (`reports.runs.collect`), columns `COLUMNS`.
 
     Blocks are kept apart by study and suite too where the long table has these. Blocks and baselines are in its order.
     A label's score on a benchmark is the mean over the seeds that have it. Runs of another protocol are left out
-    (`reports.cards`). Labels of the
+    (`reports.runs.cards`). Labels of the
     subject's own method (an ablation of it) are baselines, but never `best`. Where labels carry a `table` (names with
     a space between), the subject is compared with those that share one, and each of its tables has a `best`. A block
     without the subject, or with it only, has no rows.

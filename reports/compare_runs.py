@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from reports.collect import Run, flatten, score_files
 from reports.cost import duration, run_cost
 from reports.plots.data import RUN_KEYS, read_lines
+from reports.runs.collect import Run, flatten, score_files
 
 ABSENT = "(absent)"
 SAME = "  the same"

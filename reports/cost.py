@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports.collect import BASE, Run, seconds_of
 from reports.plots.data import load_metrics
+from reports.runs.collect import BASE, Run, seconds_of
 from reports.tables import markdown_table
 
 PFLOP = 1e15

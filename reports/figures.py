@@ -11,7 +11,6 @@ import matplotlib
 matplotlib.use("Agg")
 import pandas as pd
 
-from reports.collect import Run
 from reports.cost import cost_curves
 from reports.plots.batch import draw_batch
 from reports.plots.buffer import buffer_counts, draw_graduation, draw_occupancy
@@ -20,6 +19,7 @@ from reports.plots.data import load_events, load_metrics, macro_averages
 from reports.plots.dynamics import draw_dynamics
 from reports.plots.gains import draw_macro_gain, draw_recipes, draw_teachers
 from reports.plots.style import Figure, house_style, looks, save
+from reports.runs.collect import Run
 
 
 def draw_figures(runs: Sequence[Run], long_scores: pd.DataFrame, folder: Path) -> list[Figure]:

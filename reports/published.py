@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from reports.collect import BASE
+from reports.runs.collect import BASE
 
 STUDY = "published"
 SUITE = "paper31"
@@ -48,7 +48,7 @@ _FOLDER = Path(__file__).parent
 
 
 def published_scores() -> pd.DataFrame:
-    """The printed scores as a long table (`reports.collect`) with the columns `study` and `table` added.
+    """The printed scores as a long table (`reports.runs.collect`) with the columns `study` and `table` added.
 
     Rows by scale, method and benchmark, in the paper's order; `table` has the names of the tables that the row stands
     in, a space between. Scores are in percent with one decimal. The paper prints one run, so the seed is 0, and

@@ -15,7 +15,6 @@ from pathlib import Path
 import pandas as pd
 
 from reports.bootstrap import SUBJECT, bootstrap_table
-from reports.collect import BASE, Run, find_runs, long_table
 from reports.cost import cost_table, equal_cost, equal_cost_markdown
 from reports.cost import to_csv as cost_csv
 from reports.cost import to_markdown as cost_markdown
@@ -24,6 +23,7 @@ from reports.page.page import PageFigure, collect_page_runs, write_page
 from reports.page.rollouts import collect_rollouts
 from reports.published import STUDY as PUBLISHED
 from reports.published import published_scores
+from reports.runs.collect import BASE, Run, find_runs, long_table
 from reports.sections import bootstrap_markdown, comparison_section, page_tables, verdict_lines
 from reports.significance import read_rows, significance_table
 from reports.tables import Comparison, compare, to_csv, to_latex

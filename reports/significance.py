@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.json
 
-from reports.collect import Run
+from reports.runs.collect import Run
 
 NUM_RESAMPLES = 10_000
 INTERVAL = (0.025, 0.975)
@@ -68,7 +68,7 @@ def significance_table(
 ) -> pd.DataFrame:
     """Each label against `baseline`, a row a student, suite, family, label and benchmark; columns `COLUMNS`.
 
-    `scores` is the long table (`reports.collect`) of one study, `rows` its rows (`read_rows`). Rows are paired that
+    `scores` is the long table of one study, `rows` its rows (both: `reports.runs.collect`). Rows are paired that
     have benchmark, question and seed in common, and were evaluated by the same protocol; of several rows a question,
     the first with the first and so on. `num_pairs` says how many were, over `num_questions` questions and the seeds
     in `seeds`; what has no pair is `not compared`, and `note` says why.

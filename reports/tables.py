@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from reports.cards import BLOCK, comparable
-from reports.collect import BASE, rank
+from reports.runs.cards import BLOCK, comparable
+from reports.runs.collect import BASE, rank
 
 MACRO = "macro avg"
 SEEDS = "seeds"

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from reports.audit import ranges, read_rollouts, rollout_files
+from reports.audit import ranges
+from reports.runs.rollouts import read_rollouts, rollout_files
 
 REWRITES = ("compress", "write_hint")
 """Teacher text that is no answer; its reward says whether the boxed answer was kept."""
@@ -37,7 +38,7 @@ def view_command(
     """The first groups of a step (default the last) in recorded order, of a kind and of a question where one is named.
 
     Raises ValueError, one line with what exists, for a step, kind or question that is not there, and as
-    `reports.audit.rollout_files`.
+    `reports.runs.rollouts.rollout_files`.
     """
     if num_groups < 1:
         raise ValueError(f"--num must be at least 1, got {num_groups}")

@@ -19,9 +19,9 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("harness", "methods", "reports")
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("harness", "harness.types", "harness.errors", "reports"),
-    ("methods", "harness.process"),
-    ("harness.config",),
+    ("harness", "harness.types", "harness.errors", "reports.runs"),
+    ("methods", "harness.process", "reports.page", "reports.plots"),
+    ("harness.config", "reports"),
     ("harness.data", "harness.serving"),
     ("harness.models", "harness.rewards"),
     ("harness.rollout", "harness.records"),
@@ -33,6 +33,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("harness.testing",),
 )
 """Rooms by floor, lowest first: a folder, or a module that stands alone. `harness` is its empty `__init__`."""
+
 
 @dataclass(frozen=True, order=True)
 class Import:
@@ -118,7 +119,9 @@ def module_name(path: Path) -> str:
 
 
 def folder(name: str, tree: Tree) -> str:
-    return name if tree.files[name].name == "__init__.py" else name.rpartition(".")[0]
+    """The folder of a module; a module at the root of `harness/` stands alone."""
+    alone = tree.files[name].name == "__init__.py" or name in tree.loose
+    return name if alone else name.rpartition(".")[0]
 
 
 def room(name: str) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config.schema import EvalConfig
 from harness.errors import UserError
-from harness.evaluation.isolation import preserved_state, quiet_lm_eval, quiet_lmms_eval
+from harness.evaluation.library.isolation import preserved_state, quiet_lm_eval, quiet_lmms_eval
 from harness.evaluation.protocol import card_hash, evaluation_card
 from harness.evaluation.store import SampleStore
 from harness.evaluation.student import Response, Student

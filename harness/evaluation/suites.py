@@ -107,7 +107,7 @@ def columns_suite(config: EvalConfig) -> Suite:
 
 def _benchmark(column: Column, config: EvalConfig) -> Benchmark:
     from harness.evaluation.benchmarks.registry import recipe
-    from harness.evaluation.benchmarks.upstream import upstream_config
+    from harness.evaluation.library.upstream import upstream_config
 
     chosen, limits = recipe(column.name), config.media.limits()
     if column.scoring == "bench_judge" and config.judge.url is None and config.stage != "generate":
@@ -127,7 +127,7 @@ def _benchmark(column: Column, config: EvalConfig) -> Benchmark:
         questions=tuple(questions[i] for i in positions),
         positions=tuple(positions),
         library=column.library,
-        upstream=upstream_config(column),
+        upstream=upstream_config(column.library, column.upstream),
         dataset=column.dataset,
         scoring=column.scoring,
         scorer=chosen.scorer,

@@ -19,8 +19,8 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from reports.collect import Run, flatten
 from reports.page.rollouts import MAX_BYTES, MAX_CHARS, PageQuestion, run_names
+from reports.runs.collect import Run, flatten
 
 FOLDER = Path(__file__).parent
 HOLE = "-"

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from reports.audit import read_rollouts, rollout_files
-from reports.collect import BASE, Run
+from reports.runs.collect import BASE, Run
+from reports.runs.rollouts import read_rollouts, rollout_files
 
 KINDS = ("plain", "bcq", "ncq", "hint", "prefix", "extra")
 """Prompts that are shown, in this order; the teacher's rewrites are not."""

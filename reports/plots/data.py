@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports.cards import BLOCK, comparable
-from reports.collect import Run
+from reports.runs.cards import BLOCK, comparable
+from reports.runs.collect import Run
 
 RUN_KEYS = ("label", "student", "seed")
 EVENTS = {"admit": "admitted", "graduate": "graduated", "evict": "evicted"}

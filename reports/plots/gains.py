@@ -9,10 +9,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from reports.cards import BLOCK
-from reports.collect import BASE
 from reports.plots.data import listing, split_label
 from reports.plots.style import GREY, Drawing, Grid, Look, draw_grid, wrap
+from reports.runs.cards import BLOCK
+from reports.runs.collect import BASE
 
 MAX_COLUMNS = 3
 DEFAULT = "default"

@@ -18,7 +18,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
-from reports.collect import BASE
+from reports.runs.collect import BASE
 
 LineStyle = Literal["-", "--", ":", "-."]
 WIDTH = 5.2

@@ -13,7 +13,7 @@ from harness.app import main
 from harness.commands.evaluate import eval_command, list_text
 from harness.models.tiny import tiny_path
 from harness.records.lock import RunLock, Taken
-from reports.collect import collect
+from reports.runs.collect import collect
 from reports.tables import compare
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "benchmarks"

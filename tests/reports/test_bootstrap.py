@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reports.bootstrap import COLUMNS, bootstrap_table, cluster_bootstrap
-from reports.collect import collect
+from reports.runs.collect import collect
 
 
 def frame(**rows: list[float | None]) -> pd.DataFrame:

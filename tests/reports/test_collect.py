@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from reports.collect import ADDED, COLUMNS, ORDER, collect, find_runs, rank, seconds_of
+from reports.runs.collect import ADDED, COLUMNS, ORDER, collect, find_runs, rank, seconds_of
 
 
 def test_one_row_a_score_and_base_first(write_run, tmp_path):

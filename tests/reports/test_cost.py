@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reports import cost
-from reports.collect import collect, find_runs
+from reports.runs.collect import collect, find_runs
 
 SCORES = {"arithmetic": 50.0, "logic": 70.0, "VLM_chart": 40.0}
 

@@ -9,8 +9,8 @@ from matplotlib.image import imread
 from matplotlib.text import Text
 
 import reports.figures
-from reports.collect import collect, find_runs
 from reports.figures import draw_figures
+from reports.runs.collect import collect, find_runs
 
 ALL = ["macro_gain", "dynamics", "buffer_occupancy", "graduation", "batch_composition", "recipe"]
 SCORES = {"level1": 40.0, "level2": 20.0, "VLM_level1": 30.0}

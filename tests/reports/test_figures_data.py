@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reports.collect import find_runs
 from reports.plots.batch import KINDS, group_kinds
 from reports.plots.buffer import bin_names, buffer_counts
 from reports.plots.costs import cheapest, draw_cost
@@ -14,6 +13,7 @@ from reports.plots.data import cumulative_events, listing, load_metrics, macro_a
 from reports.plots.dynamics import off_scale, seed_curves, smoothing
 from reports.plots.gains import gains_over_base, ordered
 from reports.plots.style import looks, shades, wrap
+from reports.runs.collect import find_runs
 
 
 def scores(*rows, protocol="p"):

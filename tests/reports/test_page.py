@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reports.collect import find_runs
 from reports.page import rollouts
 from reports.page.page import (
     PageFigure,
@@ -27,6 +26,7 @@ from reports.page.page import (
     write_page,
 )  # fmt: skip
 from reports.page.rollouts import PageGroup, PageQuestion, PageResponse, PageText, collect_rollouts, cut
+from reports.runs.collect import find_runs
 
 WriteRun = Callable[..., Path]
 EVIL = "</script><script>window.hit = 1</script><!-- <img src=x onerror='window.hit = 1'> & \u2028"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reports.collect import collect, find_runs
+from reports.runs.collect import collect, find_runs
 from reports.significance import COLUMNS, holm, mcnemar, read_rows, sign_flips, significance_table
 
 

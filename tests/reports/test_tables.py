@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from reports.collect import collect
+from reports.runs.collect import collect
 from reports.sections import table_note
 from reports.tables import compare, markdown_table, to_csv, to_latex, to_markdown
 

@@ -9,7 +9,7 @@ from harness.errors import UserError
 from harness.evaluation.benchmarks.ocrbench import CATEGORIES, as_text, by_ability, gold_text, mark
 from harness.evaluation.benchmarks.recipe import Mark, Recipe
 from harness.evaluation.benchmarks.rows import Row
-from harness.evaluation.benchmarks.upstream import upstream_module
+from harness.evaluation.library.upstream import upstream_module
 from harness.rewards.rules import Grade
 from harness.types import Question
 

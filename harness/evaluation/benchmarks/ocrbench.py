@@ -14,7 +14,7 @@ from typing import Any
 from harness.config.evaluation import BenchmarkOptions
 from harness.errors import UserError
 from harness.evaluation.benchmarks.recipe import Aggregate, Mark, by_category, mean_over, row_mean
-from harness.evaluation.benchmarks.upstream import upstream_module
+from harness.evaluation.library.upstream import upstream_module
 from harness.rewards.rules import Grade
 from harness.types import Question
 

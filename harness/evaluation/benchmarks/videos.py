@@ -13,7 +13,7 @@ from harness.data.video import VideoFile
 from harness.evaluation.benchmarks.recipe import Mark, Recipe, by_grade
 from harness.evaluation.benchmarks.rows import Row, media_folder
 from harness.evaluation.benchmarks.subtitles import evenly_spread, read_cues, spoken
-from harness.evaluation.benchmarks.upstream import upstream_module
+from harness.evaluation.library.upstream import upstream_module
 from harness.rewards.choice import LETTERS, lettered, normal_text
 from harness.rewards.rules import Grade
 from harness.types import AnswerType, Question, VideoRef

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from harness.evaluation.benchmarks.upstream import upstream_module
+from harness.evaluation.library.upstream import upstream_module
 from harness.rewards.judge.forms import JudgeFormat
 from harness.rewards.judge.sections import (
     FENCES,

@@ -99,8 +99,8 @@ def test_the_process_is_as_before_and_only_needed_libraries_are_loaded(
 def test_what_is_quiet_inside_leaves_the_outside_quiet() -> None:
     from loguru import logger
 
-    from harness.evaluation.benchmarks.upstream import upstream_module
-    from harness.evaluation.isolation import quiet_lmms_eval
+    from harness.evaluation.library.isolation import quiet_lmms_eval
+    from harness.evaluation.library.upstream import upstream_module
 
     said: list[str] = []
     sink = logger.add(lambda message: said.append(message.record["message"]))
@@ -116,7 +116,7 @@ def test_what_is_quiet_inside_leaves_the_outside_quiet() -> None:
 
 
 def test_the_tasks_of_a_library_leave_the_path_alone() -> None:
-    from harness.evaluation.benchmarks.upstream import upstream_module
+    from harness.evaluation.library.upstream import upstream_module
 
     before, variables = list(sys.path), dict(os.environ)
     upstream_module.cache_clear()

@@ -8,7 +8,7 @@ import pytest
 
 from harness.config.schema import EvalConfig
 from harness.data.bars import BarClip, BarImage
-from harness.evaluation.isolation import quiet_lmms_eval
+from harness.evaluation.library.isolation import quiet_lmms_eval
 from harness.evaluation.student import Student
 from harness.evaluation.suites import Benchmark, load_suite
 from harness.types import Prompt, Question

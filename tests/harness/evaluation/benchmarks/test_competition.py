@@ -16,7 +16,7 @@ from harness.evaluation.benchmarks.competition import DataUrlImage, hle, multich
 from harness.evaluation.benchmarks.recipe import by_grade
 from harness.evaluation.benchmarks.registry import recipe
 from harness.evaluation.benchmarks.rows import load_rows
-from harness.evaluation.benchmarks.upstream import upstream_config, upstream_module
+from harness.evaluation.library.upstream import upstream_config, upstream_module
 from harness.rewards.rules import gold_error, grade
 
 FIXTURES = Path(__file__).parents[3] / "fixtures" / "benchmarks"
@@ -62,7 +62,7 @@ def test_aime_answers_are_compared_as_values(position, box, expected, questions_
 
 @pytest.mark.parametrize("name", ["aime25", "aime26"])
 def test_upstream_aime_runs_on_the_fixture(name):
-    column, config = columns()[name], upstream_config(columns()[name])
+    column, config = columns()[name], upstream_config(columns()[name].library, columns()[name].upstream)
     process = upstream_module("lm_eval.tasks.aime.utils").process_results
     for configuration in column.configs or (None,):
         for doc in datasets.load_dataset(str(FIXTURES / column.repository), configuration, split=column.splits[0]):

@@ -7,7 +7,7 @@ import datasets
 import pytest
 
 from harness.evaluation.benchmarks.documents import DESCRIPTIVE, anls
-from harness.evaluation.benchmarks.upstream import upstream_module
+from harness.evaluation.library.upstream import upstream_module
 from harness.rewards.rules import Grade
 from harness.types import Question
 

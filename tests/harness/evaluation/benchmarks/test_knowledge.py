@@ -12,7 +12,7 @@ from harness.evaluation.benchmarks.columns import columns
 from harness.evaluation.benchmarks.recipe import by_grade
 from harness.evaluation.benchmarks.registry import recipe
 from harness.evaluation.benchmarks.rows import load_rows
-from harness.evaluation.benchmarks.upstream import upstream_config, upstream_module
+from harness.evaluation.library.upstream import upstream_config, upstream_module
 from harness.rewards.rules import grade
 
 FIXTURES = Path(__file__).parents[3] / "fixtures" / "benchmarks"
@@ -38,7 +38,7 @@ def docs_of(name):
 
 def extracted(name, reply):
     """What the first regular expression of the library's task finds in a reply."""
-    step = upstream_config(columns()[name])["filter_list"][0]["filter"][0]
+    step = upstream_config(columns()[name].library, columns()[name].upstream)["filter_list"][0]["filter"][0]
     (found,) = RegexFilter(regex_pattern=step["regex_pattern"]).apply([[reply]], [{}])
     return found[0]
 
@@ -168,7 +168,7 @@ def test_upstream_gpqa_shuffles_differently_at_every_call(questions_of):
 
 @pytest.mark.parametrize("name", ["mmlu", "mmlu_redux", "ceval"])
 def test_upstream_templates_run_on_the_fixture(name):
-    config = upstream_config(columns()[name])
+    config = upstream_config(columns()[name].library, columns()[name].upstream)
     right = {"mmlu": "AC", "mmlu_redux": "ABADB", "ceval": "0131"}[name]
     docs = docs_of(name)
     assert "".join(apply_template(config["doc_to_target"], doc) for doc in docs) == right
@@ -188,7 +188,7 @@ def test_upstream_mmlu_pro_runs_on_the_fixture_and_shows_the_fillers(questions_o
 
 
 def test_upstream_gpqa_runs_on_the_fixture():
-    config = upstream_config(columns()["gpqa_diamond"])
+    config = upstream_config(columns()["gpqa_diamond"].library, columns()["gpqa_diamond"].upstream)
     docs = upstream_module("lm_eval.tasks.gpqa.cot_zeroshot.utils").process_docs(
         datasets.Dataset.from_list(docs_of("gpqa_diamond"))
     )

@@ -15,7 +15,7 @@ from harness.evaluation.benchmarks.columns import columns
 from harness.evaluation.benchmarks.ocrbench import CATEGORIES, by_ability, gold_text, mark
 from harness.evaluation.benchmarks.registry import recipe
 from harness.evaluation.benchmarks.rows import Row
-from harness.evaluation.benchmarks.upstream import upstream_module
+from harness.evaluation.library.upstream import upstream_module
 from harness.rewards.rules import Grade
 from harness.types import Question
 

@@ -8,7 +8,7 @@ from harness.config.evaluation import BenchmarkOptions
 from harness.evaluation.benchmarks.columns import columns
 from harness.evaluation.benchmarks.pictures import RECIPES, grid_size
 from harness.evaluation.benchmarks.rows import Row
-from harness.evaluation.benchmarks.upstream import upstream_config, upstream_module
+from harness.evaluation.library.upstream import upstream_config, upstream_module
 from harness.rewards.rules import grade
 
 FIXTURES = Path(__file__).parents[3] / "fixtures" / "benchmarks"
@@ -262,7 +262,7 @@ def test_the_mean_over_tasks_is_upstreams_and_the_grids_are_one_task(questions_o
 def test_upstream_code_reads_the_fixtures(name, config):
     """So the fixtures have the columns and types that the libraries expect of the hub's data."""
     module, prefix = utils(name), UTILS[name]
-    prompts = upstream_config(columns()[name])["lmms_eval_specific_kwargs"]["default"]
+    prompts = upstream_config(columns()[name].library, columns()[name].upstream)["lmms_eval_specific_kwargs"]["default"]
     for doc in docs(name, config):
         assert getattr(module, f"{prefix}_doc_to_text")(doc, prompts).strip()
         visuals = getattr(module, f"{prefix}_doc_to_visual")(doc)

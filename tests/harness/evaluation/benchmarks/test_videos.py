@@ -13,8 +13,8 @@ from harness.evaluation.benchmarks.recipe import Mark, by_grade, row_mean
 from harness.evaluation.benchmarks.registry import recipe
 from harness.evaluation.benchmarks.rows import load_rows
 from harness.evaluation.benchmarks.subtitles import Cue, evenly_spread, read_cues, spoken
-from harness.evaluation.benchmarks.upstream import upstream_config, upstream_module
 from harness.evaluation.benchmarks.videos import MVBENCH_FOLDERS, QUIZ_FRAME, VIDEOMMMU_FOLDERS, official_videommmu
+from harness.evaluation.library.upstream import upstream_config, upstream_module
 from harness.rewards.rules import Grade, grade
 from harness.types import MediaLimits
 
@@ -221,7 +221,9 @@ def test_a_video_without_subtitles_is_asked_as_in_the_other_column(questions_of)
 
 
 def test_upstream_videomme_speaks_of_subtitles_where_there_are_none(questions_of):
-    options = upstream_config(columns()["videomme"])["lmms_eval_specific_kwargs"]["default"]
+    options = upstream_config(columns()["videomme"].library, columns()["videomme"].upstream)[
+        "lmms_eval_specific_kwargs"
+    ]["default"]
     for doc, question in zip(docs("videomme"), questions_of("videomme"), strict=True):
         assert "and the subtitles" in upstream("videomme").videomme_doc_to_text(doc, options)
         assert "ubtitle" not in question.text
@@ -239,7 +241,7 @@ def test_videomme_fixture_passes_the_upstream_task(name, monkeypatch):
     module = upstream("videomme")
     monkeypatch.setattr(module, "base_cache_dir", str(FIXTURES / "lmms-lab"))
     monkeypatch.setattr(module, "cache_name", "Video-MME")
-    options = upstream_config(columns()[name])["lmms_eval_specific_kwargs"]["default"]
+    options = upstream_config(columns()[name].library, columns()[name].upstream)["lmms_eval_specific_kwargs"]["default"]
     to_text = module.videomme_doc_to_text if name == "videomme" else module.videomme_doc_to_text_subtitle
     results = []
     for doc in docs(name):
@@ -372,7 +374,9 @@ def test_videommmu_fixture_passes_the_upstream_task(monkeypatch):
     module = upstream("videommmu")
     monkeypatch.setattr(module, "HF_HOME", str(FIXTURES))
     monkeypatch.setattr(module, "cache_dir", "lmms-lab/VideoMMMU")
-    options = upstream_config(columns()["videommmu"])["lmms_eval_specific_kwargs"]["default"]
+    options = upstream_config(columns()["videommmu"].library, columns()["videommmu"].upstream)[
+        "lmms_eval_specific_kwargs"
+    ]["default"]
     results = []
     for config in columns()["videommmu"].configs:
         name = "adaptation" if config == "Adaptation" else "perception_comprehension"

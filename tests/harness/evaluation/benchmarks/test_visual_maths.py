@@ -7,8 +7,8 @@ import pytest
 
 from harness.config.evaluation import BenchmarkOptions
 from harness.evaluation.benchmarks.registry import recipe
-from harness.evaluation.benchmarks.upstream import upstream_module
 from harness.evaluation.benchmarks.visual_maths import number
+from harness.evaluation.library.upstream import upstream_module
 from harness.rewards.rules import grade
 
 FIXTURES = Path(__file__).parents[3] / "fixtures" / "benchmarks"

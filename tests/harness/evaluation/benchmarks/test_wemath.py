@@ -10,8 +10,8 @@ from harness.config.evaluation import BenchmarkOptions
 from harness.errors import UserError
 from harness.evaluation.benchmarks.recipe import row_mean
 from harness.evaluation.benchmarks.registry import recipe
-from harness.evaluation.benchmarks.upstream import upstream_module
 from harness.evaluation.benchmarks.visual_maths import composite_score
+from harness.evaluation.library.upstream import upstream_module
 from harness.rewards.rules import grade
 from harness.types import Question
 

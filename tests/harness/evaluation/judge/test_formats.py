@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.evaluation.benchmarks.upstream import upstream_module
 from harness.evaluation.judge import official
 from harness.evaluation.judge.formats import FORMATS, wording
+from harness.evaluation.library.upstream import upstream_module
 from harness.rewards.judge.sections import read_sections
 from harness.types import Question
 

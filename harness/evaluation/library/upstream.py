@@ -9,8 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from harness.evaluation.benchmarks.columns import Column
-from harness.evaluation.isolation import preserved_state, quiet_lmms_eval
+from harness.evaluation.library.isolation import preserved_state, quiet_lmms_eval
 
 _IMPORT_ENVIRONMENT = {"OPENAI_API_KEY": "unused", "HF_HOME": str(Path.home() / ".cache" / "huggingface")}
 """Some task modules make a client, or a path, when they are imported; none is used."""
@@ -25,13 +24,13 @@ def upstream_module(name: str) -> ModuleType:
         return importlib.import_module(name)
 
 
-def upstream_config(column: Column) -> dict[str, Any]:
-    """The task file that a column starts from, with what it includes; functions are left out. Empty without one."""
-    if not column.upstream:
+def upstream_config(library: str, file: str) -> dict[str, Any]:
+    """A task file of a library, with what it includes; functions are left out. Empty for an empty name."""
+    if not file:
         return {}
-    package = importlib.util.find_spec(column.library)
+    package = importlib.util.find_spec(library)
     assert package is not None and package.origin is not None
-    return _read(Path(package.origin).parent / "tasks" / column.upstream)
+    return _read(Path(package.origin).parent / "tasks" / file)
 
 
 def _read(path: Path) -> dict[str, Any]:

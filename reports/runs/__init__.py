@@ -1,0 +1,1 @@
+"""Reading run folders: runs and their scores, rollouts, and who may be compared with whom."""
