@@ -26,7 +26,7 @@ test-slow: $(VENV)/.dev $(VENV)/.smollm
 	$(BIN)/python -m pytest -m slow
 
 soak: $(VENV)/.dev  ## an hour: hundreds of kills and preemptions of every method, sweeps killed halfway; prints the figures
-	$(BIN)/python -m pytest -m slow --capture=no tests/faults tests/test_sweep_faults.py
+	$(BIN)/python -m pytest -m slow --capture=no tests/faults tests/runs/test_sweep_faults.py
 
 test-gpu: $(VENV)/.dev
 	$(BIN)/python -m pytest -m gpu
@@ -37,7 +37,7 @@ test-vllm: $(VLLM)/.ready  ## the vLLM engine and served models, on a CPU, in an
 test-launchers: $(VENV)/.dev  ## sweeps by submitit and Ray, on this machine
 	$(PIP) submitit hydra-submitit-launcher ray
 	$(PIP) --no-deps hydra-ray-launcher  # what it needs for AWS, and an old cloudpickle, are left out
-	$(BIN)/python -m pytest --quiet tests/harness/test_hydra_app.py
+	$(BIN)/python -m pytest --quiet tests/harness/study/test_launchers.py
 
 test-browser: $(VENV)/.dev
 	$(BIN)/python -m pytest -m browser

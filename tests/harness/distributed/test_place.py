@@ -3,7 +3,6 @@
 import pytest
 
 from harness.config.compose import compose
-from harness.config.deployment import check_ranks
 from harness.config.schema import from_hydra
 from harness.distributed.place import Place, check_place, this_place
 from harness.errors import UserError
@@ -46,20 +45,3 @@ def test_the_ranks_have_to_be_those_of_the_cluster():
         check_place(config(), place)
     with pytest.raises(UserError, match=r"cluster=local has 2 ranks: zppo train or torchrun starts them"):
         run(config("cluster.student_gpus=2", "method=grpo"))
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["update.optimizer=adamw_8bit"], "set update.optimizer=adamw_bf16"),
-        (["device=cuda:1"], "device=cuda:1 is one GPU for several ranks: set device=cuda"),
-        (["rollout=vllm"], "set cluster.teacher_gpus"),
-        (["method=base", "rollout=server", "student.urls=[http://127.0.0.1:1/v1]"], "set cluster=local"),
-    ],
-)
-def test_what_several_ranks_cannot_do(overrides, message, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    check_ranks(config(*overrides))
-    with pytest.raises(UserError) as error:
-        check_ranks(config(*overrides, "cluster.student_gpus=2"))
-    assert message in str(error.value)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-
 import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -21,7 +19,6 @@ from transformers import (
 from harness.config.schema import ModelConfig
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
-from harness.testing.model_server import ServedModel
 from harness.types import Prompt, Question
 
 SPECIAL = ("<pad>", "<start>", "<end>", "<image>")
@@ -144,15 +141,3 @@ def make_prompt(text: str, prefix_ids: tuple[int, ...] = ()) -> Prompt:
 @pytest.fixture(scope="session")
 def prompt_of():
     return make_prompt
-
-
-@pytest.fixture(scope="session")
-def served_model() -> ServedModel:
-    """What the loopback server answers with."""
-    return ServedModel(ModelConfig(name="teacher", path="tiny:teacher", dtype="float32"))
-
-
-@pytest.fixture
-def stack():
-    with ExitStack() as stack:
-        yield stack

@@ -16,7 +16,7 @@ import pytest
 
 from harness.records.lock import owner_of
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SMALL = [
     "student=tiny_xs", "eval=none", "data.batch_size=2", "data.pool_size=8", "data.num_questions=16", "data.levels=[1]",
     "method.group_size=2", "rollout.max_response_tokens=8", "steps=2", "checkpoint.every=1", "study=s", "device=cpu",

@@ -21,7 +21,7 @@ from harness.study import launchers as hydra_app
 from harness.study.launchers import CellFailed, run_cell
 from harness.study.status import run_states
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 SMALL = [
     "student=tiny_xs", "eval=none", "data.batch_size=2", "data.pool_size=8", "data.num_questions=16", "data.levels=[1]",
     "method=grpo", "method.group_size=2", "rollout.max_response_tokens=8", "steps=1", "study=s", "device=cpu",

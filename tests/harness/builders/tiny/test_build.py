@@ -71,7 +71,7 @@ def test_unknown_size_is_refused_with_the_known_ones():
 
 def test_finding_a_model_imports_no_torch():
     script = "import sys; from harness.models.tiny import tiny_path; tiny_path('s'); print('torch' in sys.modules)"
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[4]
     assert subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True).stdout == b"False\n"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from harness.app import main
 from harness.commands.methods import methods_text, taken_names
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PACKAGE = "from methods.base import PolicyGradientMethod\n\n\nclass Demo(PolicyGradientMethod):\n    '''{}'''\n"
 
 

@@ -1,7 +1,7 @@
 """Per-step losses of every method on stored rollouts: a change of the numbers has to be meant.
 
 The rollouts were sampled once and are read from tests/golden/rollouts.json; the student is a seeded random model, so
-rebuilt weights of the tiny family change nothing here. `python -P tests/test_golden.py` records both files anew.
+rebuilt weights of the tiny family change nothing here. `python -P tests/runs/test_golden.py` records both files anew.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from harness.training.update import Updater
 from harness.types import Prompt, Question, Rollout, RolloutGroup
 from methods import registry
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 METHODS = {
     "grpo": {"class": "grpo", "updates_per_step": 3},
     "grpo_none": {"class": "grpo", "updates_per_step": 3, "advantage_normalization": "none"},

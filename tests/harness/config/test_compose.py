@@ -19,7 +19,7 @@ from harness.config.schema import RunConfig, from_hydra
 from harness.errors import UserError
 from methods.registry import build
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_overrides_reach_the_configuration_though_no_file_names_the_key():

@@ -23,7 +23,7 @@ from harness.builders.corpus.options import BuildOptions
 from harness.config.schema import RunConfig
 from harness.data.files import UNFINISHED, load_parquet
 from harness.errors import UserError
-from tests.harness.data.corpus.conftest import Built, run_build
+from tests.harness.builders.corpus.conftest import Built, run_build
 
 # Loads everything once; a child a line, which builds and kills itself when it comes by a function for the n-th time.
 CHILDREN = """

@@ -16,7 +16,7 @@ from harness.records.lock import RunLock, Taken
 from reports.runs.collect import collect
 from reports.tables import compare
 
-FIXTURES = Path(__file__).parents[1] / "fixtures" / "benchmarks"
+FIXTURES = Path(__file__).parents[2] / "fixtures" / "benchmarks"
 SMALL = ["eval.tasks=[arithmetic]", "eval.levels=[1,2]", "eval.num_questions=6"]
 
 

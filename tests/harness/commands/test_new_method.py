@@ -17,7 +17,7 @@ from harness.config.schema import from_hydra
 from harness.errors import UserError
 from methods.registry import build, provenance
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 BUILD = "from setuptools import build_meta; build_meta.build_wheel('dist')"
 
 

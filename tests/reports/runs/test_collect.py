@@ -81,7 +81,7 @@ def test_methods_stand_in_the_order_of_the_paper_and_others_behind_them(write_ru
         write_run(label, {"level1": 40.0})
     labels = [run.info["label"] for run in find_runs(tmp_path / "study")]
     assert labels == ["base", "off_policy_kd", "grpo", "zppo", "zppo,top=2", "a_method", "my_method"]
-    presets = {path.stem for path in (Path(__file__).parents[2] / "conf" / "method").glob("*.yaml")}
+    presets = {path.stem for path in (Path(__file__).parents[3] / "conf" / "method").glob("*.yaml")}
     assert presets == set(ORDER) and rank("base") < rank("zppo") < rank("zzz")
 
 
@@ -103,6 +103,6 @@ def test_seconds_run_from_start_to_end():
 
 def test_reports_import_no_torch_and_no_harness():
     code = "import sys, reports.report; print([m for m in ('torch', 'harness', 'methods') if m in sys.modules])"
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     answer = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"

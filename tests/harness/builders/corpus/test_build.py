@@ -22,10 +22,12 @@ from harness.builders.corpus.fixture import FixtureRow, plain_row, write_mmfiner
 from harness.builders.corpus.hashes import BenchmarkHashes
 from harness.builders.corpus.options import BuildOptions
 from harness.builders.corpus.reasons import KEPT, REASONS
-from harness.config.schema import RunConfig
+from harness.config.compose import compose
+from harness.config.schema import RunConfig, from_hydra
+from harness.data.files import load_parquet
 from harness.errors import UserError
 from harness.types import Question
-from tests.harness.data.corpus.conftest import BuildRows, Built, run_build
+from tests.harness.builders.corpus.conftest import BuildRows, Built, run_build
 
 # 40 sub-datasets. Vero has 29: 27 with one name of 8 rows, wemath with two names, vqarad with 3 rows; and 13 faulty
 # rows (six of them in vqarad), 2 + 2 of names that are not used. MMFineReason has 11 of its own, a name of 8 rows each,
@@ -319,3 +321,13 @@ def test_nothing_is_left(build_rows: BuildRows) -> None:
     rows = [plain_row("stem-mmk12", 0, answer=None)]
     with pytest.raises(UserError, match=r"no row of the sources is left: .*no_answer.*right data sets"):
         build_rows(rows, [plain_row("MMR1", 0, pass_rate=0.75)])
+
+
+def test_the_preset_reads_the_identifiers_and_answer_types(built: Built) -> None:
+    config = from_hydra(compose(["student=tiny_xs", "data=zppo77k", f"data.path={built.folder}"])).data
+    questions, rows = load_parquet(config).questions, built.rows()
+    assert [(q.id, q.text, q.answer, q.answer_type) for q in questions] == [
+        (row["id"], row["question"], row["answer"], row["answer_type"]) for row in rows
+    ]
+    assert [q.images[0].open().size for q in questions[:3]] == [(112, 112)] * 3
+    assert from_hydra(compose(["data=zppo77k"])).data.path == "outputs/zppo77k"

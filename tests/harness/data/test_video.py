@@ -1,0 +1,176 @@
+"""Clips: which frames are shown, containers, rotation, and damaged files by name."""
+
+from __future__ import annotations
+
+import gc
+import struct
+import wave
+import weakref
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from harness.data.images import MediaError
+from harness.data.video import VideoFile, choose_frames, decode_video
+from harness.types import MediaLimits
+from tests.harness.data.conftest import shown, write_clip
+
+
+@pytest.mark.parametrize(
+    ("limits", "indices"),
+    [
+        (MediaLimits(num_frames=4), [0, 10, 19, 29]),
+        (MediaLimits(num_frames=1), [0]),
+        (MediaLimits(num_frames=99), list(range(30))),
+        (MediaLimits(fps=2.0), [0, 6, 12, 17, 23, 29]),
+        (MediaLimits(), [0, 6, 12, 17, 23, 29]),
+        (MediaLimits(fps=2.0, max_frames=3), [0, 14, 29]),
+        (MediaLimits(fps=0.1), [0, 29]),
+        (MediaLimits(fps=100.0), list(range(30))),
+    ],
+)
+def test_the_frames_that_are_shown_are_evenly_spread(tmp_path: Path, limits: MediaLimits, indices: list[int]) -> None:
+    clip = VideoFile(str(write_clip(tmp_path / "a.mp4", num_frames=30))).open(limits)
+    assert shown(clip) == indices
+    assert clip.times_F == pytest.approx([i / 10 for i in indices])
+    assert (clip.frames_FHWC.dtype, clip.frames_FHWC.shape) == (np.uint8, (len(indices), 48, 64, 3))
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "avi", "mkv"])
+def test_clips_of_other_containers_and_from_bytes(tmp_path: Path, suffix: str) -> None:
+    path = write_clip(tmp_path / f"a.{suffix}", num_frames=10)
+    clip = decode_video(path.read_bytes(), "cell", MediaLimits(num_frames=3))
+    assert shown(clip) == [0, 4, 9]
+    assert clip.times_F == pytest.approx((0.0, 0.4, 0.9), abs=2e-3)  # Matroska counts milliseconds
+
+
+@pytest.mark.parametrize("limits", [MediaLimits(fps=2.0), MediaLimits(num_frames=8)])
+def test_a_clip_of_one_frame(tmp_path: Path, limits: MediaLimits) -> None:
+    clip = VideoFile(str(write_clip(tmp_path / "a.mp4", num_frames=1))).open(limits)
+    assert (shown(clip), clip.times_F) == ([0], (0.0,))
+
+
+def test_a_raw_stream_has_the_times_of_its_rate(tmp_path: Path) -> None:
+    clip = VideoFile(str(write_clip(tmp_path / "a.m4v", num_frames=10))).open(MediaLimits(num_frames=2))
+    assert shown(clip) == [0, 9]
+    assert clip.times_F[1] > 0
+
+
+def test_frames_are_chosen_by_time_where_their_rate_varies() -> None:
+    # ten frames in a second, then one after nine more: 11 frames in 11 seconds
+    times = [i / 10 for i in range(10)] + [10.0]
+    assert len(choose_frames(times, MediaLimits(fps=0.5))) == 5
+
+
+def test_a_portrait_clip_that_was_stored_lying_is_turned(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        pixels = np.zeros((32, 64, 3), np.uint8)
+        pixels[:, :32] = 200  # left half
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    data = path.read_bytes()
+    matrix = data.index(struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30), data.index(b"tkhd"))
+    clockwise = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 32 << 16, 0, 1 << 30)
+    path.write_bytes(data[:matrix] + clockwise + data[matrix + 36 :])
+    frame = VideoFile(str(path)).open(MediaLimits()).frames_FHWC[0]
+    assert frame.shape == (64, 32, 3)
+    assert frame[:32].mean() > 190 and frame[32:].mean() < 10  # the left half is now the upper one
+
+
+def damage_video(path: Path, how: str) -> None:
+    if how == "empty":
+        path.write_bytes(b"")
+    elif how == "text":
+        path.write_text("no video\n" * 100)
+    elif how == "cut":
+        write_clip(path, num_frames=20)
+        path.write_bytes(path.read_bytes()[:1000])
+    elif how == "audio":
+        with av.open(str(path), "w", format="mp4") as container:
+            stream = container.add_stream("aac", rate=16_000, layout="mono")
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            frame.sample_rate = 16_000
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+    elif how == "wave":
+        with wave.open(str(path), "wb") as sound:
+            sound.setparams((1, 2, 8000, 0, "NONE", ""))
+            sound.writeframes(bytes(1000))
+    elif how == "no frames":
+        with av.open(str(path), "w", format="avi") as container:
+            stream = container.add_stream("mpeg4", rate=10)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            container.start_encoding()
+    elif how == "strip":
+        write_clip(path, num_frames=2, size=(3000, 2))
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("missing", "does not exist"),
+        ("empty", "cannot be decoded (Invalid data found when processing input)"),
+        ("text", "cannot be decoded (Invalid data found when processing input)"),
+        ("cut", "cannot be decoded"),
+        ("audio", "has no video stream"),
+        ("wave", "has no video stream"),
+        ("no frames", "has no frames"),
+        ("strip", "has 3000x2 pixels: one side is more than 200 times the other"),
+    ],
+)
+def test_a_bad_clip_is_named_with_the_reason(tmp_path: Path, how: str, reason: str) -> None:
+    path = tmp_path / "bad.mp4"
+    damage_video(path, how)
+    with pytest.raises(MediaError) as error:
+        VideoFile(str(path)).open(MediaLimits())
+    assert str(error.value).startswith(f"video {path} {reason}")
+    assert "\n" not in str(error.value)
+
+
+def test_a_clip_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_clip(tmp_path / "a.mp4", num_frames=20)
+    monkeypatch.setattr("harness.data.video.MAX_CLIP_BYTES", 10 * 64 * 48 * 3)
+    assert len(VideoFile(str(path)).open(MediaLimits(num_frames=10)).times_F) == 10
+    with pytest.raises(MediaError, match=r"a.mp4: 11 frames of 64x48 pixels .*lower data.media.max_frames"):
+        VideoFile(str(path)).open(MediaLimits(num_frames=11))
+
+
+def test_a_clip_with_fewer_frames_than_its_container_has_packets(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.avi", num_frames=20)
+    data = bytearray(path.read_bytes())
+    position = data.index(b"movi")
+    for i in range(20):
+        position = data.index(b"00dc", position) + 8
+        size = struct.unpack("<I", data[position - 4 : position])[0]
+        if i >= 10:  # MPEG-4: the frame is not coded
+            data[position : position + size] = (b"\x00\x00\x01\xb6" + bytes([0x50 | i % 10, 0x9F])).ljust(size, b"\0")
+    path.write_bytes(bytes(data))
+    clip = VideoFile(str(path)).open(MediaLimits(num_frames=3))
+    # the decoder gives ten frames, and the last one again at the clip's end
+    assert shown(clip) == [0, 5, 9]
+    assert clip.times_F == pytest.approx((0.0, 0.5, 1.9))
+
+
+def test_a_damaged_frame_in_the_middle_is_not_passed_over(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.avi", num_frames=20)
+    data = bytearray(path.read_bytes())
+    position = data.index(b"movi")
+    for _ in range(10):
+        position = data.index(b"00dc", position) + 8
+    size = struct.unpack("<I", data[position - 4 : position])[0]
+    data[position : position + size] = bytes(size)
+    path.write_bytes(bytes(data))
+    with pytest.raises(MediaError, match=r"a.avi cannot be decoded"):
+        VideoFile(str(path)).open(MediaLimits(num_frames=3))
+
+
+def test_clips_are_not_kept(tmp_path: Path) -> None:
+    reference = VideoFile(str(write_clip(tmp_path / "a.mp4", num_frames=5)))
+    opened = [weakref.ref(reference.open(MediaLimits()).frames_FHWC) for _ in range(5)]
+    gc.collect()
+    assert [frames() for frames in opened] == [None] * 5

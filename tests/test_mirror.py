@@ -1,0 +1,96 @@
+"""Where the tests of a module are: in its mirror, `tests/<folder>/test_<name>[_<aspect>].py`, or in the table here."""
+
+from pathlib import Path
+
+from tests.layers import ROOT, Tree
+
+TREE = Tree()
+
+ELSEWHERE = {
+    # Parts of one thing, tested together as that thing.
+    "harness/builders/corpus/test_build.py": "harness.builders.corpus: card examine fixture options shards",
+    "harness/builders/tiny/test_build.py": "harness.builders.tiny: card",
+    "harness/builders/tiny/test_corpus.py": "harness.builders.tiny: slips",
+    "harness/config/test_schema.py": "harness.config: evaluation update",
+    "harness/data/test_files.py": "harness.data: rows",
+    "harness/evaluation/benchmarks/test_columns.py": "harness.evaluation.benchmarks: registry",
+    "harness/evaluation/benchmarks/test_knowledge.py": "harness.evaluation.benchmarks: recipe",
+    "harness/evaluation/benchmarks/test_videos.py": "harness.evaluation.benchmarks: subtitles",
+    "harness/evaluation/judge/test_formats.py": "harness.evaluation.judge: official",
+    "harness/evaluation/library/test_isolation.py": "harness.evaluation.library: upstream",
+    "harness/evaluation/test_evaluate.py": "harness.evaluation: student",
+    "harness/preflight/plan/test_costs.py": "harness.config: gpus",
+    "harness/preflight/plan/test_study.py": "harness.preflight.plan: cells options table",
+    "harness/preflight/test_doctor.py": "harness.preflight: endpoints machine",
+    "harness/rewards/judge/test_client.py": "harness.rewards.judge: forms",
+    "harness/rewards/test_workers.py": "harness.rewards: child process",
+    "harness/serving/test_endpoints.py": "harness.serving: http",
+    "harness/serving/test_server.py": "harness.serving: keeper",
+    "harness/study/test_scheduler.py": "harness.study: status",
+    "harness/training/test_teacher.py": "harness.training: scorer",
+    "methods/test_distill.py": "methods: sft",
+    "methods/test_policy.py": "methods: grpo samples",
+    "methods/test_registry.py": "methods: base contract",
+    "reports/page/test_page.py": "reports.page: rollouts",
+    "reports/plots/test_data.py": "reports.plots: batch buffer costs dynamics gains style",
+    "reports/test_report.py": "reports: sections",
+    "reports/test_tables.py": "reports.runs: cards",
+    "reports/test_view.py": "reports.runs: rollouts",
+    # Seen only in whole commands and runs.
+    "harness/commands/test_data.py": "harness.builders.corpus: benchmarks",
+    "harness/test_app.py": "harness.commands: machine options reports train",
+    "runs/test_nonfinite.py": "harness.training: nonfinite",
+    "runs/test_resume.py": "harness.config: identity; harness.records: files; harness.training: trainer",
+    "runs/test_run.py": "harness.run: run; harness.records: rollouts",
+    "runs/media/test_packer.py": "harness.models: vision",
+    # Need several ranks, vLLM, or are themselves tools of tests.
+    "distributed/test_gradients.py": "harness.distributed: messages sharding updater weights; harness.testing: ranks",
+    "distributed/test_runs.py": "harness.distributed: build engine follower links world",
+    "vllm/test_vllm_engine.py": "harness.rollout: vllm_engine vllm_media",
+    "faults/test_kills.py": "harness.testing: faults",
+    "harness/testing/test_checks.py": "harness.testing: lab",
+    "harness/rollout/test_server_engine.py": "harness.testing: http_server model_server",
+    # Records and constants, used by nearly every test.
+    "harness/models/test_shapes.py": "harness.models.tiny: shapes",
+    "harness/data/test_sources.py": "harness: types",
+}
+"""A file of tests, and the modules that it tests beside its own."""
+
+
+def elsewhere() -> dict[str, str]:
+    """The file of tests of each module of the table."""
+    found = {}
+    for file, entries in ELSEWHERE.items():
+        for entry in entries.split("; "):
+            package, _, names = entry.partition(": ")
+            found |= {f"{package}.{name}": file for name in names.split()}
+    return found
+
+
+def mirrors(name: str) -> list[Path]:
+    """The files of tests beside which a module needs no other."""
+    folder = ROOT / "tests" / TREE.files[name].relative_to(ROOT).parent
+    stem = f"test_{name.rpartition('.')[2]}"
+    return [file for file in folder.glob("test_*.py") if file.stem == stem or file.stem.startswith(f"{stem}_")]
+
+
+MODULES = [name for name, file in TREE.files.items() if file.name != "__init__.py"]
+
+
+def test_a_module_has_a_mirror_or_is_in_the_table():
+    assert set(elsewhere()) == {name for name in MODULES if not mirrors(name)}
+
+
+def test_the_files_of_the_table_exist():
+    assert [file for file in ELSEWHERE if not (ROOT / "tests" / file).is_file()] == []
+
+
+def test_a_file_of_tests_has_a_module():
+    """What crosses modules is in `tests/runs/`; one file compares the made-up benchmarks with their script."""
+    known = {file for name in MODULES for file in mirrors(name)}
+    files = {
+        file for package in ("harness", "methods", "reports") for file in (ROOT / "tests" / package).rglob("test_*.py")
+    }
+    assert {str(file.relative_to(ROOT / "tests")) for file in files - known} == {
+        "harness/evaluation/benchmarks/test_fixtures.py"
+    }
