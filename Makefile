@@ -46,6 +46,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python docs/prose/check.py
 
 bench: $(VENV)/.dev $(VENV)/.smollm $(VENV)/.bench  ## steps against TRL, sampling against generate(), memory of an update
 	$(BIN)/python -m benchmarks.step --rounds 3
