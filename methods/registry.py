@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import os
 import sys
+import traceback
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
@@ -25,6 +26,9 @@ BUILT_IN = (
     "methods.grpo", "methods.zppo", "methods.hint", "methods.prefix", "methods.teacher_response", "methods.controls",
     "methods.distill", "methods.sft",
 )  # fmt: skip
+
+PUBLIC = "methods.base, harness.types and, in tests, harness.testing"
+"""What a method of others imports."""
 
 M = TypeVar("M", bound=type[Method])
 
@@ -152,7 +156,8 @@ def _imported(module_name: str, class_name: str) -> type[Method]:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # whatever a module does while it is imported
         reason = " ".join(str(error).split())
-        raise MethodError(f"importing {module_name} fails ({type(error).__name__}: {reason})") from error
+        remedy = f": {private_import(error)}" if private_import(error) else ""
+        raise MethodError(f"importing {module_name} fails ({type(error).__name__}: {reason}){remedy}") from error
     cls = vars(module).get(class_name)
     if cls is None:
         near = difflib.get_close_matches(class_name, list(vars(module)), n=1)
@@ -165,6 +170,20 @@ def _imported(module_name: str, class_name: str) -> type[Method]:
     if inspect.isabstract(cls):
         raise MethodError(f"{_path(cls)} does not define {' and '.join(sorted(cls.__abstractmethods__))}")
     return cls
+
+
+def private_import(error: BaseException) -> str | None:
+    """What to import instead, where code of others imports a private module of ours that is not there (any more).
+
+    None for any other error, and for one of our own imports.
+    """
+    packages = ("harness", "methods", "reports")
+    if not isinstance(error, ImportError) or (error.name or "").partition(".")[0] not in packages:
+        return None
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if not frames or str(frames[-1].f_globals.get("__name__")).partition(".")[0] in packages:
+        return None
+    return f"import from {PUBLIC}: every other module is private and may move"
 
 
 def _checked(cls: type[Method], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def floor(name: str) -> int:
 
 
 def imported_names(tree: ast.Module) -> Iterator[str]:
-    """Dotted names that a file imports, wherever in it, `import_module("...")` included."""
+    """Dotted names that a file imports, wherever in it, with what `import_module` is called on."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -147,7 +147,9 @@ def imported_names(tree: ast.Module) -> Iterator[str]:
             assert node.level == 0 and node.module, f"line {node.lineno}: a relative import"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
-            yield from (a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str))
+            beginning = [a.values[0] if isinstance(a, ast.JoinedStr) and a.values else a for a in node.args]
+            names = [b.value for b in beginning if isinstance(b, ast.Constant)]
+            yield from (name.rstrip(".") for name in names if isinstance(name, str))
 
 
 def figures(tree: Tree) -> str:

@@ -1,6 +1,7 @@
 """The wall: an import goes to a lower floor only, no files form a circle, and what the floors cannot say."""
 
 import ast
+import re
 import subprocess
 import sys
 import textwrap
@@ -52,6 +53,27 @@ def test_few_modules_are_loose():
 def test_every_room_of_the_table_exists():
     rooms = {room for names in layers.FLOORS for room in names}
     assert rooms == {layers.room(name) for name in TREE.files}
+
+
+def test_the_picture_of_the_docs_shows_the_floors():
+    text = (layers.ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    drawn = [
+        {room.removesuffix(".py").replace("/", ".") for room in re.findall(r'\["([a-z/_.]+)"\]', floor)}
+        for floor in re.findall(r"subgraph floor\d+.*?\n(.*?)\n  end", text, flags=re.DOTALL)
+    ]
+    assert drawn == [set(rooms) - {"harness"} for rooms in layers.FLOORS]
+
+
+def test_the_picture_has_no_arrow_that_is_not_there():
+    text = (layers.ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    nodes = re.findall(r'(\w+)\["([a-z/_.]+)"\]', text)
+    names = {node: room.removesuffix(".py").replace("/", ".") for node, room in nodes}
+    drawn = {
+        (names[source], names[target])
+        for source, targets in re.findall(r"^  (\w+) --> ([\w &]+)$", text, flags=re.MULTILINE)
+        for target in targets.split(" & ")
+    }
+    assert drawn and drawn <= {(layers.room(edge.source), layers.room(edge.target)) for edge in TREE.imports}
 
 
 def test_methods_import_only_types_of_the_harness():
@@ -114,6 +136,7 @@ def test_one_train_loop():
         "def later():\n    from harness.run import build_method",
         "if TYPE_CHECKING:\n    from harness.run import build_method",
         "import importlib\nimportlib.import_module('harness.run')",
+        "import importlib\nimportlib.import_module(f'harness.run.{name}')",
     ],
 )
 def test_an_import_is_seen_wherever_it_stands(tmp_path, line):

@@ -88,6 +88,8 @@ def _ending(error: BaseException, folder: RunFolder) -> BaseException:
         if not isinstance(error, Preempted):  # what it needs may have been sent the same signal
             logger.error("at %s: %s", signal, first_line(error), exc_info=error)
         error = Stopped(f"{signal} has ended the run: launched again it goes on")
+    elif (remedy := registry.private_import(error)) is not None:
+        error = UserError(f"{first_line(error)}: {remedy}")
     elif isinstance(error, Exception) and not isinstance(error, UserError):
         error = disk_error(error, folder.path) or error
     with suppress(OSError):  # on a full disk there may be room, since what was half written is gone

@@ -105,6 +105,19 @@ def test_a_count_that_is_too_low_shows_the_findings(root):
     assert code == 1
 
 
+def test_update_raises_no_total(root):
+    """A move from one file to another does not."""
+    allowed = root / "docs/prose/allowed.csv"
+    fewer = ALLOWED.replace("page.md,word,2", "page.md,word,1")
+    allowed.write_text(fewer)
+    code, output = check(root, "--update")
+    assert (code, allowed.read_text()) == (1, fewer)
+    assert "fewer findings of word than there are" in output
+    allowed.write_text(ALLOWED.replace("pkg/module.py", "old/module.py"))
+    assert check(root, "--update")[0] == 0
+    assert allowed.read_text() == ALLOWED
+
+
 def test_a_count_that_is_too_high_is_lowered_by_update(root):
     """So is that of a file that is gone."""
     allowed = root / "docs/prose/allowed.csv"

@@ -135,6 +135,34 @@ def test_a_broken_plugin_is_one_line_and_the_others_work(install, value, files, 
     assert method_class("demo").__name__ == "Demo"
 
 
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("import harness.actors", "ModuleNotFoundError: No module named 'harness.actors'"),
+        ("from harness.replay import ReplayBuffer", "ModuleNotFoundError: No module named 'harness.replay'"),
+        ("from harness.config import RunConfig", "ImportError: cannot import name 'RunConfig' from 'harness.config'"),
+        ("from reports.collect import collect", "ModuleNotFoundError: No module named 'reports.collect'"),
+    ],
+)
+def test_a_plugin_that_imports_a_private_module_is_told_the_public_ones(install, line, reason):
+    """Modules that plugins could import before files moved."""
+    files = {"old_pkg/__init__.py": line, "old_pkg/conf/method/old.yaml": "name: old\nclass: old\n"}
+    install("zppo-old", {"old": "old_pkg:Old"}, files)
+    with pytest.raises(MethodError) as caught:
+        method_class("old")
+    text = str(caught.value)
+    assert text.startswith(f"method 'old' of zppo-old 1.0 cannot be used: importing old_pkg fails ({reason}")
+    assert "import from methods.base, harness.types and, in tests, harness.testing" in text and "\n" not in text
+
+
+def test_a_package_that_is_not_ours_is_only_named(install):
+    files = {"old_pkg/__init__.py": "import absent_pkg", "old_pkg/conf/method/old.yaml": "name: old\nclass: old\n"}
+    install("zppo-old", {"old": "old_pkg:Old"}, files)
+    with pytest.raises(MethodError) as caught:
+        method_class("old")
+    assert "No module named 'absent_pkg'" in str(caught.value) and "methods.base" not in str(caught.value)
+
+
 def test_two_packages_that_claim_one_name(install):
     install("zppo-b", {"same": "b_pkg:Demo"})
     install("zppo-a", {"same": "a_pkg:Demo"}, version="0.5")

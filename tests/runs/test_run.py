@@ -140,6 +140,19 @@ def test_cross_family_teacher_is_refused(tmp_path):
         start(tmp_path / "out", "method=on_policy_kd", "steps=1", "teacher=hf", f"teacher.path={other}")
 
 
+def test_a_method_that_imports_a_private_module_while_it_runs_is_told_the_public_ones(tmp_path, monkeypatch):
+    file = "from methods.base import PolicyGradientMethod\n\n\nclass Late(PolicyGradientMethod):\n"
+    file += "    def collect(self, batch, actors, rng):\n        from harness.actors import LiveActors\n"
+    (tmp_path / "late_file.py").write_text(file)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        UserError, match=r"No module named 'harness\.actors': import from methods\.base, harness\.types"
+    ):
+        start(tmp_path, "method._target_=late_file:Late", "steps=1")
+    info = json.loads(next(tmp_path.rglob("run.json")).read_text())
+    assert info["status"] == "failed" and "import from methods.base" in info["error"]
+
+
 def test_base_is_evaluated_only(tmp_path):
     folder = start(tmp_path, "method=base", "eval=mini", "eval.num_questions=5", "~method.group_size")
     assert (folder / "eval" / "mini" / "scores.csv").exists()
