@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness.errors import UserError
 from harness.types import MediaLimits
 
 
@@ -137,3 +138,23 @@ CHOICES = {
     "eval.judge.when": ("unmatched", "unparsed"),
     **{f"eval.options.{name}": choices for name, choices in OPTION_CHOICES.items()},
 }
+
+
+def check_media(section: str, media: MediaConfig) -> None:
+    """Raises UserError for limits of `<section>.media` that contradict each other."""
+    if not 0 < media.min_pixels <= media.max_pixels:
+        raise UserError(
+            f"{section}.media.min_pixels={media.min_pixels} must be above 0 and at most max_pixels={media.max_pixels}"
+        )
+    if (media.fps is None) == (media.num_frames is None):
+        raise UserError(
+            f"{section}.media.fps={media.fps} and num_frames={media.num_frames}: set one and make the other null"
+        )
+    if media.max_frames < 2:
+        raise UserError(f"{section}.media.max_frames must be at least 2, got {media.max_frames}")
+    if media.fps is not None and not 0 < media.fps < float("inf"):
+        raise UserError(f"{section}.media.fps must be a number above 0, got {media.fps}")
+    if media.num_frames is not None and not 1 <= media.num_frames <= media.max_frames:
+        raise UserError(
+            f"{section}.media.num_frames must lie in 1 to max_frames={media.max_frames}, got {media.num_frames}"
+        )

@@ -14,10 +14,11 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.config import cluster, engines, evaluation, update
+from harness.config import cluster, data, engines, evaluation, update
 from harness.config.cluster import ClusterConfig, check_cluster
+from harness.config.data import DataConfig, check_data
 from harness.config.engines import RolloutConfig, ServerConfig
-from harness.config.evaluation import EvalConfig, JudgeConfig, MediaConfig
+from harness.config.evaluation import EvalConfig, JudgeConfig, check_media
 from harness.config.update import AlarmConfig, UpdateConfig
 from harness.errors import UserError, did_you_mean
 
@@ -53,58 +54,6 @@ class ModelConfig:
     @property
     def is_served(self) -> bool:
         return self.serve or bool(self.urls)
-
-
-@dataclass
-class ColumnsConfig:
-    """Which column holds what; dots reach into nested records (`extra.answer`)."""
-
-    question: str = "question"
-    answer: str = "answer"
-    id: str | None = None
-    answer_type: str | None = None
-    images: str | None = "images"
-    """One image or a list of them: paths relative to the file, or embedded bytes. Rows without it have none."""
-    video: str | None = "video"
-    """The path or the bytes of one video. Rows without it have none."""
-
-
-@dataclass
-class DataConfig:
-    source: str = MISSING
-    """synthetic, reasoning_gym, jsonl, parquet or hub."""
-    batch_size: int = 384
-    """New questions a rollout step."""
-    epochs: int = 1
-    shuffle: bool = True
-    pool_size: int | None = None
-    """Use only this many questions (a seeded choice), so that each is met several times when `epochs` > 1."""
-    seed: int = 0
-    """Of generated questions and of the pool; the order of questions follows the run's `seed`."""
-    num_questions: int = 10_000
-    """How many questions a generated source has."""
-    levels: list[int] = field(default_factory=lambda: [2, 3, 4])
-    """synthetic: difficulty levels, drawn evenly."""
-    tasks: list[str] = field(default_factory=lambda: ["arithmetic"])
-    """synthetic: arithmetic (text), bar_chart, bar_cards (images), bar_clip (video); they take turns."""
-    dataset: str | None = None
-    """reasoning_gym: name of the data set."""
-    dataset_config: dict[str, Any] = field(default_factory=dict)
-    """reasoning_gym: its options."""
-    path: str | None = None
-    """jsonl, parquet: the file; hub: a data set's id, or a local folder with its files."""
-    split: str = "train"
-    """hub: the split; part of one is `train[:1000]`."""
-    config_name: str | None = None
-    """hub: which of the data set's configurations, where it has several."""
-    revision: str | None = None
-    """hub: branch, tag or commit; default: the newest."""
-    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
-    answer_type: str = "math"
-    """jsonl, parquet, hub without a column for it: math, choice or text."""
-    max_bad_fraction: float = 0.0
-    """Bad rows are skipped and counted up to this share, then the file is refused."""
-    media: MediaConfig = field(default_factory=MediaConfig)
 
 
 @dataclass
@@ -185,8 +134,7 @@ CHOICES = {
     "resume": ("auto", "never"),
     "student.dtype": ("float32", "bfloat16", "float16"),
     "teacher.dtype": ("float32", "bfloat16", "float16"),
-    "data.source": ("synthetic", "reasoning_gym", "jsonl", "parquet", "hub"),
-    "data.answer_type": ("math", "choice", "text"),
+    **data.CHOICES,
     "student.api": ("tokens", "text"),
     "teacher.api": ("tokens", "text"),
     **engines.CHOICES,
@@ -199,9 +147,7 @@ CHOICES = {
 
 
 POSITIVE = (
-    "data.batch_size",
-    "data.epochs",
-    "data.num_questions",
+    *data.POSITIVE,
     "reward.num_workers",
     "reward.cpu_seconds",
     "reward.judge.max_tokens",
@@ -264,10 +210,10 @@ def check(config: RunConfig) -> None:
         if owner is not None and (value := getattr(owner, name)) not in choices:
             raise UserError(f"{key}={value} is not known.{did_you_mean(str(value), [str(c) for c in choices])}")
     _check_positive(config)
-    _check_data(config.data)
+    check_data(config.data)
     _check_secrets(config)
     _check_served(config)
-    _check_media("eval", config.eval.media)
+    check_media("eval", config.eval.media)
     check_cluster(config.cluster, config.data.batch_size)
     rollout = config.rollout
     if (rollout.top_p, rollout.top_k, rollout.min_p) != (1.0, 0, 0.0):
@@ -327,39 +273,6 @@ def _check_served(config: RunConfig) -> None:
         raise UserError("rollout=server needs endpoints: student.urls=[http://<host>:<port>/v1] or student.serve=true")
     if config.student.is_served and config.rollout.engine != "server":
         raise UserError("student.urls and student.serve need rollout=server, for a student that is not trained")
-
-
-def _check_data(data: DataConfig) -> None:
-    if data.source == "reasoning_gym" and not data.dataset:
-        raise UserError("data=reasoning_gym needs the name of a data set: data.dataset=chain_sum")
-    if data.source in ("jsonl", "parquet") and not data.path:
-        raise UserError(f"data={data.source} needs a file: data.path=FILE")
-    if data.source == "hub" and not data.path:
-        raise UserError("data=hub needs a data set: data.path=OWNER/NAME, or a local folder")
-    if data.source == "synthetic" and (not data.levels or not set(data.levels) <= {1, 2, 3, 4}):
-        raise UserError(f"data.levels must be some of 1, 2, 3, 4, got {data.levels}")
-    if not 0.0 <= data.max_bad_fraction < 1.0:
-        raise UserError(f"data.max_bad_fraction must lie in [0, 1), got {data.max_bad_fraction}")
-    _check_media("data", data.media)
-
-
-def _check_media(section: str, media: MediaConfig) -> None:
-    if not 0 < media.min_pixels <= media.max_pixels:
-        raise UserError(
-            f"{section}.media.min_pixels={media.min_pixels} must be above 0 and at most max_pixels={media.max_pixels}"
-        )
-    if (media.fps is None) == (media.num_frames is None):
-        raise UserError(
-            f"{section}.media.fps={media.fps} and num_frames={media.num_frames}: set one and make the other null"
-        )
-    if media.max_frames < 2:
-        raise UserError(f"{section}.media.max_frames must be at least 2, got {media.max_frames}")
-    if media.fps is not None and not 0 < media.fps < float("inf"):
-        raise UserError(f"{section}.media.fps must be a number above 0, got {media.fps}")
-    if media.num_frames is not None and not 1 <= media.num_frames <= media.max_frames:
-        raise UserError(
-            f"{section}.media.num_frames must lie in 1 to max_frames={media.max_frames}, got {media.num_frames}"
-        )
 
 
 def _explain(error: OmegaConfBaseException) -> str:
