@@ -25,31 +25,40 @@ from harness.errors import UserError, did_you_mean
 
 @dataclass
 class ModelConfig:
+    """A model: the student, which is trained, or the teacher, which is not."""
+
     name: str = MISSING
-    """Folder and table row of a student."""
+    """Name of the model. The student's is a folder of the run and a row of tables."""
     path: str = MISSING
-    """A local folder, a hub id, `tiny:<size>` for the embedded family, or `package:<module>` for files in a package."""
+    """Where the model is: a local folder, a hub id, `tiny:<size>` for the embedded family, or `package:<module>` for
+    files in a package."""
     revision: str | None = None
+    """Branch, tag or commit of a hub repository. `null` takes the newest."""
     gguf_file: str | None = None
-    """Read the weights from this GGUF file in `path` (or in the folder of the package)."""
+    """Read the weights from this GGUF file in `path`, or in the folder of the package. `null` reads safetensors."""
     dtype: str = "bfloat16"
-    """float32, bfloat16 or float16. A student that is trained in 16 bit keeps fp32 weights until it is saved."""
+    """Number format in which the model computes (published: bf16). A student that is trained in 16 bits keeps fp32
+    weights until it is saved."""
     attn_implementation: str = "sdpa"
+    """Attention of transformers, such as `sdpa`, `eager` or `flash_attention_2`. One from a hub repository needs
+    `trust_remote_code`."""
     enable_thinking: bool = False
-    """Passed to the chat template; explicit because templates of one family differ in their default."""
+    """Passed to the chat template. It is explicit because templates of one family differ in their default."""
     chat_template: str | None = None
-    """A Jinja file that replaces the tokenizer's template (base models have none)."""
+    """A Jinja file that replaces the tokenizer's template. Base models have none and need it."""
     urls: list[str] = field(default_factory=list)
-    """Endpoints that serve this model, http://<host>:<port>/v1; requests go to the one with the least to do."""
+    """Endpoints that serve this model, such as `[http://localhost:8000/v1]`. A request goes to the one with the least
+    to do. For a student this needs `rollout=server`."""
     serve: bool = False
     """Start `vllm serve` for this model, on 127.0.0.1, for as long as the run lasts."""
     api: str = "tokens"
-    """What the endpoints of `urls` speak. tokens: ids in and out with log-probabilities (vLLM); text: chat alone."""
+    """What the endpoints of `urls` exchange. `tokens`: ids with log-probabilities (vLLM); `text`: chat messages alone,
+    for methods that read text alone."""
     served_name: str | None = None
-    """The model's name at its endpoints; default: `path`."""
+    """Name of the model at its endpoints. `null` is `path`."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model, for an architecture that transformers does not have. run.json says
-    whose was allowed."""
+    """Run Python code that comes with the model, for an architecture that transformers does not have. `run.json`
+    records it."""
 
     @property
     def is_served(self) -> bool:
@@ -58,65 +67,88 @@ class ModelConfig:
 
 @dataclass
 class RewardConfig:
+    """How answers are graded, in training and in evaluation."""
+
     grader: str = "math_verify"
-    """math_verify or mathruler (the paper's)."""
+    """Library that compares mathematical answers. The published one is `mathruler`."""
     num_workers: int = 1
+    """Processes that grade side by side. They start when the first answer needs one."""
     cpu_seconds: float = 5.0
-    """CPU time a worker may spend on one answer before it is killed and the answer counts as `timeout`."""
+    """CPU seconds that a worker may spend on one answer. A worker that takes longer is killed, and the answer counts as
+    `timeout`."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
-    """Asked in training about answers of type text that the rule does not find right; evaluation has `eval.judge`."""
+    """This judge is asked in training, about answers of type `text` that the rule does not find right. Evaluation has
+    its own, `eval.judge`."""
 
 
 @dataclass
 class TrackerConfig:
-    """metrics.jsonl is always written; this adds wandb."""
+    """Tracking with Weights & Biases. `metrics.jsonl` is always written as well."""
 
     wandb: str = "disabled"
-    """disabled, offline or online."""
+    """Where metrics go. `offline` keeps wandb's files in the run folder until `wandb sync`; `online` sends them at
+    once."""
     project: str = "zppo-bench"
+    """Name of the wandb project."""
     entity: str | None = None
+    """User or team of wandb that owns the project. `null` is the account's default."""
 
 
 @dataclass
 class CheckpointConfig:
+    """When the state of a run is written, and how much of it stays on disk."""
+
     every: int = 10
-    """Rollout steps between two checkpoints; the last step has one as well."""
+    """Rollout steps between two checkpoints. The last step has one as well."""
     keep_last: int = 1
-    """How many of the newest stay."""
+    """How many of the newest checkpoints stay."""
     keep_every: int | None = None
-    """Those of every so many steps stay as well, and are never removed."""
+    """Checkpoints of every so many steps are never removed. `null`: only the newest stay."""
 
 
 @dataclass
 class RecordsConfig:
+    """How many recorded prompts and responses stay on disk."""
+
     keep: int | None = None
-    """Steps whose rollouts stay on disk, the newest; null: all. A report shows and audits what is there."""
+    """How many of the newest steps keep their rollouts on disk. `null`: all. A report shows and audits what is
+    there."""
 
 
 @dataclass
 class RunConfig:
+    """Where a run is stored, how long it is and which devices it uses."""
+
     study: str = "default"
+    """Name of the study, a set of runs that a report compares. It is a folder under `outputs`."""
     outputs: str = "outputs"
+    """Folder of all studies. A run is in `OUTPUTS/STUDY/LABEL/STUDENT/seedN`."""
     seed: int = 0
+    """Decides the order of questions and all sampling of the run, which is repeated with the same seed."""
     steps: int | None = None
-    """Rollout steps; default: as many as the data give in `data.epochs` passes."""
+    """Rollout steps (Table 8: 200). `null`: as many as the data give in `data.epochs` passes. 0 trains nothing."""
     resume: str = "auto"
-    """auto: go on from the newest checkpoint of the same configuration; never: refuse a folder that has one."""
+    """What to do with a folder that has a checkpoint. `auto`: go on from the newest one of the same configuration;
+    `never`: refuse the folder."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     rollouts: RecordsConfig = field(default_factory=RecordsConfig)
     preempt_grace: float = 60.0
-    """Seconds in which a run that SIGTERM or SIGUSR1 reached has written its state; then it ends as it is."""
+    """Seconds that a run has to write its state after SIGTERM or SIGUSR1. After them it ends, and the last checkpoint
+    counts."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:<n>."""
+    """Device of the student: `auto`, `cpu`, `cuda` or `cuda:<n>`. `auto` takes a GPU where there is one."""
     teacher_device: str | None = None
-    """Default: the student's."""
+    """Device of a teacher that the run loads. `null`: a GPU of `cluster.teacher_gpus` if several ranks have any, else
+    the student's device."""
     teacher_process: bool = False
-    """Score in a process of its own, which ships hidden states; methods that read the teacher's distribution."""
+    """Run the teacher in a process of its own, for methods that read its distribution. It may be on another device."""
     num_threads: int = 0
-    """CPU threads; 0 = all cores."""
+    """CPU threads of the run. 0 leaves the number to PyTorch, which takes all cores."""
     label: str | None = None
-    """Folder and table row; default: the method's name. A multirun adds its swept keys."""
+    """Folder of the run and row of tables. `null`: the method's name, to which a multirun adds its swept keys."""
     method: dict[str, Any] = field(default_factory=dict)
+    """Options of the method, listed in the second half of this page. The preset that `method=` chooses sets
+    `method.name` and `method.class`."""
     student: ModelConfig = field(default_factory=ModelConfig)
     teacher: ModelConfig | None = None
     data: DataConfig = field(default_factory=DataConfig)
