@@ -34,7 +34,7 @@ TeacherUse = Literal["none", "rollouts", "distribution"]
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
-    """Options that every method has; the defaults are the published setting (METHOD section 4, Table 8)."""
+    """Options that every method has; the defaults are the published setting (Table 8)."""
 
     group_size: int = 8
     """Student rollouts of each prompt (G_S, published: 8)."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(MethodConfig):
-    """Options of the methods with a divergence to the teacher for each token (METHOD section 5)."""
+    """Options of the methods with a divergence to the teacher for each token (Algs. 2 and 3)."""
 
     jsd_beta: float = 0.5
     """Share of the teacher in the mixture of the JSD, from 0 to 1; the paper names none. 0 is the forward KL(teacher ||

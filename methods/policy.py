@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyGradientConfig(MethodConfig):
-    """Options of the methods with group advantages and the clipped surrogate (METHOD sections 2 and 3)."""
+    """Options of the methods with group advantages and the clipped surrogate (Eqs. 1 to 6)."""
 
     updates_per_step: int = 4
     clip_ratio_low: float = 0.20

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ZPPOConfig(AugmentConfig):
-    """Options of ZPPO and its ablations (Alg. 1, METHOD section 4)."""
+    """Options of ZPPO and its ablations (Alg. 1)."""
 
     bcq: bool = True
     """Ask hard questions again as a BCQ, which shows one right teacher trace and one wrong student trace. `false`: the

@@ -42,8 +42,8 @@ class RolloutConfig:
     """What samples. `transformers` and `vllm` do so on this machine; `server` asks endpoints, for students that are not
     trained."""
     temperature: float = 1.0
-    """Sampling temperature of student and teacher (Table 8: 1.0). Log-probabilities are those of the logits divided by
-    it."""
+    """Sampling temperature of student and teacher (published: 1.0). Log-probabilities are those of the logits divided
+    by it."""
     top_p: float = 1.0
     """Nucleus sampling. Training refuses any value but 1, which keeps the full distribution (published: 1.0)."""
     top_k: int = 0

@@ -85,8 +85,8 @@ OPTION_CHOICES = {
 
 @dataclass
 class JudgeConfig:
-    """A model that compares answers, at an OpenAI-compatible endpoint. The published judge is the 27B teacher, greedy
-    (METHOD section 8)."""
+    """A model that compares answers, at an OpenAI-compatible endpoint. The published judge is the 27B teacher,
+    greedy."""
 
     url: str | None = None
     """Address of the endpoint, such as `http://localhost:8000/v1`. `null`: there is no judge, and what no rule resolves
@@ -117,7 +117,7 @@ class JudgeConfig:
 
 @dataclass
 class EvalConfig:
-    """What a student is scored on. Defaults of decoding are the published protocol (METHOD section 8)."""
+    """What a student is scored on. Defaults of decoding are the published protocol."""
 
     suite: str | None = None
     """Benchmarks to run: `mini` generates its questions, the others are the paper's (`zppo eval --list`). `null`

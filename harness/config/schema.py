@@ -25,7 +25,7 @@ from harness.errors import UserError, did_you_mean
 
 @dataclass
 class ModelConfig:
-    """A model: the student, which is trained, or the teacher, which is not."""
+    """A model: where it is, how it is loaded or who serves it."""
 
     name: str = MISSING
     """Name of the model. The student's is a folder of the run and a row of tables."""
@@ -77,8 +77,8 @@ class RewardConfig:
     """CPU seconds that a worker may spend on one answer. A worker that takes longer is killed, and the answer counts as
     `timeout`."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
-    """This judge is asked in training, about answers of type `text` that the rule does not find right. Evaluation has
-    its own, `eval.judge`."""
+    """This judge is asked in training, about answers of type `text` that the rule does not find right; `when` has
+    no other value here. Evaluation has its own, `eval.judge`."""
 
 
 @dataclass
@@ -147,10 +147,11 @@ class RunConfig:
     label: str | None = None
     """Folder of the run and row of tables. `null`: the method's name, to which a multirun adds its swept keys."""
     method: dict[str, Any] = field(default_factory=dict)
-    """Options of the method, listed in the second half of this page. The preset that `method=` chooses sets
-    `method.name` and `method.class`."""
+    """Options of the method. The preset that `method=` chooses sets `method.name` and `method.class`."""
     student: ModelConfig = field(default_factory=ModelConfig)
+    """The student is the model that is trained."""
     teacher: ModelConfig | None = None
+    """The teacher has these options as well. `teacher=none` makes all of it `null`, for methods that need none."""
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
