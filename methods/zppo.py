@@ -41,7 +41,7 @@ class ZPPOConfig(AugmentConfig):
     compress_max_tokens: int = 512
     """Most tokens of a summary, 1 or more (published: 512). A longer one is redrawn once, then given up."""
     bcq_positive: Literal["right", "wrong"] = "right"
-    """What a BCQ shows beside the wrong student trace. `right`: a right teacher trace (published); `wrong`: a second
+    """What a BCQ shows next to the wrong student trace. `right`: a right teacher trace (published); `wrong`: a second
     wrong trace, as a control on the same questions."""
     ncq_source: Literal["own", "foreign"] = "own"
     """Whose wrong answers and traces an NCQ shows. `own`: the question's own (published); `foreign`: those of another

@@ -85,7 +85,7 @@ class ServerConfig:
     tokens share one bucket."""
     score: bool = True
     """A served teacher also scores, `server.top_k` tokens at each position, for text alone. `false`: the server only
-    samples, and a copy beside the student scores with its full distribution."""
+    samples, and a copy in the run scores with its full distribution."""
     start_timeout: float = 900.0
     """Seconds in which a started `vllm serve` has to answer."""
     port: int = 0

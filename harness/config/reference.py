@@ -27,22 +27,22 @@ from methods import registry
 from methods.base import Method, MethodConfig
 
 HEAD = (
-    "Made by `python -m harness.config.reference > docs/configuration.md` from the dataclasses in `harness/config/` "
-    "and `methods/`. It is not edited by hand: a meaning is the docstring below a field there.",
-    "An option is set as `key=value` on the command line of `zppo train`. A default is shown as it is typed; "
-    "`required` means that an option file or the user sets it. Defaults are the published setting where there is one, "
-    "unless a meaning names another: `published`, tables, equations and algorithms are those of "
+    "This page is made by `python -m harness.config.reference > docs/configuration.md` from the dataclasses in "
+    "`harness/config/` and `methods/`. It is not edited by hand: a meaning is the docstring below a field there.",
+    "An option is set as `key=value` on the command line of `zppo train`. A default is shown as it is typed. `required` "
+    "means that an option file or the user sets it. Defaults are the published setting where there is one, unless a "
+    "meaning names another. What is called published, tables, equations and algorithms are those of "
     "[arXiv 2606.18216](https://arxiv.org/abs/2606.18216). `zppo train OVERRIDES --print-config` shows what a run "
     "would use.",
 )
 GROUPS = (
     "`GROUP=NAME` reads a file of `conf/`, which holds only what differs from the defaults of the sections below. A "
-    "folder given with `--config-dir` and plugins add files. The last column is what `zppo train` reads unless another "
-    "file is chosen; a student's file may choose the recipe and the teacher."
+    "folder given with `--config-dir` adds files, and so do plugins. The last column is what `zppo train` reads unless "
+    "another file is chosen. A student's file may choose the recipe and the teacher."
 )
 METHODS = (
-    "`method=PRESET` chooses a class, and sets what stands in brackets; `zppo methods` says what each preset is for. A "
-    "class has the options of every section beside it. Where two of them have the same key, the later one counts. "
+    "`method=PRESET` chooses a class, and sets what stands in brackets. `zppo methods` says what each preset is for. A "
+    "class has the options of every section in its row. Where two of them have the same key, the later one counts. "
     "`method.name` is the name of the preset, `method.class` that of the class."
 )
 ROLES = ("student", "teacher")
@@ -186,7 +186,7 @@ def _groups(folder: Traversable, prefix: str) -> Iterator[tuple[str, list[str]]]
 
 
 def _files_of(folder: Traversable) -> dict[str, Traversable]:
-    """The option files of a folder by name. Ours alone: what is installed beside them does not change the page."""
+    """The option files of a folder by name. Ours alone: what else is installed does not change the page."""
     found = {file.name: file for file in folder.iterdir() if file.name.endswith(".yaml")}
     return {name.removesuffix(".yaml"): found[name] for name in sorted(found)}
 
