@@ -50,7 +50,7 @@ def test_every_key_of_a_run_is_on_the_page():
 
 @pytest.mark.parametrize("key", CLASSES)
 def test_every_option_of_a_method_is_on_the_page(key):
-    """In one of the sections that the table names for its class; of several the last has the default of the class."""
+    """In the sections that the table names for its class; of several with one key the last has its default."""
     line = next(line for line in METHODS.splitlines() if line.startswith(f"| `{key}` |"))
     below = sections(METHODS)
     shown = rows("\n".join(below[name] for name in re.findall(r"\[(\w+)\]\(#", line)))
