@@ -30,8 +30,8 @@ HEAD = (
     "This page is made by `python -m harness.config.reference > docs/configuration.md` from the dataclasses in "
     "`harness/config/` and `methods/`. It is not edited by hand: a meaning is the docstring below a field there.",
     "An option is set as `key=value` on the command line of `zppo train`. A default is shown as it is typed. "
-    "`required` means that an option file or the user sets it. Defaults are the published setting where there is one, unless a "
-    "meaning names another. What is called published, tables, equations and algorithms are those of "
+    "`required` means that an option file or the user sets it. Defaults are the published setting where there is one, "
+    "unless a meaning names another. What is called published, tables, equations and algorithms are those of "
     "[arXiv 2606.18216](https://arxiv.org/abs/2606.18216). `zppo train OVERRIDES --print-config` shows what a run "
     "would use.",
 )
