@@ -21,7 +21,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from harness.config.schema import DataConfig, MediaConfig, ModelConfig, UpdateConfig
+from harness.config.data import DataConfig
+from harness.config.evaluation import MediaConfig
+from harness.config.schema import ModelConfig, UpdateConfig
 from harness.data.sources import load_questions
 from harness.data.synthetic import make_questions
 from harness.models.chat import Chat

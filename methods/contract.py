@@ -34,19 +34,22 @@ TeacherUse = Literal["none", "rollouts", "distribution"]
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
-    """Options that every method has; the defaults are the published setting (METHOD section 4, Table 8)."""
+    """Options that every method has; the defaults are the published setting (Table 8)."""
 
     group_size: int = 8
-    """Student rollouts a prompt (G_S)."""
+    """Student rollouts of each prompt (G_S, published: 8)."""
     tau: float = 0.5
-    """A question is hard when the mean reward of its plain group is below this."""
+    """A question is hard when the mean reward of its plain group is below this, from 0 to 1 (published: 0.5)."""
     updates_per_step: int = 1
-    """Mini-batches, one optimizer update each, that a rollout step is split into (I)."""
+    """Mini-batches that a rollout step is split into, one optimizer update each (I). Published: 4 with a policy
+    gradient, 1 for distillation."""
     replay: bool = False
-    """Draw hard questions again from the prompt replay buffer."""
+    """Draw hard questions again from the prompt replay buffer. The paper marks such rows with a dagger."""
     replay_ratio: float = 0.25
-    """Replayed questions relative to new ones (rho_replay)."""
+    """Replayed questions of a step relative to new ones, from 0 to 1 (rho_replay, published: 0.25). Only with
+    `replay`."""
     buffer_capacity: int = 10_000
+    """Most questions in the prompt replay buffer (published: 10,000). The oldest leave first. Only with `replay`."""
 
     def __post_init__(self) -> None:
         for name, low in (("group_size", 1), ("updates_per_step", 1), ("buffer_capacity", 1)):

@@ -52,8 +52,10 @@ class EqualTokens(PolicyGradientMethod):
 
 @dataclass(frozen=True, kw_only=True)
 class RandomRewardConfig(PolicyGradientConfig):
+    """Options of the control whose training rewards are coin flips."""
+
     reward_probability: float = 0.5
-    """Chance of the reward 1."""
+    """Chance that a rollout gets the training reward 1, from 0 to 1. It gets 0 otherwise."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -28,8 +28,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(MethodConfig):
+    """Options of the methods with a divergence to the teacher for each token (Algs. 2 and 3)."""
+
     jsd_beta: float = 0.5
-    """Share of the teacher in the mixture M; 0 = forward KL(teacher || student), 1 = reverse KL(student || teacher)."""
+    """Share of the teacher in the mixture of the JSD, from 0 to 1; the paper names none. 0 is the forward KL(teacher ||
+    student), 1 the reverse KL(student || teacher)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,8 +42,10 @@ class DistillConfig(MethodConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class OffPolicyKDConfig(DistillConfig):
+    """Options of the distillation on the teacher's own rollouts (Alg. 2)."""
+
     teacher_group_size: int = 4
-    """Fresh teacher rollouts a prompt, every step (G_T)."""
+    """Fresh teacher rollouts of every prompt in every step (G_T, published: 4)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

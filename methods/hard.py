@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherAidedConfig(PolicyGradientConfig):
-    """Options of the methods that ask the teacher about hard questions; they replay, as the paper's rows with †."""
+    """Options of the methods that ask the teacher about hard questions."""
 
     replay: bool = True
     teacher_group_size: int = 4
-    """Fresh teacher rollouts a hard question (G_T)."""
+    """Fresh teacher rollouts of a hard question in each step that meets it (G_T, published: 4)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -34,8 +34,11 @@ class TeacherAidedConfig(PolicyGradientConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig(TeacherAidedConfig):
+    """Options of the methods that give hard questions further prompts."""
+
     augment_ratio: float = 0.25
-    """Cap on the questions that get further prompts, and on BCQ and NCQ prompts, relative to new ones (rho_aug)."""
+    """Most questions that get further prompts, and most BCQ and NCQ prompts, relative to new questions (rho_aug,
+    published: 0.25). From 0 to 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,6 +48,8 @@ class AugmentConfig(TeacherAidedConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class GuidedConfig(AugmentConfig):
+    """Options of the methods whose further prompts are led by one right teacher trace."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.augment_ratio == 0:

@@ -22,8 +22,11 @@ _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 
 @dataclass(frozen=True, kw_only=True)
 class HintConfig(GuidedConfig):
+    """Options of the method that appends a hint to a hard question."""
+
     hint_max_tokens: int = 512
-    """Longest hint; the cap of a compressed candidate, because the paper names none."""
+    """Most tokens of a hint, 1 or more; longer ones are refused. The paper names no limit: this is that of a compressed
+    candidate."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -25,16 +25,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyGradientConfig(MethodConfig):
+    """Options of the methods with group advantages and the clipped surrogate (Eqs. 1 to 6)."""
+
     updates_per_step: int = 4
     clip_ratio_low: float = 0.20
+    """The ratio of new to old probability is clipped below at 1 minus this, 0 or more (published: 0.20)."""
     clip_ratio_high: float = 0.28
+    """The ratio of new to old probability is clipped above at 1 plus this, 0 or more (published: 0.28)."""
     dual_clip: float = 10.0
-    """For negative advantages A the surrogate is bounded by `dual_clip * A`."""
+    """Bound for tokens with a negative advantage A, above 1: the surrogate is never below `dual_clip * A` (published:
+    10.0)."""
     advantage_normalization: Normalization = "nontrivial"
-    """nontrivial, all, none or group: see `methods.advantages`."""
+    """Which groups the deviation of advantages is taken over (Eqs. 3 to 6). `nontrivial`: those whose rewards differ
+    (published); `all`: every group; `group`: each for itself; `none`: no division."""
     importance_cap: float | None = None
-    """Weigh each token by min(cap, exp(old - rollout log-probability)), for an engine whose log-probabilities are not
-    the trainer's; needs update.old_logprobs=recompute."""
+    """Multiply each token's loss by min(cap, exp(old - rollout log-probability)), for an engine whose log-probabilities
+    differ from the trainer's. At least 1; needs `update.old_logprobs=recompute`. `null` is off."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -16,8 +16,10 @@ from methods.rewrites import Trace
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixConfig(GuidedConfig):
+    """Options of the method that starts a response with the first tokens of a teacher trace."""
+
     prefix_ratio: float = 0.4
-    """Share of the trace's tokens that is given (alpha)."""
+    """Share of the trace's tokens that is given, above 0 and below 1 (alpha, published: 0.4)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SFTConfig(MethodConfig):
+    """Options of the supervised training on gold answers. It samples nothing, so `replay` has to be `false`."""
+
     template: str = "\\boxed{{answer}}"
-    """The response that is trained; `{answer}` stands for the gold answer, every other brace for itself."""
+    """The response that is trained. `{answer}` stands for the gold answer, every other brace for itself."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -25,16 +25,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ZPPOConfig(AugmentConfig):
+    """Options of ZPPO and its ablations (Alg. 1)."""
+
     bcq: bool = True
+    """Ask hard questions again as a BCQ, which shows one right teacher trace and one wrong student trace. `false`: the
+    teacher samples nothing."""
     ncq: bool = True
+    """Ask hard questions again as an NCQ, which lists the student's wrong answers and shows its wrong traces."""
     compress: bool = True
-    """False shows traces as they are, without the teacher's rewriting."""
+    """Let the teacher rewrite a trace as a summary before a prompt shows it (published). `false` shows the trace
+    without its thinking tags."""
     compress_max_lines: int = 5
+    """Most lines of a summary, blank ones not counted, 1 or more (published: 5). A longer one is redrawn once, then
+    given up."""
     compress_max_tokens: int = 512
+    """Most tokens of a summary, 1 or more (published: 512). A longer one is redrawn once, then given up."""
     bcq_positive: Literal["right", "wrong"] = "right"
-    """Control: `wrong` shows a second wrong trace in the place of the right one, on the same questions."""
+    """What a BCQ shows next to the wrong student trace. `right`: a right teacher trace (published); `wrong`: a second
+    wrong trace, as a control on the same questions."""
     ncq_source: Literal["own", "foreign"] = "own"
-    """Control: `foreign` shows the wrong traces and answers of another hard question of the step."""
+    """Whose wrong answers and traces an NCQ shows. `own`: the question's own (published); `foreign`: those of another
+    hard question of the step, as a control."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

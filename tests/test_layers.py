@@ -20,6 +20,7 @@ PRESETS = {p.stem for p in (layers.ROOT / "conf" / "method").glob("*.yaml")} - s
 KNOWS_MORE = {
     "harness.config.compose": ("methods.plugins",),
     "harness.config.deployment": ("methods.registry",),
+    "harness.config.reference": ("methods.registry",),
     "harness.run.run": ("methods.registry",),
     "harness.testing.lab": ("methods.registry",),
     "harness.commands.methods": ("methods.registry", "methods.plugins"),

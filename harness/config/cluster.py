@@ -11,19 +11,22 @@ from harness.errors import UserError, did_you_mean
 
 @dataclass
 class ClusterConfig:
-    """Nodes of one kind, each with GPUs that train and sample the student and GPUs that serve the teacher."""
+    """Nodes of one kind. Each has GPUs that train and sample the student, and may have GPUs for the teacher alone."""
 
     name: str = "local"
-    """One process on this machine, whatever device it has."""
+    """Name of the placement in plans. `local` is one process on this machine, whatever device it has."""
     num_nodes: int = 1
+    """Machines that the run takes (Table 8: 8)."""
     student_gpus: int = 1
-    """Of a node: its ranks, which train and sample."""
+    """GPUs of each node that train and sample the student, one rank for each (Table 8: 6). `data.batch_size` has to be
+    a multiple of all ranks."""
     teacher_gpus: int = 0
-    """Of a node: they serve the teacher, for its rollouts, rewrites and verdicts. 0: it shares the student's."""
+    """Further GPUs of each node that run the teacher alone (Table 8: 2). 0: the teacher shares the student's."""
     gpu: str = ""
-    """A name that `zppo plan` knows; all are of this type. Empty: not stated."""
+    """Type of all GPUs, a name that `zppo plan` knows, such as `H100-80GB`. Empty: not stated."""
     collective_timeout: float = 600.0
-    """Seconds in which all ranks have to take part in a collective."""
+    """Seconds in which all ranks have to meet and to take part in a collective. After them the run ends with a
+    remedy."""
 
     @property
     def world_size(self) -> int:

@@ -12,70 +12,87 @@ from harness.errors import UserError
 
 @dataclass
 class VllmConfig:
-    """rollout=vllm: the student's engine in the trainer's process, a teacher's in a process of its own."""
+    """Options of `rollout=vllm`: the student's engine in the trainer's process, a teacher's in a process of its own."""
 
     memory_fraction: float = 0.3
-    """Share of a GPU's memory for the engine's weights and cache; the trainer has the rest."""
+    """Share of a GPU's memory for the weights and the cache of an engine. The trainer has the rest."""
     own_memory_fraction: float = 0.9
-    """The same of a teacher's engine or server that has GPUs of its own (`cluster.teacher_gpus`)."""
+    """Share of a GPU's memory for a teacher's engine or server on GPUs of its own (`cluster.teacher_gpus`)."""
     cache_gib: float | None = None
-    """Size of the key-value cache; default: what is left of the engine's share, and 1 GiB without a GPU."""
+    """GiB of the key-value cache. `null` takes what is left of the engine's share, and 1 GiB without a GPU."""
     max_model_len: int | None = None
-    """Tokens of prompt and completion together; default: the model's context window."""
+    """Most tokens of prompt and completion together. `null` is the model's context window."""
     enforce_eager: bool = False
-    """No compiled graphs: starts faster, samples slower."""
+    """Compile no graphs: the engine starts faster and samples slower."""
     prefix_caching: bool = True
+    """Keep the cache of what prompts begin with, and read it once for all of them. Switched off for models with which
+    vLLM fails."""
     sleep: bool = True
-    """Free the engine's memory while the student is updated. Only on a GPU."""
+    """Free the memory of the student's engine while the student is updated. Has an effect on a GPU only."""
     tensor_parallel_size: int = 1
-    """GPUs of a teacher's engine, all of `cluster.teacher_gpus` if there are any; the student's has the trainer's."""
+    """GPUs over which a teacher's engine is cut. With `cluster.teacher_gpus` it takes all of those instead. The
+    student's engine has the trainer's GPU."""
 
 
 @dataclass
 class RolloutConfig:
+    """How student and teacher sample in training. Evaluation has its own decoding under `eval.`."""
+
     engine: str = "transformers"
-    """transformers, vllm, or server: endpoints, for students that are not trained."""
+    """What samples. `transformers` and `vllm` do so on this machine; `server` asks endpoints, for students that are not
+    trained."""
     temperature: float = 1.0
+    """Sampling temperature of student and teacher (published: 1.0). Log-probabilities are those of the logits divided
+    by it."""
     top_p: float = 1.0
+    """Nucleus sampling. Training refuses any value but 1, which keeps the full distribution (published: 1.0)."""
     top_k: int = 0
+    """Sample from this many likeliest tokens. Training refuses any value but 0, which takes all (published: none)."""
     min_p: float = 0.0
+    """Drop tokens below this share of the likeliest token's probability. Training refuses any value but 0."""
     presence_penalty: float = 0.0
+    """Lower the logits of tokens that occurred already. Training refuses any value but 0 (published: no penalties)."""
     repetition_penalty: float = 1.0
+    """Divide the logits of tokens that occurred already. Training refuses any value but 1 (published: no penalties)."""
     max_prompt_tokens: int = 4096
-    """Longer plain prompts are dropped from the data and counted; BCQ and NCQ prompts have only the context window."""
+    """Most tokens of a plain prompt (Table 8: 4,096). Questions with longer ones are dropped and counted. BCQ and NCQ
+    prompts are limited by the context window alone."""
     max_response_tokens: int = 12_288
+    """Most tokens of a response of student or teacher (Table 8: 12,288). A given prefix counts; a longer response is
+    cut off."""
     max_sequences: int = 256
-    """Sequences that are decoded at once."""
+    """Sequences that one engine decodes at a time."""
     transfer_timeout: float = 600.0
-    """Seconds in which the engine has to have the student's new weights."""
+    """Seconds in which the engine has to take the student's new weights after an update. After them the run ends."""
     vllm: VllmConfig = field(default_factory=VllmConfig)
 
 
 @dataclass
 class ServerConfig:
-    """How endpoints are asked, and how `vllm serve` is started where `serve` is set for a model."""
+    """How endpoints are asked (`teacher.urls`), and how `vllm serve` is started (`teacher.serve=true`)."""
 
     timeout: float = 1800.0
-    """Seconds a single request may take."""
+    """Seconds that a single request may take. The limit also holds for a teacher in a process of its own
+    (`teacher_process`)."""
     max_wait: float = 900.0
-    """Seconds without an answer from any endpoint until the run ends as `interrupted`."""
+    """Seconds without an answer from any endpoint, after which the run ends as `interrupted`."""
     concurrency: int = 64
     """Requests at a time to each endpoint."""
     api_key_env: str = "OPENAI_API_KEY"
-    """The environment variable with the key, if an endpoint wants one."""
+    """Name of the environment variable with the key, if an endpoint wants one."""
     top_k: int = 64
-    """Log-probabilities a token that a served teacher gives to methods that read its distribution; the rest is a tail
-    of one bucket."""
+    """Log-probabilities for each token that a served teacher gives to methods that read its distribution. All other
+    tokens share one bucket."""
     score: bool = True
-    """A served teacher also scores for methods that read its distribution, `top_k` tokens each and text alone; false:
-    it samples, and what scores is loaded beside the student, with its whole distribution."""
+    """A served teacher also scores, `server.top_k` tokens at each position, for text alone. `false`: the server only
+    samples, and a copy in the run scores with its full distribution."""
     start_timeout: float = 900.0
-    """Seconds in which `vllm serve` has to answer."""
+    """Seconds in which a started `vllm serve` has to answer."""
     port: int = 0
-    """Of a server that is started here, on 127.0.0.1; 0: a free one."""
+    """Port of a server that is started here, on 127.0.0.1. 0 takes a free one."""
     args: list[str] = field(default_factory=list)
-    """Further arguments of `vllm serve`, such as --tensor-parallel-size=2. What would open it to other machines, show
-    a key or run a model's code is refused."""
+    """Further arguments of `vllm serve`, such as `--tensor-parallel-size=2`. Arguments that would open it to other
+    machines, show a key or run a model's code are refused."""
 
 
 CHOICES = {"rollout.engine": ("transformers", "vllm", "server")}

@@ -5,21 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness.errors import UserError
 from harness.types import MediaLimits
 
 
 @dataclass
 class MediaConfig:
-    """How images and videos are shown to a model."""
+    """How large an image and how long a video is shown to a model."""
 
     min_pixels: int = 256 * 32 * 32
+    """Least pixels of an image or a frame (published for evaluation: 256 * 32 * 32). Smaller ones are enlarged in
+    proportion."""
     max_pixels: int = 1280 * 32 * 32
-    """Of one image or one frame: smaller and larger ones are scaled, their proportions kept."""
+    """Most pixels of an image or a frame (published for evaluation: 1280 * 32 * 32). Larger ones are reduced in
+    proportion."""
     fps: float | None = 2.0
-    """Frames a second that are taken of a video; null with `num_frames`."""
+    """Frames that are taken of each second of a video, at least 2 in all. Either this or `num_frames` is set; the other
+    is `null`."""
     num_frames: int | None = None
-    """This many frames of every video instead, evenly spread."""
+    """Take this many frames of every video, evenly spread. `null`: as many as `fps` gives."""
     max_frames: int = 768
+    """Most frames of a video, 2 or more. A video that has more at `fps` is shown this many, evenly spread."""
 
     def limits(self) -> MediaLimits:
         return MediaLimits(self.min_pixels, self.max_pixels, self.fps, self.num_frames, self.max_frames)
@@ -30,30 +36,37 @@ class BenchmarkOptions:
     """What the paper leaves open about single benchmarks. Each choice is part of the evaluation card."""
 
     charxiv: str = "reasoning"
-    """reasoning: one question a figure; descriptive: the figure's four; both."""
+    """Questions of CharXiv. `reasoning`: one for each figure; `descriptive`: the figure's four others; `both`: all
+    five."""
     dynamath: str = "average"
-    """average: over all variants; worst: a seed question counts as its worst variant."""
+    """Score of DynaMath. `average`: the mean over all variants; `worst`: a seed question counts as its worst
+    variant."""
     hle: str = "text_only"
-    """text_only: without the questions that show a picture (the column is one of the LLM family); all."""
+    """Questions of Humanity's Last Exam. `text_only` leaves out those with a picture, because the column belongs to the
+    LLM family."""
     mmlu_redux: str = "corrected"
-    """Of questions that the re-annotation found faulty. corrected: kept, with the corrected answer where there is one;
-    printed: kept, with the printed answer; ok: left out."""
+    """Questions of MMLU-Redux that the re-annotation found faulty. `corrected` takes the corrected answer where there
+    is one, `printed` the printed one; `ok` leaves them out."""
     wemath: str = "accuracy"
-    """accuracy: over all questions; strict or loose: the four-way score of We-Math over each composite problem."""
+    """Score of We-Math. `accuracy`: over all questions; `strict` or `loose`: the benchmark's own four-way score over
+    composite problems."""
     vlmsareblind: str = "rows"
-    """rows: every question weighs the same; tasks: every task does."""
+    """Mean of VLMs are Blind. `rows`: every question weighs the same; `tasks`: every task does."""
     ceval: str = "rows"
-    """rows or subjects, likewise."""
+    """Mean of C-Eval. `rows`: every question weighs the same; `subjects`: every subject does."""
     ocrbench_v2: str = "categories"
-    """categories: the official mean over the ability categories of a language; rows."""
+    """Mean of OCRBench v2. `categories`: the official one over ability categories; `rows`: every question weighs the
+    same."""
     multichallenge: str = "axes"
-    """axes: the official mean over the four challenge axes; rows."""
+    """Mean of MultiChallenge. `axes`: the official one over four challenge axes; `rows`: every question weighs the
+    same."""
     gpqa_seed: int = 0
-    """Of the order of options, which is drawn for each question from this and its record id."""
+    """Seed for the order of the options of GPQA-Diamond, drawn for each question from this and its record id."""
     videomme_subtitles: str = "all"
-    """all: the whole subtitle file; frames: only what is said while a shown frame is on screen."""
+    """Subtitles that Video-MME shows. `all`: the complete file; `frames`: what is said at 32 evenly spread times."""
     aime_repeats: int = 1
-    """Samples a problem of AIME 2025 and 2026; the score is their mean. The paper takes one."""
+    """Samples for each problem of AIME 2025 and 2026. The score is their mean; the published one takes a single
+    sample."""
 
 
 OPTION_CHOICES = {
@@ -72,63 +85,84 @@ OPTION_CHOICES = {
 
 @dataclass
 class JudgeConfig:
-    """A model behind an OpenAI-compatible endpoint. The paper's judge is the 27B teacher, greedy (METHOD section 8)."""
+    """A model that compares answers, at an OpenAI-compatible endpoint. The published judge is the 27B teacher,
+    greedy."""
 
     url: str | None = None
-    """http://host:port/v1; null: no judge, and what no rule resolves counts as wrong."""
+    """Address of the endpoint, such as `http://localhost:8000/v1`. `null`: there is no judge, and what no rule resolves
+    counts as wrong."""
     model: str = "Qwen/Qwen3.5-27B"
+    """Name of the model at the endpoint."""
     api_key_env: str = "OPENAI_API_KEY"
-    """The environment variable with the key, if the endpoint wants one."""
+    """Name of the environment variable with the key, if the endpoint wants one."""
     when: str = "unmatched"
-    """unmatched: every answer that no rule matches, but for another valid option; unparsed: only what has no readable
-    answer."""
+    """Which answers the judge sees. `unmatched`: every answer that no rule matches, except another valid option;
+    `unparsed`: only replies without a readable answer."""
     temperature: float = 0.0
+    """Sampling temperature of the judge (published: 0, greedy)."""
     top_p: float = 1.0
+    """Nucleus sampling of the judge (published: 1)."""
     max_tokens: int = 512
+    """Most tokens of a verdict (published: 512)."""
     extra_body: dict[str, Any] = field(default_factory=lambda: {"chat_template_kwargs": {"enable_thinking": False}})
-    """Sent with every request. Qwen3.5 behind vLLM or SGLang thinks unless it is told not to, and `max_tokens` have no
-    room for that; for an endpoint that refuses the field: {}."""
+    """Further fields of every request. The default keeps Qwen3.5 from thinking, for which `max_tokens` has no room.
+    `{}` suits an endpoint that refuses the field."""
     timeout: float = 120.0
-    """Seconds a request may take."""
+    """Seconds that a request may take."""
     retries: int = 3
-    """After the first try, for what may pass: no connection, a timeout, status 429 or 5xx."""
+    """Further tries of a request that failed for a passing reason: no connection, a timeout, status 429 or 5xx."""
     concurrency: int = 16
     """Requests at a time."""
 
 
 @dataclass
 class EvalConfig:
-    """Decoding defaults are the paper's protocol (METHOD section 8)."""
+    """What a student is scored on. Defaults of decoding are the published protocol."""
 
     suite: str | None = None
-    """mini; paper31, llm10, vlm16 or video5 (`zppo eval --list`); or none."""
+    """Benchmarks to run: `mini` generates its questions, the others are the paper's (`zppo eval --list`). `null`
+    evaluates nothing."""
     every: int = 0
-    """Also evaluate every this many steps; 0 = only at the end."""
+    """Also evaluate after every so many rollout steps. 0: only at the end."""
     tasks: list[str] = field(default_factory=lambda: ["arithmetic", "bar_chart", "bar_cards", "bar_clip"])
-    """mini: arithmetic (LLM), bar_chart, bar_cards (VLM), bar_clip (Video); a benchmark each a level."""
+    """Tasks of `mini`: `arithmetic` (LLM), `bar_chart` and `bar_cards` (VLM), `bar_clip` (Video). Each is a benchmark
+    at each level."""
     levels: list[int] = field(default_factory=lambda: [1, 2, 3, 4])
+    """Difficulty levels of `mini`, some of 1 to 4."""
     num_questions: int = 200
-    """Held-out questions a level of a task."""
+    """Held-out questions of `mini` for each level of a task."""
     seed: int = 0
+    """Decides the questions of `mini` and the sampling of all suites, so that scores do not depend on the run's
+    `seed`."""
     temperature: float = 0.6
+    """Sampling temperature of the student (published: 0.6). 0 is greedy."""
     top_p: float = 0.95
+    """Sample from the likeliest tokens whose probabilities reach this sum (published: 0.95). 1 takes all."""
     top_k: int = 20
+    """Sample from this many likeliest tokens (published: 20). 0 takes all."""
     min_p: float = 0.0
+    """Drop tokens below this share of the likeliest token's probability (published: 0). 0 drops none."""
     presence_penalty: float = 1.5
+    """Subtracted from the logits of tokens that the response has already (published: 1.5). 0 is no penalty."""
     repetition_penalty: float = 1.0
+    """Divides the logits of tokens that occurred already (published: 1.0). 1 is no penalty."""
     max_response_tokens: int = 12_288
+    """Most new tokens of a response (published: 12,288)."""
     media: MediaConfig = field(default_factory=MediaConfig)
-    """What the questions' images and videos are scaled and cut to; `data.media` is for training."""
+    """These limits hold in evaluation. Training has its own, `data.media`."""
     columns: list[str] = field(default_factory=list)
-    """Only these benchmarks of the suite; empty: all."""
+    """Run only these benchmarks of the suite. Empty: all."""
     limit: int | None = None
-    """At most this many questions a benchmark, evenly spread over it. mini has `num_questions` instead."""
+    """Most questions of each benchmark, evenly spread over it. `null`: all. For `mini` set `eval.num_questions`
+    instead."""
     data_root: str | None = None
-    """A folder with copies of the benchmarks' repositories, `<owner>/<name>` each; null: the hub."""
+    """Folder with copies of the benchmarks' repositories, `OWNER/NAME` each. `null` loads them from the hub."""
     stage: str = "all"
-    """generate: answer and mark by rule; judge: only ask the judge about what is left, without the student; all."""
+    """Which part to do. `generate`: answer and mark by rule; `judge`: ask the judge about what is left, without the
+    student; `all`: both."""
     options: BenchmarkOptions = field(default_factory=BenchmarkOptions)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
+    """This judge is asked in evaluation. Training has its own, `reward.judge`."""
 
 
 CHOICES = {
@@ -137,3 +171,23 @@ CHOICES = {
     "eval.judge.when": ("unmatched", "unparsed"),
     **{f"eval.options.{name}": choices for name, choices in OPTION_CHOICES.items()},
 }
+
+
+def check_media(section: str, media: MediaConfig) -> None:
+    """Raises UserError for limits of `<section>.media` that contradict each other."""
+    if not 0 < media.min_pixels <= media.max_pixels:
+        raise UserError(
+            f"{section}.media.min_pixels={media.min_pixels} must be above 0 and at most max_pixels={media.max_pixels}"
+        )
+    if (media.fps is None) == (media.num_frames is None):
+        raise UserError(
+            f"{section}.media.fps={media.fps} and num_frames={media.num_frames}: set one and make the other null"
+        )
+    if media.max_frames < 2:
+        raise UserError(f"{section}.media.max_frames must be at least 2, got {media.max_frames}")
+    if media.fps is not None and not 0 < media.fps < float("inf"):
+        raise UserError(f"{section}.media.fps must be a number above 0, got {media.fps}")
+    if media.num_frames is not None and not 1 <= media.num_frames <= media.max_frames:
+        raise UserError(
+            f"{section}.media.num_frames must lie in 1 to max_frames={media.max_frames}, got {media.num_frames}"
+        )

@@ -14,41 +14,51 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.config import cluster, engines, evaluation, update
+from harness.config import cluster, data, engines, evaluation, update
 from harness.config.cluster import ClusterConfig, check_cluster
+from harness.config.data import DataConfig, check_data
 from harness.config.engines import RolloutConfig, ServerConfig
-from harness.config.evaluation import EvalConfig, JudgeConfig, MediaConfig
+from harness.config.evaluation import EvalConfig, JudgeConfig, check_media
 from harness.config.update import AlarmConfig, UpdateConfig
 from harness.errors import UserError, did_you_mean
 
 
 @dataclass
 class ModelConfig:
+    """A model: where it is, how it is loaded or who serves it."""
+
     name: str = MISSING
-    """Folder and table row of a student."""
+    """Name of the model. The student's is a folder of the run and a row of tables."""
     path: str = MISSING
-    """A local folder, a hub id, `tiny:<size>` for the embedded family, or `package:<module>` for files in a package."""
+    """Where the model is: a local folder, a hub id, `tiny:<size>` for the embedded family, or `package:<module>` for
+    files in a package."""
     revision: str | None = None
+    """Branch, tag or commit of a hub repository. `null` takes the newest."""
     gguf_file: str | None = None
-    """Read the weights from this GGUF file in `path` (or in the folder of the package)."""
+    """Read the weights from this GGUF file in `path`, or in the folder of the package. `null` reads safetensors."""
     dtype: str = "bfloat16"
-    """float32, bfloat16 or float16. A student that is trained in 16 bit keeps fp32 weights until it is saved."""
+    """Number format in which the model computes (published: bf16). A student that is trained in 16 bits keeps fp32
+    weights until it is saved."""
     attn_implementation: str = "sdpa"
+    """Attention of transformers, such as `sdpa`, `eager` or `flash_attention_2`. One from a hub repository needs
+    `trust_remote_code`."""
     enable_thinking: bool = False
-    """Passed to the chat template; explicit because templates of one family differ in their default."""
+    """Passed to the chat template. It is explicit because templates of one family differ in their default."""
     chat_template: str | None = None
-    """A Jinja file that replaces the tokenizer's template (base models have none)."""
+    """A Jinja file that replaces the tokenizer's template. Base models have none and need it."""
     urls: list[str] = field(default_factory=list)
-    """Endpoints that serve this model, http://<host>:<port>/v1; requests go to the one with the least to do."""
+    """Endpoints that serve this model, such as `[http://localhost:8000/v1]`. A request goes to the one with the least
+    to do. For a student this needs `rollout=server`."""
     serve: bool = False
     """Start `vllm serve` for this model, on 127.0.0.1, for as long as the run lasts."""
     api: str = "tokens"
-    """What the endpoints of `urls` speak. tokens: ids in and out with log-probabilities (vLLM); text: chat alone."""
+    """What the endpoints of `urls` exchange. `tokens`: ids with log-probabilities (vLLM); `text`: chat messages alone,
+    for methods that read text alone."""
     served_name: str | None = None
-    """The model's name at its endpoints; default: `path`."""
+    """Name of the model at its endpoints. `null` is `path`."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model, for an architecture that transformers does not have. run.json says
-    whose was allowed."""
+    """Run Python code that comes with the model, for an architecture that transformers does not have. `run.json`
+    records it."""
 
     @property
     def is_served(self) -> bool:
@@ -56,120 +66,92 @@ class ModelConfig:
 
 
 @dataclass
-class ColumnsConfig:
-    """Which column holds what; dots reach into nested records (`extra.answer`)."""
-
-    question: str = "question"
-    answer: str = "answer"
-    id: str | None = None
-    answer_type: str | None = None
-    images: str | None = "images"
-    """One image or a list of them: paths relative to the file, or embedded bytes. Rows without it have none."""
-    video: str | None = "video"
-    """The path or the bytes of one video. Rows without it have none."""
-
-
-@dataclass
-class DataConfig:
-    source: str = MISSING
-    """synthetic, reasoning_gym, jsonl, parquet or hub."""
-    batch_size: int = 384
-    """New questions a rollout step."""
-    epochs: int = 1
-    shuffle: bool = True
-    pool_size: int | None = None
-    """Use only this many questions (a seeded choice), so that each is met several times when `epochs` > 1."""
-    seed: int = 0
-    """Of generated questions and of the pool; the order of questions follows the run's `seed`."""
-    num_questions: int = 10_000
-    """How many questions a generated source has."""
-    levels: list[int] = field(default_factory=lambda: [2, 3, 4])
-    """synthetic: difficulty levels, drawn evenly."""
-    tasks: list[str] = field(default_factory=lambda: ["arithmetic"])
-    """synthetic: arithmetic (text), bar_chart, bar_cards (images), bar_clip (video); they take turns."""
-    dataset: str | None = None
-    """reasoning_gym: name of the data set."""
-    dataset_config: dict[str, Any] = field(default_factory=dict)
-    """reasoning_gym: its options."""
-    path: str | None = None
-    """jsonl, parquet: the file; hub: a data set's id, or a local folder with its files."""
-    split: str = "train"
-    """hub: the split; part of one is `train[:1000]`."""
-    config_name: str | None = None
-    """hub: which of the data set's configurations, where it has several."""
-    revision: str | None = None
-    """hub: branch, tag or commit; default: the newest."""
-    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
-    answer_type: str = "math"
-    """jsonl, parquet, hub without a column for it: math, choice or text."""
-    max_bad_fraction: float = 0.0
-    """Bad rows are skipped and counted up to this share, then the file is refused."""
-    media: MediaConfig = field(default_factory=MediaConfig)
-
-
-@dataclass
 class RewardConfig:
+    """How answers are graded, in training and in evaluation."""
+
     grader: str = "math_verify"
-    """math_verify or mathruler (the paper's)."""
+    """Library that compares mathematical answers. The published one is `mathruler`."""
     num_workers: int = 1
+    """Processes that grade side by side. They start when the first answer needs one."""
     cpu_seconds: float = 5.0
-    """CPU time a worker may spend on one answer before it is killed and the answer counts as `timeout`."""
+    """CPU seconds that a worker may spend on one answer. A worker that takes longer is killed, and the answer counts as
+    `timeout`."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
-    """Asked in training about answers of type text that the rule does not find right; evaluation has `eval.judge`."""
+    """This judge is asked in training, about answers of type `text` that the rule does not find right; `when` has
+    no other value here. Evaluation has its own, `eval.judge`."""
 
 
 @dataclass
 class TrackerConfig:
-    """metrics.jsonl is always written; this adds wandb."""
+    """Tracking with Weights & Biases. `metrics.jsonl` is always written as well."""
 
     wandb: str = "disabled"
-    """disabled, offline or online."""
+    """Where metrics go. `offline` keeps wandb's files in the run folder until `wandb sync`; `online` sends them at
+    once."""
     project: str = "zppo-bench"
+    """Name of the wandb project."""
     entity: str | None = None
+    """User or team of wandb that owns the project. `null` is the account's default."""
 
 
 @dataclass
 class CheckpointConfig:
+    """When the state of a run is written, and how much of it stays on disk."""
+
     every: int = 10
-    """Rollout steps between two checkpoints; the last step has one as well."""
+    """Rollout steps between two checkpoints. The last step has one as well."""
     keep_last: int = 1
-    """How many of the newest stay."""
+    """How many of the newest checkpoints stay."""
     keep_every: int | None = None
-    """Those of every so many steps stay as well, and are never removed."""
+    """Checkpoints of every so many steps are never removed. `null`: only the newest stay."""
 
 
 @dataclass
 class RecordsConfig:
+    """How many recorded prompts and responses stay on disk."""
+
     keep: int | None = None
-    """Steps whose rollouts stay on disk, the newest; null: all. A report shows and audits what is there."""
+    """How many of the newest steps keep their rollouts on disk. `null`: all. A report shows and audits what is
+    there."""
 
 
 @dataclass
 class RunConfig:
+    """Where a run is stored, how long it is and which devices it uses."""
+
     study: str = "default"
+    """Name of the study, a set of runs that a report compares. It is a folder under `outputs`."""
     outputs: str = "outputs"
+    """Folder of all studies. A run is in `OUTPUTS/STUDY/LABEL/STUDENT/seedN`."""
     seed: int = 0
+    """Decides the order of questions and all sampling of the run, which is repeated with the same seed."""
     steps: int | None = None
-    """Rollout steps; default: as many as the data give in `data.epochs` passes."""
+    """Rollout steps (Table 8: 200). `null`: as many as the data give in `data.epochs` passes. 0 trains nothing."""
     resume: str = "auto"
-    """auto: go on from the newest checkpoint of the same configuration; never: refuse a folder that has one."""
+    """What to do with a folder that has a checkpoint. `auto`: go on from the newest one of the same configuration;
+    `never`: refuse the folder."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     rollouts: RecordsConfig = field(default_factory=RecordsConfig)
     preempt_grace: float = 60.0
-    """Seconds in which a run that SIGTERM or SIGUSR1 reached has written its state; then it ends as it is."""
+    """Seconds that a run has to write its state after SIGTERM or SIGUSR1. After them it ends, and the last checkpoint
+    counts."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:<n>."""
+    """Device of the student: `auto`, `cpu`, `cuda` or `cuda:<n>`. `auto` takes a GPU where there is one."""
     teacher_device: str | None = None
-    """Default: the student's."""
+    """Device of a teacher that the run loads. `null`: a GPU of `cluster.teacher_gpus` if several ranks have any, else
+    the student's device."""
     teacher_process: bool = False
-    """Score in a process of its own, which ships hidden states; methods that read the teacher's distribution."""
+    """Run the teacher in a process of its own, for methods that read its distribution. It may be on another device."""
     num_threads: int = 0
-    """CPU threads; 0 = all cores."""
+    """CPU threads of the run. 0 leaves the number to PyTorch, which takes all cores."""
     label: str | None = None
-    """Folder and table row; default: the method's name. A multirun adds its swept keys."""
+    """Folder of the run and row of tables. `null`: the method's name, to which a multirun adds its swept keys."""
     method: dict[str, Any] = field(default_factory=dict)
+    """Options of the method. The preset that `method=` chooses sets `method.name` and `method.class`."""
     student: ModelConfig = field(default_factory=ModelConfig)
+    """The student is the model that is trained."""
     teacher: ModelConfig | None = None
+    """The teacher has these options as well. `teacher=none` makes all of it `null`, for methods that need none."""
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
@@ -185,8 +167,7 @@ CHOICES = {
     "resume": ("auto", "never"),
     "student.dtype": ("float32", "bfloat16", "float16"),
     "teacher.dtype": ("float32", "bfloat16", "float16"),
-    "data.source": ("synthetic", "reasoning_gym", "jsonl", "parquet", "hub"),
-    "data.answer_type": ("math", "choice", "text"),
+    **data.CHOICES,
     "student.api": ("tokens", "text"),
     "teacher.api": ("tokens", "text"),
     **engines.CHOICES,
@@ -199,9 +180,7 @@ CHOICES = {
 
 
 POSITIVE = (
-    "data.batch_size",
-    "data.epochs",
-    "data.num_questions",
+    *data.POSITIVE,
     "reward.num_workers",
     "reward.cpu_seconds",
     "reward.judge.max_tokens",
@@ -264,10 +243,10 @@ def check(config: RunConfig) -> None:
         if owner is not None and (value := getattr(owner, name)) not in choices:
             raise UserError(f"{key}={value} is not known.{did_you_mean(str(value), [str(c) for c in choices])}")
     _check_positive(config)
-    _check_data(config.data)
+    check_data(config.data)
     _check_secrets(config)
     _check_served(config)
-    _check_media("eval", config.eval.media)
+    check_media("eval", config.eval.media)
     check_cluster(config.cluster, config.data.batch_size)
     rollout = config.rollout
     if (rollout.top_p, rollout.top_k, rollout.min_p) != (1.0, 0, 0.0):
@@ -327,39 +306,6 @@ def _check_served(config: RunConfig) -> None:
         raise UserError("rollout=server needs endpoints: student.urls=[http://<host>:<port>/v1] or student.serve=true")
     if config.student.is_served and config.rollout.engine != "server":
         raise UserError("student.urls and student.serve need rollout=server, for a student that is not trained")
-
-
-def _check_data(data: DataConfig) -> None:
-    if data.source == "reasoning_gym" and not data.dataset:
-        raise UserError("data=reasoning_gym needs the name of a data set: data.dataset=chain_sum")
-    if data.source in ("jsonl", "parquet") and not data.path:
-        raise UserError(f"data={data.source} needs a file: data.path=FILE")
-    if data.source == "hub" and not data.path:
-        raise UserError("data=hub needs a data set: data.path=OWNER/NAME, or a local folder")
-    if data.source == "synthetic" and (not data.levels or not set(data.levels) <= {1, 2, 3, 4}):
-        raise UserError(f"data.levels must be some of 1, 2, 3, 4, got {data.levels}")
-    if not 0.0 <= data.max_bad_fraction < 1.0:
-        raise UserError(f"data.max_bad_fraction must lie in [0, 1), got {data.max_bad_fraction}")
-    _check_media("data", data.media)
-
-
-def _check_media(section: str, media: MediaConfig) -> None:
-    if not 0 < media.min_pixels <= media.max_pixels:
-        raise UserError(
-            f"{section}.media.min_pixels={media.min_pixels} must be above 0 and at most max_pixels={media.max_pixels}"
-        )
-    if (media.fps is None) == (media.num_frames is None):
-        raise UserError(
-            f"{section}.media.fps={media.fps} and num_frames={media.num_frames}: set one and make the other null"
-        )
-    if media.max_frames < 2:
-        raise UserError(f"{section}.media.max_frames must be at least 2, got {media.max_frames}")
-    if media.fps is not None and not 0 < media.fps < float("inf"):
-        raise UserError(f"{section}.media.fps must be a number above 0, got {media.fps}")
-    if media.num_frames is not None and not 1 <= media.num_frames <= media.max_frames:
-        raise UserError(
-            f"{section}.media.num_frames must lie in 1 to max_frames={media.max_frames}, got {media.num_frames}"
-        )
 
 
 def _explain(error: OmegaConfBaseException) -> str:

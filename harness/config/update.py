@@ -7,41 +7,51 @@ from dataclasses import dataclass, field
 
 @dataclass
 class UpdateConfig:
+    """The optimizer, and how an update is cut into pieces that fit into memory."""
+
     learning_rate: float = 1e-6
+    """Learning rate of AdamW, constant, without warm-up or decay (Table 8: 1e-6)."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    """AdamW's two decay rates, of the gradient's mean and of its square (Table 8: 0.9 and 0.999)."""
     eps: float = 1e-8
+    """AdamW's constant in the denominator, against division by zero (Table 8: 1e-8)."""
     weight_decay: float = 0.1
+    """AdamW's decoupled weight decay (Table 8: 0.1). 0 is none."""
     max_grad_norm: float = 1.0
+    """Longest gradient: a gradient with a larger norm over all parameters is scaled down to it (Table 8: 1.0)."""
     optimizer: str = "adamw"
-    """adamw: fp32 states; adamw_bf16: the paper's bf16 states, rounded at random; adamw_8bit: blocks of 8 bits;
-    adamw_offload: fp32 states in the host's memory (needs a GPU). Weights are fp32 with all of them."""
+    """Where AdamW keeps its states. `adamw`: fp32; `adamw_bf16`: the published bf16, rounded at random; `adamw_8bit`:
+    blocks of 8 bits; `adamw_offload`: fp32 in the host's memory (needs a GPU). Trained weights are always fp32."""
     micro_batch_tokens: int = 16_384
-    """Tokens, padding included, of a forward and backward pass; a longer sequence has one for itself. Changes speed and
-    memory, never the gradient."""
+    """Tokens of a forward and backward pass, padding included. A longer sequence has a pass for itself. Changes speed
+    and memory, never the gradient."""
     logit_memory_mb: float = 512.0
-    """MiB for everything of a vocabulary's width: logits, the teacher's, and gradients. Decides how many trained tokens
-    are projected at a time; changes speed and memory, never the gradient."""
+    """MiB for tensors as wide as the vocabulary: logits, the teacher's, and gradients. Decides how many tokens are
+    projected at a time. Changes speed and memory, never the gradient."""
     share_prompts: bool = True
-    """Read a prompt once for all rollouts of its group, or what all prompts begin with once, where the architecture has
-    nothing but attention layers."""
+    """Read a prompt once for all rollouts of its group, or a beginning that all prompts share once. Only for models
+    that have attention layers alone, in one process, without `update.gradient_checkpointing`."""
     old_logprobs: str = "engine"
-    """engine: those returned with the rollouts; recompute: one forward pass before the step's first update."""
+    """Log-probabilities that the ratio is formed with. `engine`: those returned with the rollouts; `recompute`: the
+    trainer's own, from a forward pass before the step's first update."""
     gradient_checkpointing: bool = False
+    """Compute the layers' activations again in the backward pass and store none: needs less memory, more time."""
     on_nonfinite: str = "stop"
-    """What a reward, log-probability, loss or gradient that is not finite does before the optimizer moves: stop ends
-    the run, skip leaves this update (of a reward: the step's) out and counts it; both save the sample."""
+    """What happens to a reward, log-probability, loss or gradient that is not finite, before the optimizer moves.
+    `stop` ends the run; `skip` leaves this update out (for a reward, all of the step's) and counts it. Both save the
+    sample."""
 
 
 @dataclass
 class AlarmConfig:
-    """What methods with a policy gradient are watched for. An alarm is logged and its samples are saved in `alarms/`;
-    it stops nothing."""
+    """Limits for methods with a policy gradient. An alarm is logged and its samples are saved in `alarms/`; the run
+    goes on."""
 
     min_entropy: float | None = 0.01
-    """nats a token: least mean entropy of the distributions of an update's tokens; null is no alarm."""
+    """Least mean entropy of an update's tokens, in nats a token, above 0. `null` is no alarm."""
     max_ratio: float | None = 2.0
-    """Largest mean of exp(logprobs - old_logprobs) over an update's tokens, which is about 1 while the policy is near
-    the one that sampled; null is no alarm."""
+    """Largest mean of `exp(logprobs - old_logprobs)` over an update's tokens, above 1. It is about 1 while the policy
+    is near the one that sampled. `null` is no alarm."""
 
 
 CHOICES = {

@@ -14,7 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from harness.config.schema import ColumnsConfig, DataConfig
+from harness.config.data import ColumnsConfig, DataConfig
 from harness.data.images import ImageFile
 from harness.data.rows import Rows
 from harness.data.tables import Kind, MediaTable, TableImage, TableVideo, column_path, column_type, holds, resolve

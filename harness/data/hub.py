@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from harness.config.schema import DataConfig
+from harness.config.data import DataConfig
 from harness.data.files import Record, read_rows, table_columns, with_references
 from harness.data.rows import Rows
 from harness.data.tables import MediaTable

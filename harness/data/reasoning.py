@@ -15,7 +15,7 @@ import random
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
-from harness.config.schema import DataConfig
+from harness.config.data import DataConfig
 from harness.data.rows import Rows
 from harness.errors import UserError, did_you_mean
 from harness.types import Question

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from harness.config.schema import DataConfig
+from harness.config.data import DataConfig
 from harness.data.images import MediaError
 from harness.data.rows import Rows
 from harness.errors import UserError

@@ -12,8 +12,10 @@ import threading
 import pytest
 import torch
 
+from harness.config.data import DataConfig
 from harness.config.engines import RolloutConfig, VllmConfig
-from harness.config.schema import DataConfig, MediaConfig, ModelConfig
+from harness.config.evaluation import MediaConfig
+from harness.config.schema import ModelConfig
 from harness.data.sources import load_questions
 from harness.errors import UserError
 from harness.models.chat import Chat

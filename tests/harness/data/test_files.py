@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.config.schema import ColumnsConfig, DataConfig, MediaConfig
+from harness.config.data import ColumnsConfig, DataConfig
+from harness.config.evaluation import MediaConfig
 from harness.data.files import load_jsonl, load_parquet, text_of
 from harness.data.images import ImageFile
 from harness.data.video import VideoFile

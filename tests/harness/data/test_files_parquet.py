@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from harness.config.schema import ColumnsConfig, DataConfig, MediaConfig
+from harness.config.data import ColumnsConfig, DataConfig
+from harness.config.evaluation import MediaConfig
 from harness.data.files import UNFINISHED, load_parquet
 from harness.data.images import ImageFile, MediaError
 from harness.data.video import VideoFile

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.config.schema import ColumnsConfig, DataConfig
+from harness.config.data import ColumnsConfig, DataConfig
 from harness.data.hub import load_hub
 from harness.data.images import ImageFile
 from harness.errors import UserError
@@ -153,7 +153,7 @@ def test_a_folder_that_holds_nothing_usable(tmp_path: Path) -> None:
 
 def test_offline_is_told_in_one_line(tmp_path: Path) -> None:
     code = """
-from harness.config.schema import DataConfig
+from harness.config.data import DataConfig
 from harness.data.hub import load_hub
 from harness.errors import UserError
 try:

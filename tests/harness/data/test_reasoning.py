@@ -8,7 +8,7 @@ import reasoning_gym
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.config.schema import DataConfig
+from harness.config.data import DataConfig
 from harness.data.reasoning import first_seed, held_out_questions, load
 from harness.errors import UserError
 

@@ -13,7 +13,8 @@ import pytest
 from omegaconf import OmegaConf
 
 import conf
-from harness.config.schema import CHOICES, DataConfig
+from harness.config.data import DataConfig
+from harness.config.schema import CHOICES
 from harness.data.images import ImageFile, MediaError
 from harness.data.sources import LOADERS, MAX_PENDING, NUM_MESSAGES, NUM_THREADS, LoadedQuestions, load_questions
 from harness.errors import UserError

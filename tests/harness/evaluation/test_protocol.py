@@ -12,8 +12,8 @@ import pytest
 from omegaconf import OmegaConf
 
 import conf
-from harness.config.evaluation import JudgeConfig
-from harness.config.schema import EvalConfig, MediaConfig
+from harness.config.evaluation import JudgeConfig, MediaConfig
+from harness.config.schema import EvalConfig
 from harness.evaluation import protocol
 from harness.evaluation.protocol import NO_PART, card_hash, eval_sampling, evaluation_card, generation_kwargs
 from harness.evaluation.suites import Benchmark, load_suite

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from harness.config.schema import EvalConfig, MediaConfig
+from harness.config.evaluation import MediaConfig
+from harness.config.schema import EvalConfig
 from harness.data import synthetic
 from harness.data.arithmetic import make_questions
 from harness.errors import UserError
