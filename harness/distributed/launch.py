@@ -1,7 +1,7 @@
 """Starts the ranks of this node: `zppo train cluster=NAME`, once a node.
 
-On several nodes the same command runs on each of them (Slurm starts one task a node) and finds the others by Slurm's
-variables, or by `ZPPO_NODE`, `MASTER_ADDR` and `MASTER_PORT`. torchrun does the same job, but for exit codes: its own
+On several nodes the same command runs on each of them (Slurm starts one task a node). It finds the others by Slurm's
+variables, or by `ZPPO_NODE`, `MASTER_ADDR` and `MASTER_PORT`. `torchrun` does the same job, but for exit codes: its own
 is 1 whatever a rank's was, and it gives ranks 30 s to write a checkpoint. Imports no torch.
 """
 
@@ -59,7 +59,7 @@ def launch(config: RunConfig, command: Sequence[str]) -> int:
 
 
 def _end_with_parent() -> None:
-    """In a rank, before it runs: it is told to end where the launcher is killed."""
+    """Run in a rank, before its command: SIGTERM comes to the rank where the launcher is killed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
@@ -109,8 +109,8 @@ class _Ranks:
 
 
 def exit_code(codes: Sequence[int]) -> int:
-    """Of a run, from those of a node's ranks: an error counts most. Ranks that were killed leave a run that goes on
-    (75), and so do those that were told so."""
+    """Exit code of a run, from those of a node's ranks: an error counts most. Ranks that were killed, or that ended
+    with 75 themselves, leave a run that goes on (75)."""
     errors = [code for code in codes if code > 0 and code != os.EX_TEMPFAIL]
     return errors[0] if errors else os.EX_TEMPFAIL if any(codes) else 0
 

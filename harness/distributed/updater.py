@@ -1,8 +1,8 @@
 """Updates over ranks: samples are scattered by their tokens, and the gradient is that of one process.
 
-The denominator is the whole mini-batch's. Every pass through the layers is a collective, so all ranks make equally
+The denominator is the complete mini-batch's. Every pass through the layers is a collective, so all ranks make equally
 many: one with fewer micro-batches, or with none, sends a token through without a gradient. Before each pass all agree
-whether to go on; numbers of one rank that are not finite, a teacher that is lost, or a signal thus end an update on all
+whether to go on. Numbers of one rank that are not finite, a teacher that is lost, or a signal thus end an update on all
 of them, before any optimizer moves.
 
 Shape suffixes: N trained tokens, H hidden.
@@ -204,7 +204,7 @@ class RankUpdater(Updater):
 
 
 class DistributedUpdater(RankUpdater):
-    """Rank 0's: the interface of `Updater`, with every rank at work behind it."""
+    """Rank 0's: the interface of `Updater`, with every rank at work for it."""
 
     @property
     def weights(self) -> ShardedWeights:

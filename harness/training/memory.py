@@ -91,8 +91,8 @@ def predict(
 ) -> dict[str, float]:
     """Bytes by part on one rank at the peak of an update, whose sum is that peak.
 
-    `longest` are the tokens of the longest sequence (one above `update.micro_batch_tokens` has a pass for itself),
-    `num_patches` the patches of the pictures of a micro-batch, `num_ids` the rows of the head that are computed and
+    `longest` are the tokens of the longest sequence (one above `update.micro_batch_tokens` has a pass for itself).
+    `num_patches` are the patches of the pictures of a micro-batch, `num_ids` the rows of the head that are computed and
     `num_weights` the model's weights where they were counted.
     """
     is_16bit = dtype != "float32"
@@ -128,7 +128,7 @@ def predict(
         return parts
     by_part = shape.parameters
     root = 4.0 * sum(by_part[part] for part in ("embeddings", "head", "vision", "final norm"))
-    # The outer group and the layer at work are whole, the next layer is on its way; so is a layer's gradient.
+    # The outer group and the layer at work are complete, the next layer is on its way; so is a layer's gradient.
     parts["gathered weights"] = root + 2 * largest * compute
     parts["gathered gradients"] = root + (4.0 * largest if update.gradient_checkpointing else 0.0)
     return parts

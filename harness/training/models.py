@@ -44,11 +44,11 @@ class Models(Protocol):
     def updater(self, method: Method, teacher: Teacher, clock: StepClock) -> Updater: ...
 
     def finished(self) -> PreTrainedModel:
-        """The trained student in its own dtype, whole: what is saved is what is evaluated."""
+        """The complete trained student in its own dtype: what is saved is what is evaluated."""
         ...
 
     def identity(self) -> str:
-        """Which model answers. What an endpoint has behind a name is not known here: only the name counts."""
+        """Which model answers. What an endpoint serves by a name is not known here: only the name counts."""
         ...
 
 
@@ -129,7 +129,7 @@ def student_engine(
 
 
 def separate_engine(config: RunConfig, chat: Chat, *, stack: ExitStack) -> RolloutEngine:
-    """An engine with whole weights of its own, in the student's dtype, for a student that is cut over ranks."""
+    """An engine with complete weights of its own, in the student's dtype, for a student that is cut over ranks."""
     if config.rollout.engine == "transformers":
         model = LanguageModel.for_chat(load_model(config.student, device_of(config.device)), chat)
         ours = TransformersEngine(model, chat, "student", config.rollout.max_sequences, own_weights=True)
