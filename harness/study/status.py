@@ -91,7 +91,7 @@ def _run_state(run_dir: Path) -> RunState:
 
 
 def _seconds(record: dict[str, Any], run_dir: Path) -> float | None:
-    """Seconds from the run's first start to its end, or to the last sign of life; pauses count, and changes of the
+    """Seconds from the run's first start to its end, or to the last sign of life. Pauses count, and changes of the
     machine's clock: only here, where the run's own monotonic clock is no longer to be had."""
     finished = record["finished"]
     end = datetime.fromisoformat(finished).timestamp() if finished else (run_dir / "run.json").stat().st_mtime

@@ -1,5 +1,5 @@
-"""An OpenAI-compatible endpoint on this machine, in a thread, that can be told to misbehave: for tests and
-demonstrations. What it answers is somebody else's: `judge/loopback.py` and `rollout/loopback.py`.
+"""An OpenAI-compatible endpoint on this machine, in a thread, that can be set to misbehave: for tests and
+demonstrations. What it answers comes from `harness.testing.judge_server` and `harness.testing.model_server`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Fault:
     drop: bool = False
     """Close the connection without an answer."""
     body: str | None = None
-    """The whole body instead of an answer."""
+    """The complete body instead of an answer."""
     retry_after: str | None = None
     spoil: Callable[[Body], Any] | None = None
     """Changes the answer in place."""
@@ -44,7 +44,7 @@ class NotServed(Exception):
 
 
 class LoopbackServer(ThreadingHTTPServer):
-    """`answers` are what is served, by path behind /v1/: a body in, a body out, ValueError, LookupError or TypeError
+    """`answers` are what is served, by path after /v1/: a body in, a body out, ValueError, LookupError or TypeError
     (status 400) or NotServed (404). `models` are the entries of GET /v1/models.
 
     `requests` are the bodies it got, `keys` the Authorization header of each, `busiest` is how many it had in hand at a

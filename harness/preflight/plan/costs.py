@@ -28,7 +28,7 @@ class Cost:
     num_steps: int
     step_flops: dict[str, float]
     step_seconds: dict[str, float] | None
-    """rollout (teacher's work beside it), update, scoring; None where the GPU is not stated."""
+    """rollout (with the teacher's work at the same time), update, scoring; None where the GPU is not stated."""
     disk_bytes: float
 
     @property

@@ -104,7 +104,7 @@ class CountingActors:
         return [True] * len(prompts)
 
     def count(self, name: str, value: float = 1.0) -> None:
-        """What a method counts beside tokens is not asked for."""
+        """Ignored: what a method counts, other than tokens, is not asked for."""
 
     def _units(self, num_tokens: int) -> int:
         return max(1, -(-num_tokens // self.unit))

@@ -68,7 +68,7 @@ def data(text: str) -> str:
 
 
 def student_section(response: str, answer: str | None) -> dict[str, str]:
-    """What is judged: the extracted answer, or the whole response without one; at most STUDENT_CAP characters."""
+    """What is judged: the extracted answer, or the complete response without one; at most STUDENT_CAP characters."""
     if answer is not None and answer.strip():
         return {"answer": shortened(data(answer))}
     return {"response": shortened(data(response))}
