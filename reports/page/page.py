@@ -1,6 +1,6 @@
 """`index.html`: one self-contained page out of tables, figures, runs and rollouts.
 
-What a model or a data set wrote is never markup: it goes into the page as JSON whose `<` is escaped, and the page's
+What a model or a data set wrote is never markup. It goes into the page as JSON whose `<` is escaped, and the page's
 script puts it into the document as text. The Content-Security-Policy allows this script and this style only.
 """
 

@@ -19,9 +19,9 @@ EVENTS = {"admit": "admitted", "graduate": "graduated", "evict": "evicted"}
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
-    """Every whole line of a `.jsonl` file: a run that is writing right now may have half a last one.
+    """Every complete line of a `.jsonl` file: a run that is writing right now may have half a last one.
 
-    Empty where there is no file. Raises ValueError, one line, where a whole line is no JSON.
+    Empty where there is no file. Raises ValueError, one line, where a complete line is no JSON.
     """
     lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []
     rows = []

@@ -16,7 +16,7 @@ from reports.runs.collect import BASE
 
 MAX_COLUMNS = 3
 DEFAULT = "default"
-"""A label that does not name the option, beside labels that do."""
+"""Value of a label that does not name the option, where other labels do."""
 
 
 def draw_macro_gain(macros: pd.DataFrame, refused: Sequence[str], look: Mapping[str, Look]) -> Drawing | None:

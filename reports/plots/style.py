@@ -24,7 +24,7 @@ LineStyle = Literal["-", "--", ":", "-."]
 WIDTH = 5.2
 """Of every figure, inches: at 390 pixels, a telephone, text of 9 points is still 9 pixels high."""
 DPI = 200
-# Okabe and Ito's palette, told apart with any kind of colour blindness; the line style changes when it starts again.
+# Okabe and Ito's palette, distinct with any kind of colour blindness; the line style changes when it starts again.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES: tuple[LineStyle, ...] = ("-", "--", ":", "-.")
 GREY = "#777777"
@@ -116,9 +116,9 @@ class Grid:
     title_lines: int = 1
     tick_lines: int = 1
     left: float = 0.46
-    """For tick labels, beside the first column."""
+    """For tick labels, left of the first column."""
     gap: float = 0.46
-    """For tick labels, beside the others."""
+    """For tick labels, left of the others."""
 
 
 def columns_for(num_panels: int, num_students: int = 1) -> int:
