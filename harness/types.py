@@ -98,7 +98,7 @@ class PromptMedia(Protocol):
 
     @property
     def digest(self) -> str:
-        """Of the pixels and their layout; equal digests mean the same input."""
+        """Digest of the pixels and their layout; equal digests mean the same input."""
         ...
 
     def inputs(self) -> Any:

@@ -101,7 +101,7 @@ class _Ranks:
 
     @staticmethod
     def _kill(child: subprocess.Popen[bytes]) -> None:
-        """With what it has started. One that is stopped (SIGSTOP) ends by SIGKILL alone."""
+        """Kill a rank with what it has started. One that is stopped (SIGSTOP) ends by SIGKILL alone."""
         if child.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
@@ -143,7 +143,7 @@ def _meeting_point(num_nodes: int, environ: Mapping[str, str]) -> tuple[int, str
 
 
 def _first_host(nodes: str) -> str:
-    """Of Slurm's list, `gpu[03-05,09],login`."""
+    """The first host of Slurm's list, `gpu[03-05,09],login`."""
     try:
         listed = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
         return listed.stdout.split()[0]

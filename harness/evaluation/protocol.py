@@ -95,7 +95,7 @@ def eval_sampling(config: EvalConfig) -> Sampling:
 
 
 def generation_kwargs(config: EvalConfig) -> dict[str, Any]:
-    """The same decoding as the libraries state it. `until` is empty: its default cuts at the first blank line."""
+    """The decoding options as the libraries state them. `until` is empty: its default cuts at the first blank line."""
     return {
         "until": [],
         "do_sample": config.temperature > 0,

@@ -44,7 +44,7 @@ class Suite:
     """The benchmarks that can be run, and why the others cannot, in a line each by their names."""
 
     families: dict[str, str]
-    """Of all benchmarks, in the order of the table."""
+    """The family of each benchmark, in the order of the table."""
     benchmarks: tuple[Benchmark, ...]
     strict: bool = False
     """What one benchmark lacks is an error, not a hole."""

@@ -72,7 +72,7 @@ class LanguageModel:
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """Of the decoder's activations."""
+        """Type of the decoder's activations."""
         return self._compute_dtype or self.module.dtype
 
     @property

@@ -174,7 +174,7 @@ def text_config(config: ModelConfig) -> Any:
 
 
 def num_parameters(config: ModelConfig) -> int:
-    """Of a model that is not loaded: its configuration is built without memory. 0 where there is none to read."""
+    """Parameters of a model that is not loaded: its configuration is built without memory. 0 where none can be read."""
     try:
         described = AutoConfig.from_pretrained(resolve_path(config), **_source(config))
     except (OSError, ValueError):

@@ -67,7 +67,7 @@ class VllmEngine:
         self._in_process = empty
         self._num_threads = torch.get_num_threads()
         self._names: set[str] = set()
-        """Of the tensors of the first transfer: every later one has to bring them all."""
+        """Names of the tensors of the first transfer: every later one has to bring them all."""
         model_config = self._engine.vllm_config.model_config
         self._window: int = model_config.max_model_len
         self._bias |= dict.fromkeys(range(chat.num_tokens, model_config.get_vocab_size()), BAN)

@@ -144,7 +144,7 @@ class _Run:
         self.student, self.engine = self.models.student, self.models.engine
 
     def trainer(self) -> Trainer:
-        """With the teacher and the judge, if the method has them."""
+        """The trainer, with the teacher and the judge if the method has them."""
         from harness.records.tracking import Tracker
         from harness.rewards.judge.judged import JudgedGrader
         from harness.rollout.actors import LiveActors

@@ -135,7 +135,7 @@ class Server:
             keeper.wait()
 
     def restart(self) -> None:
-        """Again on the same port, after what was left of it is gone. Raises like `start`."""
+        """Start the server again on the same port, after what was left of it is gone. Raises like `start`."""
         logger.warning("the %s's server does not answer any more and is started again: see %s", self._role, self._log)
         self.stop()
         self.start()

@@ -46,7 +46,7 @@ def step_of(metrics: dict[str, Any]) -> int:
 
 
 def seconds_left(metrics: dict[str, Any], num_steps: int | None) -> float | None:
-    """Of the training: its remaining steps at the pace of the last one. None before the first."""
+    """Seconds of the training's remaining steps at the pace of the last one. None before the first."""
     return (num_steps - step_of(metrics)) * metrics["time/step"] if num_steps and "time/step" in metrics else None
 
 

@@ -36,7 +36,7 @@ class Fault:
 
 
 Plan = Callable[[int, Body], Fault | None]
-"""From the number of a request (from 0) and its body to how to misbehave; None: not at all."""
+"""Says how to misbehave, given the number of a request (from 0) and its body; None: not at all."""
 
 
 class NotServed(Exception):
@@ -153,7 +153,7 @@ def running(server: LoopbackServer) -> Iterator[LoopbackServer]:
 
 
 def until_interrupted(server: LoopbackServer, option: str) -> None:
-    """For a command line: say how to use it, then serve until Ctrl-C."""
+    """Say on a command line how to use it, then serve until Ctrl-C."""
     with running(server):
         sys.stdout.write(f"{option}\n")
         sys.stdout.flush()

@@ -153,13 +153,13 @@ class ModelInputs:
     rows_N: torch.Tensor
     columns_N: torch.Tensor
     media: list[MediaInputs | None]
-    """Of every sequence; those of one prompt share an object, so that the vision tower sees it once."""
+    """Media of every sequence; those of one prompt share an object, so that the vision tower sees it once."""
     prompts: SharedPrompts | None = None
 
 
 @dataclass(kw_only=True)
 class PaddedBatch(ModelInputs):
-    """With the trained tokens `tokens.ids_N`, which stand at `positions_N` of their sequences, and their weights."""
+    """The inputs with the trained tokens `tokens.ids_N`, at `positions_N` of their sequences, and their weights."""
 
     positions_N: list[int]
     weights_N: torch.Tensor

@@ -1,8 +1,8 @@
 """Checkpoints: safetensors and JSON only, written under a temporary name, flushed, renamed.
 
-Resume takes the newest intact one. `step-000010/` is the state after step 10. `step-000010.2/` is that after two updates
-of step 11; a run that is preempted leaves one (`harness.training.trainer`), and it counts only together with the
-stored rollouts of its step.
+Resume takes the newest intact one. `step-000010/` is the state after step 10. `step-000010.2/` is that after two
+updates of step 11; a run that is preempted leaves one (`harness.training.trainer`), and it counts only together with
+the stored rollouts of its step.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 2
 STATE, SUMS = "state.json", "SHA256SUMS"
-"""Of every other file: `sha256sum -c SHA256SUMS` checks them as well. Checkpoints of format 1 have none."""
+"""SUMS is of every other file: `sha256sum -c SHA256SUMS` checks them as well. Checkpoints of format 1 have none."""
 NAME = re.compile(r"step-(\d+)(?:\.(\d+))?")
 
 

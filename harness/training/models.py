@@ -33,7 +33,7 @@ STUDENT_LOG, TEACHER_LOG = "student.server.log", "teacher.server.log"
 
 
 class Models(Protocol):
-    """As the run has them: in this process, or over ranks (`harness.distributed.build`)."""
+    """The models of a run: in this process, or over ranks (`harness.distributed.build`)."""
 
     student: LanguageModel | None
     """None where endpoints answer for it."""
@@ -53,7 +53,7 @@ class Models(Protocol):
 
 
 class LocalModels:
-    """Those of one process. What they start ends with `stack`, and writes its logs into `folder`."""
+    """The models in one process. What they start ends with `stack`, and writes its logs into `folder`."""
 
     def __init__(self, config: RunConfig, chat: Chat, *, trained: bool, folder: Path, stack: ExitStack) -> None:
         self._config, self._chat, self._folder, self._stack = config, chat, folder, stack
@@ -199,7 +199,7 @@ def device_of(name: str) -> str:
 
 
 def _teacher_gpus(config: RunConfig) -> list[str]:
-    """Of this node, those that are the teacher's alone: the last ones."""
+    """The GPUs of this node that are the teacher's alone: the last ones."""
     return visible_gpus()[-config.cluster.teacher_gpus :] if config.cluster.teacher_gpus else []
 
 

@@ -57,7 +57,7 @@ class _Setup:
 
 
 class _Head(torch.nn.Module):
-    """As much of a model as `LanguageModel.logits` reads."""
+    """The part of a model that `LanguageModel.logits` reads."""
 
     def __init__(self, config: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()

@@ -176,7 +176,7 @@ class Updater:
         hidden_NH.backward(gradient_NH)
 
     def _hidden(self, batch: PaddedBatch) -> torch.Tensor:
-        """With what the layers need for their backward pass."""
+        """Hidden states, with what the layers need for their backward pass."""
         self.student.module.train(self._config.gradient_checkpointing)  # layers recompute in train mode only
         hidden_NH = hidden_of(self.student, batch)
         self.student.module.eval()

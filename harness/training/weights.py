@@ -38,7 +38,7 @@ class Weights(Protocol):
 
 
 class WholeWeights:
-    """Those of one process. It reads what any number of ranks has written."""
+    """The weights of one process. It reads what any number of ranks has written."""
 
     def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self._model, self._optimizer = model, optimizer

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MIN_TEXT_CHARS = 40
-"""Of a normal text: shorter questions ("What is the value of x?") are asked of many pictures."""
+"""Fewest characters of a normal text: shorter questions ("What is the value of x?") are asked of many pictures."""
 
 _MARK = re.compile(r"<(?:image|video)>")
 _END = ".,;:!?\"'"

@@ -90,7 +90,7 @@ def _column(row: dict[str, str]) -> Column:
 
 
 def options_of(column: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `options` (the fields of `BenchmarkOptions`) that concern a column."""
+    """The `options` (fields of `BenchmarkOptions`) that concern a column."""
     return {name: value for name, value in options.items() if column in OPTION_COLUMNS[name]}
 
 

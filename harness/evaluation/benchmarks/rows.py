@@ -31,7 +31,7 @@ class Row:
     config: str
     split: str
     position: int
-    """From 0, in its configuration and split."""
+    """Position from 0, in its configuration and split."""
     cells: Mapping[str, Any] = field(repr=False)
     options: BenchmarkOptions = field(repr=False)
     folder: Path | None = field(default=None, repr=False)

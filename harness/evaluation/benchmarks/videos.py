@@ -19,11 +19,11 @@ from harness.rewards.rules import Grade
 from harness.types import AnswerType, Question, VideoRef
 
 SUBTITLE_FRAMES = 32
-"""Of the evenly spread frames by which `videomme_subtitles=frames` thins the subtitles: the official number. A row does
-not know how many frames of its clip a model is shown."""
+"""Number of the evenly spread frames by which `videomme_subtitles=frames` thins the subtitles: the official number. A
+row does not know how many frames of its clip a model is shown."""
 
 EPISODIC_FPS = 3.0
-"""Of the frame pictures of MVBench's episodic_reasoning."""
+"""Rate of the frame pictures of MVBench's episodic_reasoning."""
 
 MVBENCH_FOLDERS = {
     "action_antonym": ("ssv2_video_mp4", "ssv2_video"),

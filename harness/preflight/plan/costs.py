@@ -23,7 +23,7 @@ RECORD_TOKEN = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Of one run."""
+    """The cost of one run."""
 
     num_steps: int
     step_flops: dict[str, float]

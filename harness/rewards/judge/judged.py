@@ -64,7 +64,7 @@ class JudgedGrader:
         return grades
 
     def same(self, pairs: Sequence[tuple[str | None, str | None]]) -> list[bool]:
-        """As the grader has it: the judge is not asked."""
+        """The grader's answer: the judge is not asked."""
         return self._grader.same(pairs)
 
     def gold_errors(self, questions: Sequence[Question]) -> list[str | None]:

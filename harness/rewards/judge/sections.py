@@ -19,7 +19,7 @@ from methods.prompts import neutralize
 STUDENT_CAP = 60_000
 """Characters of a student's text that are shown; the longest response of the protocol seldom has as many."""
 HEAD = STUDENT_CAP // 4
-"""Of a longer text so much of the beginning stays; the rest of the cap is its end, where answers stand."""
+"""Characters that stay of the beginning of a longer text; the rest of the cap is its end, where answers stand."""
 _NOTE_ROOM = 100
 
 WHITE_SPACE = " \t\r\n"
