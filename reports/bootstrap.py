@@ -19,7 +19,7 @@ SUBJECT = "zppo"
 NUM_RESAMPLES = 10_000
 INTERVAL = (0.025, 0.975)
 DECIMALS = 9
-"""Of a benchmark's delta: means over seeds that are equal must not win by their last bit."""
+"""Decimals of a benchmark's delta: means over seeds that are equal must not win by their last bit."""
 _BLOCK = ["study", "suite", "student", "family"]
 
 

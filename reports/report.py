@@ -33,7 +33,7 @@ SCORE_COLUMNS = (
     "study", "label", "method", "student", "teacher", "seed", "suite", "family", "benchmark", "score", "n", "stderr",
     "card", "note",
 )  # fmt: skip
-"""Of scores.csv: one row a run and benchmark, scores and standard errors in percent."""
+"""Columns of scores.csv: one row a run and benchmark, scores and standard errors in percent."""
 
 
 @dataclass(frozen=True)

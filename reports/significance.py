@@ -24,11 +24,11 @@ COLUMNS = (
     "num_pairs", "num_questions", "seeds", "note", "suite",
 )  # fmt: skip
 BLOCK_BYTES = 1 << 26
-"""Of the reader: no line may be longer."""
+"""Bytes of the reader's block: no line may be longer."""
 CHUNK = 1_000
 """Resamples that are in memory at once."""
 DECIMALS = 9
-"""Of a question's score difference: equal ones must not differ by their last bit."""
+"""Decimals of a question's score difference: equal ones must not differ by their last bit."""
 _CELL = ["student", "suite", "benchmark", "label"]
 _RUN = ["label", "student", "seed"]
 _FIELDS = pa.schema([("benchmark", pa.string()), ("question_id", pa.string()), ("score", pa.float64())])

@@ -28,7 +28,7 @@ class Comparison:
     student: str
     suite: str
     family: str
-    """Of the benchmarks: LLM, VLM or Video; empty where the runs do not say."""
+    """Family of the benchmarks: LLM, VLM or Video; empty where the runs do not say."""
     mean: pd.DataFrame
     std: pd.DataFrame
     num_seeds: pd.Series

@@ -217,7 +217,7 @@ def _config(file: Path) -> tuple[dict[str, str], str]:
 
 
 def _data_url(image: str | Path) -> str:
-    """As an image a figure can run no script, and its styles and names stay its own."""
+    """A figure as the URL of an image: it can run no script, and its styles and names stay its own."""
     kind, content = ("png", image.read_bytes()) if isinstance(image, Path) else ("svg+xml", image.encode())
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 

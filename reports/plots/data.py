@@ -70,7 +70,7 @@ def load_events(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def cumulative_events(events: pd.DataFrame, num_steps: int, bins: Sequence[float]) -> dict[str, pd.DataFrame]:
-    """Of one run: admitted, graduated, evicted and held (what is in the buffer after the step), counts so far.
+    """Counts of one run: admitted, graduated, evicted and held (what is in the buffer after the step), counts so far.
 
     Each is a table with a row a step from 1 to `num_steps` and a column a bin of accuracy at admission.
     `bins` ascend and hold every accuracy of `events`.
