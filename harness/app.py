@@ -35,7 +35,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
-    Exit codes: 0 fine, 1 a run failed, 2 the user may mend it, 75 launched again it goes on, 130 Ctrl-C, 141 unread.
+    Exit codes: 0 fine, 1 a run failed, 2 the user can fix it, 75 launched again it goes on, 130 Ctrl-C, 141 unread.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments

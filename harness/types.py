@@ -98,7 +98,7 @@ class PromptMedia(Protocol):
 
     @property
     def digest(self) -> str:
-        """Of the pixels and their layout; equal digests mean the same input."""
+        """Digest of the pixels and their layout; equal digests mean the same input."""
         ...
 
     def inputs(self) -> Any:
@@ -141,7 +141,7 @@ class Rollout:
     finish_reason: FinishReason
     num_prefix: int = 0
     media: PromptMedia | None = None
-    """What the prompt shows beside its text: the very thing that sampler, trainer and teacher are given."""
+    """What the prompt shows with its text: the very thing that sampler, trainer and teacher are given."""
     answer: str | None = None
     reward: float = 0.0
     verdict: Verdict = "wrong"
@@ -277,7 +277,7 @@ class TrainingSample:
 
     @property
     def media(self) -> PromptMedia | None:
-        """What the prompt shows beside its text, to the student and to a teacher that scores."""
+        """What the prompt shows with its text, to the student and to a teacher that scores."""
         return None if self.rollout is None else self.rollout.media
 
     @property
@@ -307,10 +307,10 @@ class TokenBatch:
 
 
 class TeacherDistribution:
-    """The teacher's distribution at the same N positions: whole as `logits_NV`, or partial as the K likeliest tokens.
+    """The teacher's distribution at the same N positions: full as `logits_NV`, or partial as the K likeliest tokens.
 
     The partial form is what a server gives: distinct ids (int64, -1 fills up shorter lists) and their natural-log
-    probabilities (fp32) in the whole vocabulary; what is left of the mass is the tail's. `methods.base` has
+    probabilities (fp32) in the full vocabulary. What is left of the mass is the tail's. `methods.base` has
     `distillation_loss`, which takes either form.
     """
 

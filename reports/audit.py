@@ -26,7 +26,7 @@ Replies = Counter[tuple[str, bool, str | None]]
 
 
 def audit_command(run_dir: str | Path) -> str:
-    """What `zppo audit` prints: the candidate-match audit, graduation by entry accuracy, and fate by visits.
+    """What `zppo audit` prints: the candidate-match audit, graduation by entry accuracy, and outcome by visits.
 
     Raises ValueError, one line, where there is no run, no rollouts, or a file of an earlier version.
     """
@@ -95,7 +95,7 @@ def _shares(replies: Replies, kind: str, verdicts: Sequence[bool]) -> str:
 
 
 def _buffer_events(file: Path) -> list[dict[str, Any]]:
-    """Every whole line: a run that is writing right now may have half a last one. Empty where there is no file."""
+    """Every complete line: a run that is writing right now may have half a last one. Empty where there is no file."""
     lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []
     return [json.loads(line) for line in lines]
 

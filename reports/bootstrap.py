@@ -19,7 +19,7 @@ SUBJECT = "zppo"
 NUM_RESAMPLES = 10_000
 INTERVAL = (0.025, 0.975)
 DECIMALS = 9
-"""Of a benchmark's delta: means over seeds that are equal must not win by their last bit."""
+"""Decimals of a benchmark's delta: means over seeds that are equal must not win by their last bit."""
 _BLOCK = ["study", "suite", "student", "family"]
 
 
@@ -35,12 +35,16 @@ def cluster_bootstrap(
     """A row for each baseline and one for `best`: baseline, delta, lo, hi, wins, n, is.
 
     `scores` has a row a label and a column a benchmark, in percent, of one family and student; NaN is a hole.
-    `delta` is the mean over benchmarks of subject minus baseline, `lo` and `hi` its 95 % percentile interval, `wins`
-    the benchmarks with a delta above zero, `n` those that both rows have: others are left out, and where `n` is 0 the
-    numbers are NaN. Comparisons over equally many benchmarks share one resample. Over one benchmark the interval is
-    the delta. `best` is the row of `rivals` (default: the baselines) with the highest mean over the benchmarks of the
-    subject (at a tie the first); a row with a hole there cannot be it, and where all have one `best` has n 0 and `is`
-    is empty. Without baselines there is no row. Raises ValueError for a label without scores.
+
+    - `delta`: the mean over benchmarks of subject minus baseline; `lo` and `hi`: its 95 % percentile interval.
+    - `wins`: the number of benchmarks with a delta above zero.
+    - `n`: the number of benchmarks that both rows have; others are left out. Where it is 0, delta, lo and hi are NaN.
+
+    Comparisons over equally many benchmarks share one resample. Over one benchmark the interval is the delta.
+
+    `best` is the row of `rivals` (default: the baselines) with the highest mean over the benchmarks of the subject (at
+    a tie the first). A row with a hole there cannot be `best`; where all have one, `best` has n 0 and `is` is empty.
+    Without baselines there is no row. Raises ValueError for a label without scores.
     """
     if missing := [label for label in (subject, *baselines, *(rivals or ())) if label not in scores.index]:
         raise ValueError(f"no scores of {', '.join(missing)}; labels here: {', '.join(map(str, scores.index))}")

@@ -20,11 +20,11 @@ Rows = list[list[str]]
 
 
 def compare_runs(a: Path, b: Path) -> str:
-    """Configuration, versions, evaluation cards, scores and cost of two runs; what is equal is left out, scores aside.
+    """Configuration, versions, evaluation cards, scores and cost of two runs; what is equal is left out, except scores.
 
-    A difference of scores is given only where both have the same evaluation card, and then also how many questions
-    score higher and lower in B (paired by `uid`, of `rows.jsonl`; equal cards ask the same questions). Raises
-    ValueError where a folder has no readable run.
+    A difference of scores is given only where both have the same evaluation card. Then it is also given how many
+    questions score higher and lower in B (paired by `uid`, of `rows.jsonl`; equal cards ask the same questions).
+    Raises ValueError where a folder has no readable run.
     """
     runs = [_run(Path(folder)) for folder in (a, b)]
     cards = [_cards(run) for run in runs]

@@ -27,9 +27,11 @@ CARD = ["suite", "family", "benchmark", "protocol"]
 def run_cost(run: Run) -> dict[str, float]:
     """Cost of one run, as far as it is known (NaN where it is not).
 
-    `wall_seconds` as `seconds_of`; `training_seconds` the sum of its steps; `student_tokens` and `teacher_tokens`
-    sampled, rewrites included; `flops_<part>` for each `flops/<part>` of run.json, and `flops`, their sum;
-    `peak_<name>` for each `memory/<name>` of metrics.jsonl, the largest at the end of a step, in MiB.
+    - `wall_seconds`: as `seconds_of`.
+    - `training_seconds`: the sum of its steps.
+    - `student_tokens`, `teacher_tokens`: tokens that each sampled, rewrites included.
+    - `flops_<part>`: each `flops/<part>` of run.json; `flops`: their sum.
+    - `peak_<name>`: for each `memory/<name>` of metrics.jsonl the largest at the end of a step, in MiB.
     """
     cost = run.info.get("cost") or {}
     seconds = seconds_of(run.info) if run.info.get("started") else None
@@ -120,9 +122,12 @@ def _macro(run: pd.DataFrame, value: str) -> float:
 def cost_curves(runs: list[Run]) -> pd.DataFrame:
     """Cost against rollout accuracy of the trained runs that are done, one row a step.
 
-    Columns: student, label, seed, step; `cumulative_flops`, the sum of every `flops/*` so far; `cumulative_tokens`, of
-    every `tokens/*`: all that went through a model, so that a token counts once where it is sampled and once more
-    where it is trained on; `accuracy`, the step's `rollout/accuracy` (0 to 1; NaN where the method has none).
+    The columns are student, label, seed, step and:
+
+    - `cumulative_flops`: the sum of every `flops/*` so far.
+    - `cumulative_tokens`: the sum of every `tokens/*` so far, all that went through a model. A token counts once where
+      it is sampled and once more where it is trained on.
+    - `accuracy`: the step's `rollout/accuracy` (0 to 1; NaN where the method has none).
     """
     names = ["student", "label", "seed", "step", "cumulative_flops", "cumulative_tokens", "accuracy"]
     curves = []
@@ -145,14 +150,14 @@ def equal_cost(runs: list[Run], scores: pd.DataFrame) -> pd.DataFrame:
 
     `measure` is flops or tokens (as in `cost_curves`), `budget` the lowest total of the student's trained runs that
     have rollout accuracies, and `cheapest` its label. (What samples nothing, such as SFT, is over before another method
-    has taken its first steps: it is shown whole, and sets the budget only where nothing else was run.)
+    has taken its first steps. It is shown in full, and sets the budget only where nothing else was run.)
 
     A run's step is its last whose cumulative cost is within the budget (`step_lowest` and `step_highest` over seeds).
     `accuracy` is the mean over `num_seeds` seeds of the rollout accuracy (0 to 1), in each averaged over the last
-    `WINDOW` steps up to there; `accuracy_lowest` and `accuracy_highest` are those of single seeds. `score` is the macro
-    average (percent; mean over suites and families, then over seeds) of the last evaluation at or before the step, made
-    at `score_step_lowest` to `_highest`; the one after training (`scores`, the table of `collect`) counts for the last
-    step. What one seed lacks is NaN in the row, and `note` says why.
+    `WINDOW` steps up to there. `accuracy_lowest` and `accuracy_highest` are those of single seeds. `score` is the macro
+    average of the last evaluation at or before the step (percent; mean over suites and families, then over seeds). That
+    evaluation was made at `score_step_lowest` to `_highest`. The one after training (`scores`, the table of `collect`)
+    counts for the last step. What one seed lacks is NaN in the row, and `note` says why.
     """
     curves = cost_curves(runs)
     rows = []

@@ -1,4 +1,4 @@
-"""The paper's printed scores in the form of the long table, to check the reports with and to put beside one's own."""
+"""The paper's printed scores in the form of the long table, to check the reports and to compare one's own with."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ SCORE_COLUMNS = (
     "study", "label", "method", "student", "teacher", "seed", "suite", "family", "benchmark", "score", "n", "stderr",
     "card", "note",
 )  # fmt: skip
-"""Of scores.csv: one row a run and benchmark, scores and standard errors in percent."""
+"""Columns of scores.csv: one row a run and benchmark, scores and standard errors in percent."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def write_report(
 
     It goes to `out`, by default `report/` in the study's folder. `delta` = (A, B) chooses the delta row
     (`reports.tables.compare`), `baseline` the label that the others are tested against (default: zppo where there is
-    one, else base). Raises ValueError, one line, for what a user can mend.
+    one, else base). Raises ValueError, one line, for what a user can fix.
     """
     sources = [_source(study) for study in studies]
     runs = [run for found, _ in sources for run in found]
@@ -66,7 +66,7 @@ def write_report(
     tables = compare(scores, delta)
     _check_baseline(scores, baseline)
     folder.mkdir(parents=True, exist_ok=True)
-    # Drawing takes as long as all the rest: it is done beside it. Spawned: Arrow's threads do not survive a fork.
+    # Drawing takes as long as all the rest: both run at the same time. Spawned: Arrow's threads do not survive a fork.
     with ProcessPoolExecutor(1, get_context("spawn")) as beside:
         drawn = beside.submit(draw_figures, runs, scores, folder)
         bootstrap = bootstrap_table(scores)

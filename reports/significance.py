@@ -1,7 +1,7 @@
 """Is a label better than a baseline on the same questions? Tests on the rows of `eval/<suite>/rows.jsonl`.
 
-They speak about the runs that were made and about questions like these. How another training run would come out is not
-in them.
+The tests are about the runs that were made and about questions like these. How another training run would come out is
+not in them.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ COLUMNS = (
     "num_pairs", "num_questions", "seeds", "note", "suite",
 )  # fmt: skip
 BLOCK_BYTES = 1 << 26
-"""Of the reader: no line may be longer."""
+"""Bytes of the reader's block: no line may be longer."""
 CHUNK = 1_000
 """Resamples that are in memory at once."""
 DECIMALS = 9
-"""Of a question's score difference: equal ones must not differ by their last bit."""
+"""Decimals of a question's score difference: equal ones must not differ by their last bit."""
 _CELL = ["student", "suite", "benchmark", "label"]
 _RUN = ["label", "student", "seed"]
 _FIELDS = pa.schema([("benchmark", pa.string()), ("question_id", pa.string()), ("score", pa.float64())])
@@ -69,9 +69,9 @@ def significance_table(
     """Each label against `baseline`, a row a student, suite, family, label and benchmark; columns `COLUMNS`.
 
     `scores` is the long table of one study, `rows` its rows (both: `reports.runs.collect`). Rows are paired that
-    have benchmark, question and seed in common, and were evaluated by the same protocol; of several rows a question,
-    the first with the first and so on. `num_pairs` says how many were, over `num_questions` questions and the seeds
-    in `seeds`; what has no pair is `not compared`, and `note` says why.
+    have benchmark, question and seed in common, and were evaluated by the same protocol. Of several rows a question,
+    the first is paired with the first and so on. `num_pairs` says how many were, over `num_questions` questions and
+    the seeds in `seeds`; what has no pair is `not compared`, and `note` says why.
 
     - `delta`: mean of the paired score differences, in percentage points. It is not the difference of two scores where
       rows are unpaired, or where the benchmark weighs its questions.
@@ -109,7 +109,7 @@ def significance_table(
 
 
 def mcnemar(differences: np.ndarray) -> float:
-    """Two-sided exact p of whole differences, one a question, when each keeps or changes its sign by a fair coin.
+    """Two-sided exact p of integer differences, one a question, when each keeps or changes its sign by a fair coin.
 
     P(|sum of +-differences| >= |their sum|): for -1, 0 and 1 this is McNemar's exact test.
     """
@@ -193,9 +193,9 @@ def _test(paired: dict[str, np.ndarray], num_resamples: int, seed: int) -> dict[
 
 
 def _interval(sums: np.ndarray, sizes: np.ndarray, num_resamples: int, seed: int) -> np.ndarray:
-    """Of the mean difference in percentage points, by resampling questions.
+    """Interval of the mean difference in percentage points, by resampling questions.
 
-    Questions with the same sum and number of pairs are interchangeable: how often each such kind is drawn is
+    Questions with the same sum and number of pairs are interchangeable. How often each such kind is drawn is
     multinomial, so that a resample costs as many numbers as there are kinds, not questions.
     """
     kinds, counts = np.unique(np.stack([sums, sizes], axis=1), axis=0, return_counts=True)

@@ -21,14 +21,14 @@ SUBJECT = "zppo"
 class Comparison:
     """One table.
 
-    `mean` has a row a label, base first, and a column a benchmark, then `macro avg` (NaN where a benchmark is missing);
-    `std` the same over seeds (NaN for one seed); `delta` is (label of the row, values) or None.
+    `mean` has a row a label, base first, and a column a benchmark, then `macro avg` (NaN where a benchmark is missing).
+    `std` has the same over seeds (NaN for one seed). `delta` is (label of the row, values) or None.
     """
 
     student: str
     suite: str
     family: str
-    """Of the benchmarks: LLM, VLM or Video; empty where the runs do not say."""
+    """Family of the benchmarks: LLM, VLM or Video; empty where the runs do not say."""
     mean: pd.DataFrame
     std: pd.DataFrame
     num_seeds: pd.Series
@@ -155,7 +155,7 @@ def to_markdown(table: Comparison) -> str:
 
 
 def _bold(text: str) -> str:
-    """The mean in bold, not what is behind it."""
+    """The mean in bold, not what comes after it."""
     mean, plus_minus, std = text.partition(" ± ")
     return f"**{mean}**{plus_minus}{std}"
 
@@ -171,7 +171,7 @@ def _cell(mean: float, std: float) -> str:
 
 
 def to_csv(table: Comparison) -> str:
-    """The same rows, unrounded; beside each benchmark `<benchmark> std`, empty for one seed."""
+    """The table's rows, unrounded; after each benchmark `<benchmark> std`, empty for one seed."""
     frame = pd.DataFrame(index=table.mean.index)
     for name in table.mean.columns:
         frame[name], frame[f"{name} std"] = table.mean[name], table.std[name]

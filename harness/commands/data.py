@@ -83,7 +83,7 @@ def _build(args: argparse.Namespace) -> int:
 
 
 def _with_fixture(given: dict[str, Any]) -> BuildOptions:
-    """The options of a build of made-up sources, which are written beside the corpus."""
+    """The options of a build of made-up sources, which are written next to the corpus."""
     from harness.builders.corpus.fixture import TIER1_CAP, TIER2_CAP, write_fixture
 
     own = sorted(set(given) & {"vero", "mmfinereason", "vero_revision", "mmfinereason_revision", "near_duplicates"})

@@ -65,7 +65,7 @@ def _evaluate_run(path: Path, suite: str | None, overrides: list[str], config_di
 
 
 def _evaluate_model(model: str, suite: str, overrides: list[str], config_dir: str | None) -> str:
-    """As a row `base` of a study: the same as `zppo train method=base`, by the model's name or path."""
+    """Evaluate as a row `base` of a study: like `zppo train method=base`, by the model's name or path."""
     from harness.config.compose import compose, group_options
     from harness.config.deployment import run_label
     from harness.records.folder import run_dir

@@ -32,7 +32,7 @@ def grade_file(path: str, config: RewardConfig) -> Iterator[str]:
     """Grade the lines `{"id", "response", "gold"[, "type"]}` of a JSONL file.
 
     `type` is math (the default), choice or text; a gold answer may be a number. Yields one JSON line
-    `{"id", "answer", "verdict"}` for each, in order. The whole file is checked before the first line is yielded.
+    `{"id", "answer", "verdict"}` for each, in order. Every line is checked before the first line is yielded.
     Raises UserError, with file and line, for a file or a line that cannot be graded.
     """
     rows = _read(path)

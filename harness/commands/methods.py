@@ -21,9 +21,10 @@ WIDTH = 160
 
 
 def methods_text() -> str:
-    """A row a preset: class, where it comes from (module, or a plugin's distribution and version), whether it needs a
-    teacher and replay, and what for (the comment that its file begins with, else the class's first line). Below the
-    table one line for each thing that is broken; everything else is listed.
+    """A table with a row a preset. Below it a line for each thing that is broken; everything else is listed.
+
+    The columns: preset, class, where it comes from (module, or a plugin's distribution and version), whether it needs a
+    teacher and replay, and what for. That is the comment that its file begins with, else the class's first line.
     """
     table = Table(box=None, pad_edge=False)
     for column in ("preset", "class", "from", "teacher", "replay", "purpose"):

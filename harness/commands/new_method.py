@@ -60,7 +60,7 @@ def _check_name(name: str) -> None:
 
 
 def _shown(program: str) -> str:
-    """From here, where it lies below."""
+    """The path of `program` from here, where it lies below."""
     path = os.path.relpath(program)
     return program if path.startswith(os.pardir) else path
 

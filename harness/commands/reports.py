@@ -74,7 +74,7 @@ def run_view(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
 
 @contextmanager
 def _value_errors_are_the_users() -> Iterator[None]:
-    """`reports/` knows nothing of the harness: what a user can mend is a ValueError there."""
+    """`reports/` knows nothing of the harness: what a user can fix is a ValueError there."""
     try:
         yield
     except ValueError as error:

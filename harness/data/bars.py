@@ -35,7 +35,7 @@ LOOKS: tuple[Look, ...] = tuple((c, b) for c in range(len(COLOURS)) for b in ran
 
 @dataclass(frozen=True)
 class BarImage:
-    """Bars beside each other, of these heights in units."""
+    """Bars next to each other, of these heights in units."""
 
     heights: tuple[int, ...]
     look: Look
@@ -127,7 +127,7 @@ def _question(
 
 
 def split_of_question(question: Question) -> Split:
-    """The split of the chain behind a question."""
+    """The split of the chain that a question was made from."""
     chain = question.id.split("/")[2]
     return split_of(text_of(tuple(map(int, chain.split("+")))))
 

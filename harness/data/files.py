@@ -199,7 +199,7 @@ def _mapping(config: DataConfig) -> dict[str, str]:
 
 
 def _media(config: DataConfig) -> dict[Kind, str]:
-    """Likewise the columns of images and video; null ignores them."""
+    """The columns of images and video, by kind; null ignores them."""
     named: dict[Kind, str | None] = {"images": config.columns.images, "video": config.columns.video}
     return {kind: column for kind, column in named.items() if column is not None}
 

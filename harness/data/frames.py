@@ -1,4 +1,4 @@
-"""Clips that are no whole video file: a folder with frame pictures, and a part of a file."""
+"""Clips that are not a complete video file: a folder with frame pictures, and a part of a file."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ MAX_PIXELS = 100_000_000
 """A larger picture is refused by its header, before it is decoded: 300 MB in memory, and hardly meant."""
 MIN_SIDE = 2
 MAX_ASPECT = 200
-"""Of the longer to the shorter side: the processors' own limit."""
+"""Ratio of the longer to the shorter side: the processors' own limit."""
 
 
 class MediaError(UserError):

@@ -1,8 +1,8 @@
 """Questions from reasoning-gym: any of its data sets by name, generated offline.
 
 Reasoning-gym makes entry i of a data set from the random seed `seed + i`, so data sets of neighbouring seeds share
-almost all of their entries. The first seed is therefore drawn from (data.seed, split), and the two splits draw from
-ranges that do not meet; below 2**32, which is as far as some data sets go. Small data sets give the same question for
+almost all of their entries. The first seed is therefore drawn from (data.seed, split). The two splits draw from
+ranges that do not meet, below 2**32, which is as far as some data sets go. Small data sets give the same question for
 many seeds, so held-out questions are also compared with the training questions by their text.
 """
 

@@ -21,7 +21,7 @@ Measure = Callable[[Question], int]
 """How many tokens a question's prompt has. Raises MediaError where its images or video cannot be shown."""
 
 NUM_THREADS = 4
-"""That decode the media of questions; decoding lets go of Python's lock."""
+"""Threads that decode the media of questions; decoding lets go of Python's lock."""
 MAX_PENDING = 32
 """Questions whose media are waited for at once."""
 NUM_MESSAGES = 5

@@ -43,7 +43,7 @@ TASKS = {
 def draw(
     task: str, rng: random.Random, level: int, split: Split, limits: MediaLimits = AS_PROCESSED
 ) -> tuple[Question, Terms]:
-    """A random question of a task and the chain behind it."""
+    """A random question of a task and the chain that it is made from."""
     terms = TASKS[task].draw_terms(rng, level, split)
     return TASKS[task].question(rng, terms, limits), terms
 

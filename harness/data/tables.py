@@ -93,7 +93,7 @@ class MediaTable:
             yield from chunk.to_pylist()
 
     def references(self, column: str, kind: Kind) -> Iterator[TableCell | list[TableCell | None] | None]:
-        """For each row a reference, a list of them where it holds a list, None where it is empty; no bytes are read."""
+        """A reference for each row, a list of them where it holds a list, None where it is empty; no bytes are read."""
         make = TableImage if kind == "images" else TableVideo
         row = 0
         for chunk in self.chunks(column):

@@ -21,10 +21,10 @@ DEFAULT_FPS = 2.0
 MIN_FRAMES = 2
 """By `fps`: a temporal patch of the models."""
 MAX_CLIP_BYTES = 4 << 30
-"""Of the frames that are shown, decoded: some 690 frames of 1920x1080."""
+"""Bytes of the frames that are shown, decoded: some 690 frames of 1920x1080."""
 
 Span = tuple[float | None, float | None]
-"""From when to when, in seconds; None: from the beginning, to the end."""
+"""Start and end in seconds; None: from the beginning, to the end."""
 WHOLE: Span = (None, None)
 
 

@@ -1,8 +1,8 @@
 """The models of a run over ranks: made in the same order on each, since parts of it are collective.
 
-The student is cut over ranks (`sharding`); its engine has whole weights of its own. A teacher that only samples is at
-the first rank of each node, which serves it on the node's teacher GPUs by loopback; one whose distribution is read is
-at every rank, by its node's endpoint where it is served.
+The student is cut over ranks (`sharding`); its engine has complete weights of its own. A teacher that only samples is
+at the first rank of each node, which serves it on the node's teacher GPUs by loopback. A teacher whose distribution is
+read is at every rank, by its node's endpoint where it is served.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class RankModels:
 
 
 def _on_teacher_gpu(config: RunConfig, local_rank: int) -> RunConfig:
-    """A teacher that ranks load themselves is on the node's teacher GPUs, which are behind those of the student."""
+    """A teacher that ranks load themselves is on the node's teacher GPUs, which come after the student's."""
     cluster, teacher = config.cluster, config.teacher
     if not cluster.teacher_gpus or config.teacher_device is not None or not torch.cuda.is_available():
         return config

@@ -82,7 +82,7 @@ class ShardedEngine:
                 del self._waiting[key]
 
     def _start_reading(self) -> None:
-        """One reader a rank, for as long as the engine lives: what is sent is taken at once, and goes to the call that
+        """One reader a rank, for as long as the engine lives. What is sent is taken at once, and goes to the call that
         asked for it, also where an earlier one was given up."""
         if not self._is_reading:
             self._is_reading = True
@@ -102,7 +102,7 @@ class ShardedEngine:
 
 
 def serve(link: Connection, engine: RolloutEngine) -> None:
-    """A follower's side of one lane: sample what is asked for, until the process ends."""
+    """A follower's side of one connection: sample what is asked for, until the process ends."""
     while True:
         number, prompts, sampling = link.recv()
         try:

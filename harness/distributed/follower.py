@@ -49,7 +49,7 @@ def _sample(world: World, lane: str, engine: RolloutEngine) -> None:
 
 
 class _told:
-    """What is raised in here is told to rank 0, which then ends all."""
+    """What is raised in here is sent to rank 0, which then ends all."""
 
     def __init__(self, world: World) -> None:
         self._follower = world.follower

@@ -1,7 +1,7 @@
 """Starts the ranks of this node: `zppo train cluster=NAME`, once a node.
 
-On several nodes the same command runs on each of them (Slurm starts one task a node) and finds the others by Slurm's
-variables, or by `ZPPO_NODE`, `MASTER_ADDR` and `MASTER_PORT`. torchrun does the same job, but for exit codes: its own
+On several nodes the same command runs on each of them (Slurm starts one task a node). It finds the others by Slurm's
+variables, or by `ZPPO_NODE`, `MASTER_ADDR` and `MASTER_PORT`. `torchrun` does the same job, but for exit codes: its own
 is 1 whatever a rank's was, and it gives ranks 30 s to write a checkpoint. Imports no torch.
 """
 
@@ -59,7 +59,7 @@ def launch(config: RunConfig, command: Sequence[str]) -> int:
 
 
 def _end_with_parent() -> None:
-    """In a rank, before it runs: it is told to end where the launcher is killed."""
+    """Run in a rank, before its command: SIGTERM comes to the rank where the launcher is killed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
@@ -101,7 +101,7 @@ class _Ranks:
 
     @staticmethod
     def _kill(child: subprocess.Popen[bytes]) -> None:
-        """With what it has started. One that is stopped (SIGSTOP) ends by SIGKILL alone."""
+        """Kill a rank with what it has started. One that is stopped (SIGSTOP) ends by SIGKILL alone."""
         if child.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
@@ -109,8 +109,8 @@ class _Ranks:
 
 
 def exit_code(codes: Sequence[int]) -> int:
-    """Of a run, from those of a node's ranks: an error counts most. Ranks that were killed leave a run that goes on
-    (75), and so do those that were told so."""
+    """Exit code of a run, from those of a node's ranks: an error counts most. Ranks that were killed, or that ended
+    with 75 themselves, leave a run that goes on (75)."""
     errors = [code for code in codes if code > 0 and code != os.EX_TEMPFAIL]
     return errors[0] if errors else os.EX_TEMPFAIL if any(codes) else 0
 
@@ -143,7 +143,7 @@ def _meeting_point(num_nodes: int, environ: Mapping[str, str]) -> tuple[int, str
 
 
 def _first_host(nodes: str) -> str:
-    """Of Slurm's list, `gpu[03-05,09],login`."""
+    """The first host of Slurm's list, `gpu[03-05,09],login`."""
     try:
         listed = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
         return listed.stdout.split()[0]

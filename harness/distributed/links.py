@@ -25,7 +25,7 @@ LANES = ("watch", "work", "student", "teacher")
 BEAT = 0.5
 """Seconds between two signs of life."""
 LEAVE = 10.0
-"""Seconds in which the run may end by itself behind the loss of a rank; then the process leaves."""
+"""Seconds in which the run may end by itself after the loss of a rank; then the process leaves."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -101,7 +101,7 @@ class Leader:
             raise self.known_loss() or self._lose(rank, "has ended") from None
 
     def known_loss(self, wait: float = 2.0) -> UserError | None:
-        """The loss that an error here may come from: the word of a rank may be a moment behind its effect."""
+        """The loss that an error here may come from: the word of a rank may come a moment after its effect."""
         end = time.monotonic() + wait
         while self.loss is None and time.monotonic() < end:
             time.sleep(0.05)
@@ -208,7 +208,7 @@ class Follower:
         threading.Thread(target=self._say, args=("signal", signal.Signals(number).name), daemon=True).start()
 
     def wait_for_end(self) -> None:
-        """Rank 0 has been told all; it ends this process."""
+        """Rank 0 has been sent all; it ends this process."""
         time.sleep(self._timeout)
 
     def _say(self, *message: Any) -> None:

@@ -38,5 +38,5 @@ def slim(samples: Sequence[TrainingSample]) -> list[TrainingSample]:
 
 
 def plain_error(error: UserError) -> UserError:
-    """An error that a user can mend, as it can travel: classes may have constructors of their own."""
+    """An error that a user can fix, as it can travel: classes may have constructors of their own."""
     return RunInterrupted(str(error)) if isinstance(error, RunInterrupted) else UserError(str(error))

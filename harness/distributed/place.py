@@ -23,7 +23,7 @@ class Place:
     local_rank: int
     local_world_size: int
     address: str
-    """Of the node of rank 0."""
+    """Address of the node of rank 0."""
     port: int
 
     @property

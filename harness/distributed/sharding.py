@@ -1,10 +1,10 @@
 """A student whose weights, gradients and moments are cut over the ranks: FSDP2, full shard.
 
 `torch.distributed.fsdp.fully_shard` is used directly. accelerate's `prepare` takes a model whose own forward ends in
-its loss: it would wrap and gather the head together with a forward pass that the update (`harness.training.update`)
+its loss. It would wrap and gather the head together with a forward pass that the update (`harness.training.update`)
 does not make, and sum its gradient once a micro-batch. Here every decoder layer is a group of its own, gathered for its
-pass and summed behind it; embedding, head (tied or not), vision tower and norms are the outer group, which is gathered
-once for a command, adds its gradient up in place as one process does, and is reduced once.
+pass and summed after it. Embedding, head (tied or not), vision tower and norms are the outer group. That group is
+gathered once for a command, adds its gradient up in place as one process does, and is reduced once.
 
 Optimizers work on the local shards, so that each of `harness.training.optimizer` is the same code as in one process.
 """
@@ -64,8 +64,8 @@ class ShardedModel:
 
     @contextmanager
     def gathered(self, *, reduce: bool = False) -> Iterator[None]:
-        """The outer group whole on every rank. With `reduce`, gradients are behind this block summed over ranks and
-        cut, those of the outer group too."""
+        """The complete outer group on every rank. With `reduce`, gradients are summed over ranks and cut after this
+        block, those of the outer group too."""
         self._root.unshard()
         gradients = {}
         try:
@@ -97,7 +97,7 @@ class ShardedModel:
             yield name, parameter.detach().full_tensor()  # type: ignore[attr-defined]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the whole parameters."""
+        """Shapes of the complete parameters."""
         return {name: tuple(p.shape) for name, p in self._module.named_parameters()}
 
     def _outer_parameters(self) -> dict[str, torch.nn.Parameter]:
@@ -118,7 +118,7 @@ class ShardedModel:
 
 
 def _as_sums(module: FSDPModule) -> FSDPModule:
-    """Gradients are summed over ranks, not averaged: each is already divided by the denominator of the whole batch."""
+    """Gradients are summed over ranks, not averaged: each is already divided by the complete batch's denominator."""
     module.set_gradient_divide_factor(1.0)
     module.set_force_sum_reduction_for_comms(True)
     return module

@@ -1,8 +1,8 @@
 """Updates over ranks: samples are scattered by their tokens, and the gradient is that of one process.
 
-The denominator is the whole mini-batch's. Every pass through the layers is a collective, so all ranks make equally
+The denominator is the complete mini-batch's. Every pass through the layers is a collective, so all ranks make equally
 many: one with fewer micro-batches, or with none, sends a token through without a gradient. Before each pass all agree
-whether to go on; numbers of one rank that are not finite, a teacher that is lost, or a signal thus end an update on all
+whether to go on. Numbers of one rank that are not finite, a teacher that is lost, or a signal thus end an update on all
 of them, before any optimizer moves.
 
 Shape suffixes: N trained tokens, H hidden.
@@ -42,7 +42,7 @@ class Report:
     num_padded: int = 0
     grad_norm: float = 0.0
     logprobs: list[list[float]] = field(default_factory=list)
-    """Of every own sample's trained tokens, where they were asked for."""
+    """Log-probabilities of every own sample's trained tokens, where they were asked for."""
     is_left: bool = False
     """On all ranks alike: no weight has moved. With neither of the next two on any rank a signal is the reason."""
     nonfinite: tuple[int | None, str, str] | None = None
@@ -124,7 +124,7 @@ class RankUpdater(Updater):
             yield micros[number] if number < len(micros) else None
 
     def _all_stop(self) -> bool:
-        """The same answer on every rank."""
+        """Whether all ranks stop; the answer is the same on every rank."""
         return self._world.is_stopping(self._problem is not None)
 
     def _backward(self, micros: Sequence[MicroBatch], denominator: float, *, measure_gap: bool) -> dict[str, float]:
@@ -204,14 +204,14 @@ class RankUpdater(Updater):
 
 
 class DistributedUpdater(RankUpdater):
-    """Rank 0's: the interface of `Updater`, with every rank at work behind it."""
+    """Rank 0's: the interface of `Updater`, with every rank at work for it."""
 
     @property
     def weights(self) -> ShardedWeights:
         return ShardedWeights(self._world, self._sharded, self.optimizer)
 
     def update(self, samples: Sequence[TrainingSample], *, measure_gap: bool = False) -> dict[str, float]:
-        """As `Updater.update`. Raises Preempted, before any optimizer has moved, where a signal ends the run."""
+        """Like `Updater.update`. Raises Preempted, before any optimizer has moved, where a signal ends the run."""
         active = [sample for sample in samples if not sample.inert] or list(samples[:1])
         measure_gap = measure_gap and self.gap.is_empty
         shares, reports = self._scatter(

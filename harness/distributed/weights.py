@@ -51,7 +51,7 @@ class RankWeights:
 
 
 class ShardedWeights:
-    """Rank 0's `harness.training.weights.Weights`, with every rank at work behind it."""
+    """Rank 0's `harness.training.weights.Weights`, with every rank at work for it."""
 
     def __init__(self, world: World, sharded: ShardedModel, optimizer: torch.optim.Optimizer) -> None:
         self._world, self._sharded, self._optimizer = world, sharded, optimizer

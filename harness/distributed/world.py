@@ -74,7 +74,7 @@ class World:
             return [own, *(leader.receive("work", rank) for rank in range(1, self.size))]
 
     def maximum(self, value: int) -> int:
-        """Of all ranks' values."""
+        """The maximum of all ranks' values."""
         tensor = torch.tensor([value])
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return int(tensor)

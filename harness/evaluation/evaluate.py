@@ -69,9 +69,10 @@ def evaluate(
       was scored.
     - `protocol.json`: the evaluation card of each benchmark by the hash in its row, the model, and why benchmarks are
       missing.
-    - `scores.csv`: benchmark, family, score (in percent), stderr (over questions, not over runs), n, num_truncated,
-      num_unparsable, num_timeout (answers at the grader's limits), num_judged, num_malformed (verdicts of the judge
-      that were missing or none: wrong), protocol. A benchmark that could not be run has a row without a score.
+    - `scores.csv`: benchmark, family, score (in percent), stderr, n, num_truncated, num_unparsable, num_timeout,
+      num_judged, num_malformed, protocol. `stderr` is over questions, not over runs. `num_timeout` counts answers at
+      the grader's limits, `num_malformed` verdicts of the judge that were missing or none: wrong. A benchmark that
+      could not be run has a row without a score.
 
     With `config.stage` generate only the first two files are written, and nothing returned. Raises UserError for an
     unknown suite, where no benchmark can be run, and without identity where there are no responses. Leaves the

@@ -1,6 +1,6 @@
 """lmms-eval on the live student: benchmarks whose questions have pictures or clips, which it passes on by reference.
 
-Importing lmms-eval changes the whole process: import this module under `isolation.quiet_lmms_eval`.
+Importing lmms-eval changes the entire process: import this module under `isolation.quiet_lmms_eval`.
 """
 
 from __future__ import annotations

@@ -30,9 +30,9 @@ DISTRIBUTIONS = {"lm_eval": "lm-eval", "lmms_eval": "lmms-eval"}
 def evaluation_card(benchmark: Benchmark, config: EvalConfig, grader_name: str) -> dict[str, Any]:
     """Everything that can change a benchmark's score, as JSON: scores of different cards are never compared.
 
-    Decoding and media limits, the options of single benchmarks, the closing instruction, hashes of the questions with
-    their gold answers and of the prompts, how it is scored and judged, and the versions of what scores it. Numbers have
-    the types of `EvalConfig`, so that 0 and 0.0 are one setting.
+    The card has decoding and media limits, the options of single benchmarks, the closing instruction, and hashes of the
+    prompts and of the questions with their gold answers. It also says how the benchmark is scored and judged, and has
+    the versions of what scores it. Numbers have the types of `EvalConfig`, so that 0 and 0.0 are one setting.
     """
     options = OmegaConf.to_container(OmegaConf.structured(config))
     assert isinstance(options, dict)
@@ -95,7 +95,7 @@ def eval_sampling(config: EvalConfig) -> Sampling:
 
 
 def generation_kwargs(config: EvalConfig) -> dict[str, Any]:
-    """The same decoding as the libraries state it. `until` is empty: its default cuts at the first blank line."""
+    """The decoding options as the libraries state them. `until` is empty: its default cuts at the first blank line."""
     return {
         "until": [],
         "do_sample": config.temperature > 0,

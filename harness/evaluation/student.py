@@ -50,8 +50,8 @@ RUN_OPTIONS: dict[str, Any] = {
     "numpy_random_seed": None,
     "torch_random_seed": None,
 }
-"""Of both libraries' `simple_evaluate`. With seeds they would reset the global generators, even CUDA's before CUDA
-starts; samples are kept by `Student`."""
+"""Options of both libraries' `simple_evaluate`. With seeds they would reset the global generators, even CUDA's before
+CUDA starts; samples are kept by `Student`."""
 
 
 class Student:

@@ -23,7 +23,7 @@ class Benchmark:
     family: str
     questions: tuple[Question, ...]
     positions: tuple[int, ...] = ()
-    """Of the questions in the whole benchmark, where they are a part of it; empty: all."""
+    """Positions of the questions in the complete benchmark, where they are a part of it; empty: all."""
     library: Literal["lm_eval", "lmms_eval"] = "lm_eval"
     upstream: dict[str, Any] = field(default_factory=dict, repr=False)
     """The library's own task file, if it has one: what the task starts from."""
@@ -44,7 +44,7 @@ class Suite:
     """The benchmarks that can be run, and why the others cannot, in a line each by their names."""
 
     families: dict[str, str]
-    """Of all benchmarks, in the order of the table."""
+    """The family of each benchmark, in the order of the table."""
     benchmarks: tuple[Benchmark, ...]
     strict: bool = False
     """What one benchmark lacks is an error, not a hole."""

@@ -27,7 +27,7 @@ IMAGE, VIDEO, START, END = "<|image_pad|>", "<|video_pad|>", "<|vision_start|>",
 
 @dataclass(frozen=True)
 class PackedPrompt:
-    """A prompt as every model is given it: ids with one placeholder a vision feature, and the media behind them."""
+    """A prompt as every model is given it: ids with one placeholder a vision feature, and the media."""
 
     ids: list[int]
     media: PackedMedia | None = None
@@ -37,7 +37,7 @@ class Chat:
     """A tokenizer with its chat template.
 
     - `stop_ids`: any of these ends a completion: the end ids of the generation config, the tokenizer's end id, and the
-      token that the template puts behind an assistant's turn.
+      token that the template puts after an assistant's turn.
     - `end_id`: the last of these, for supervised targets.
     - `banned_ids`: special ids that are no stop ids (padding, turn starts, image placeholders) and ids without a piece.
       No reply may have them, so sampler, trainer and teacher all give them probability 0.
@@ -133,8 +133,8 @@ class Chat:
     def _expand(self, ids: Sequence[int], media: PackedMedia) -> Iterator[int]:
         """Placeholders from one a medium to one a feature.
 
-        Every pair of frames has vision marks of its own, so those that the template puts around a clip are dropped:
-        models were trained without them, though transformers 5.23 leaves them in.
+        Every pair of frames has vision marks of its own, so those that the template puts around a clip are dropped.
+        Models were trained without them, though transformers 5.23 leaves them in.
         """
         image, video, start, end = map(self._token_id, (IMAGE, VIDEO, START, END))
         images = iter(media.image_tokens)
@@ -161,7 +161,7 @@ class Chat:
         return self.tokenizer.apply_chat_template(list(messages), enable_thinking=self._enable_thinking, **options)
 
     def _terminator(self, special: set[int]) -> int | None:
-        """The first special token behind the content of an assistant's turn, else the tokenizer's end token."""
+        """The first special token after the content of an assistant's turn, else the tokenizer's end token."""
         turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _REPLY}]
         text: str = self._render(turns, add_generation_prompt=False, tokenize=False)
         behind = self.tokenizer(text.rpartition(_REPLY)[2], add_special_tokens=False)["input_ids"]

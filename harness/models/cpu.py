@@ -23,8 +23,8 @@ MANY_WEIGHTS = 1 << 16
 def product(x_NK: torch.Tensor, weight_MK: torch.Tensor) -> torch.Tensor:
     """x W^T [N, M], contiguous.
 
-    MKL computes x W^T up to twice as slowly as (W x^T)^T where x has some rows but few: at 8 rows and 576 x 49,152
-    weights 18 ms against 9 on two cores.
+    MKL computes x W^T up to twice as slowly as (W x^T)^T where x has some rows but few. At 8 rows and 576 x 49,152
+    weights it takes 18 ms against 9 on two cores.
     """
     few = x_NK.device.type == "cpu" and 1 < len(x_NK) <= FEW_ROWS and weight_MK.numel() >= MANY_WEIGHTS
     if few and not torch.is_grad_enabled():
@@ -81,7 +81,7 @@ class GrowingLayer(DynamicLayer):
 
 
 def _append(old: torch.Tensor, buffer: torch.Tensor | None, new: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(`old` with `new` behind its tokens, the buffer that it begins)."""
+    """(`old` with the tokens of `new` after its own, the buffer that it begins)."""
     num_old, num_all = old.shape[-2], old.shape[-2] + new.shape[-2]
     if buffer is None or old.data_ptr() != buffer.data_ptr() or buffer.shape[-2] < num_all:
         buffer = new.new_empty(*new.shape[:-2], num_all + max(ROOM, num_old), new.shape[-1])
@@ -98,8 +98,8 @@ def keep_freed_memory() -> bool:
     """Let glibc reuse what is freed instead of giving it back; returns whether this system does.
 
     A tensor of more than 32 MiB is otherwise mapped anew whenever it is made, and the top of the heap returned whenever
-    it is free: the next step waits for the system to clear every page again, a quarter of an update on a CPU. The peak
-    stays what it is.
+    it is free. The next step then waits for the system to clear every page again, a quarter of an update on a CPU. The
+    peak stays what it is.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -72,7 +72,7 @@ class LanguageModel:
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """Of the decoder's activations."""
+        """Type of the decoder's activations."""
         return self._compute_dtype or self.module.dtype
 
     @property
@@ -92,13 +92,13 @@ class LanguageModel:
         """Last hidden state of each token, after the final norm: [B, T, H] in the weights' dtype.
 
         `mask_BT` is 1 for tokens and 0 for padding, on either side; padded positions return values without meaning.
-        With a `cache`, `ids_BT` continues it and the mask covers the cached tokens too; behind media, `offsets_B` says
+        With a `cache`, `ids_BT` continues it and the mask covers the cached tokens too; after media, `offsets_B` says
         from which position (`position_offsets`). Positions count tokens, not padding, and are always explicit: a
         Qwen3.5 model without them continues from the rope offsets of its last multimodal call.
 
         Raises ValueError where the placeholders of a sequence and its media do not match.
         """
-        if cache is None or media:  # behind a prompt there are no placeholders; counting would wait for the device
+        if cache is None or media:  # after a prompt there are no placeholders; counting would wait for the device
             self._check_placeholders(ids_BT, media)
         if any(item is not None for item in media):
             positions = self._rope(ids_BT, mask_BT, media)[0]
@@ -118,7 +118,7 @@ class LanguageModel:
         return output.last_hidden_state
 
     def position_offsets(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor, media: Media) -> torch.Tensor | None:
-        """What to add to a token's count to get its position behind these prompts, int64 [B]; None without media.
+        """What to add to a token's count to get its position after these prompts, int64 [B]; None without media.
 
         A picture takes as many positions as its longer side has features, which is fewer than it has placeholders.
         """
@@ -197,7 +197,7 @@ class LanguageModel:
         self, prompt_ids_PT: torch.Tensor, prompt_mask_PT: torch.Tensor, rows_B: torch.Tensor, ids_BT: torch.Tensor,
         mask_BT: torch.Tensor, cache: Cache | None = None,
     ) -> torch.Tensor:  # fmt: skip
-        """`hidden` [B, T, H] of continuations, each behind prompt `rows_B`; a prompt is read once, left padded.
+        """`hidden` [B, T, H] of continuations, each after prompt `rows_B`; a prompt is read once, left padded.
 
         `mask_BT` is that of the continuations. A `cache` has to be empty, and has them all afterwards. Differentiable
         through the prompts. Only where `can_share_prompts`.
@@ -212,7 +212,7 @@ class LanguageModel:
     def logits(self, hidden_NH: torch.Tensor) -> torch.Tensor:
         """fp32 logits [N, V] of the next token, before any temperature.
 
-        16-bit weights are cast a block of the vocabulary at a time, so products are summed in fp32; the stored weights
+        16-bit weights are cast a block of the vocabulary at a time, so products are summed in fp32. The stored weights
         (which may be tied to the embedding) stay as they are.
         """
         head = self.module.get_output_embeddings()

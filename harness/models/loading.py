@@ -109,7 +109,7 @@ def load_processor(config: ModelConfig) -> Any:
 def load_model(config: ModelConfig, device: str | torch.device, *, dtype: str | None = None) -> PreTrainedModel:
     """The model on `device` in eval mode, in `config.dtype` or `dtype`. GGUF weights are unpacked to ordinary ones.
 
-    Vision-language checkpoints load whole, text-only ones as causal language models. No code from a checkpoint runs
+    Vision-language checkpoints load in full, text-only ones as causal language models. No code from a checkpoint runs
     unless `config.trust_remote_code`, and weights are read from safetensors or GGUF alone.
     Raises UserError where the folder has no config or no such weights, or the hub cannot be reached.
     """
@@ -140,7 +140,7 @@ def load_model(config: ModelConfig, device: str | torch.device, *, dtype: str | 
 
 def check_weights(config: ModelConfig) -> None:
     """Raises UserError unless all weights of the model are in safetensors or a GGUF file: anything else is a pickle,
-    which may run code when it is read. So may what a configuration or an index beside safetensors points to.
+    which may run code when it is read. So may what a configuration or an index next to safetensors points to.
     """
     if config.gguf_file is not None:
         return
@@ -174,7 +174,7 @@ def text_config(config: ModelConfig) -> Any:
 
 
 def num_parameters(config: ModelConfig) -> int:
-    """Of a model that is not loaded: its configuration is built without memory. 0 where there is none to read."""
+    """Parameters of a model that is not loaded: its configuration is built without memory. 0 where none can be read."""
     try:
         described = AutoConfig.from_pretrained(resolve_path(config), **_source(config))
     except (OSError, ValueError):
@@ -237,7 +237,7 @@ def _package_folder(module: str) -> str:
 
 
 def _source(config: ModelConfig) -> dict[str, Any]:
-    """What every `from_pretrained` is told; without a word about remote code it would ask on the terminal."""
+    """The options of every `from_pretrained`; without one about remote code it would ask on the terminal."""
     options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
     if config.revision is not None:
         options["revision"] = config.revision

@@ -90,7 +90,7 @@ class ModelShape:
 
     @classmethod
     def read(cls, config: Mapping[str, Any], source: str = "") -> ModelShape:
-        """From the content of a config.json. Raises UserError where a dimension is missing."""
+        """The shape in the content of a config.json. Raises UserError where a dimension is missing."""
         text: Mapping[str, Any] = config.get("text_config") or config
         kind = str(text.get("model_type", ""))
         try:
@@ -124,7 +124,7 @@ class ModelShape:
 
     @property
     def layer_parameters(self) -> dict[str, int]:
-        """Of one layer of each kind, norms and MLP included."""
+        """Parameters of one layer of each kind, norms and MLP included."""
         h, width, kv = self.hidden, self.heads * self.head_dim, self.kv_heads * self.head_dim
         shared = 3 * h * self.intermediate + 2 * h
         full = h * width * (2 if self.gated else 1) + 2 * h * kv + width * h + shared
@@ -138,7 +138,7 @@ class ModelShape:
 
     @property
     def parameters(self) -> dict[str, int]:
-        """By part. A tied head counts as embeddings."""
+        """Parameters by part. A tied head counts as embeddings."""
         of_layer = self.layer_parameters
         return {
             "vision": 0 if self.vision is None else self.vision.num_parameters,
@@ -160,7 +160,7 @@ class ModelShape:
 
     @property
     def weight_bytes(self) -> float:
-        """As an engine holds them: 2 bytes a weight, 1 for the layers of an FP8 checkpoint."""
+        """Bytes of the weights in an engine: 2 a weight, 1 for the layers of an FP8 checkpoint."""
         layers = sum(count for part, count in self.parameters.items() if part.endswith("layers"))
         return 2.0 * self.num_parameters - (layers if self.fp8 else 0)
 
@@ -176,7 +176,7 @@ class ModelShape:
         )
 
     def cache_bytes(self, num_tokens: float) -> float:
-        """Of one sequence while it is decoded: 16-bit keys and values of full attention, fp32 states of linear."""
+        """Bytes of one decoded sequence: 16-bit keys and values of full attention, fp32 states of linear attention."""
         growing = self.num_layers(FULL) * 2 * 2 * self.kv_heads * self.head_dim * num_tokens
         if (linear := self.linear) is None:
             return growing

@@ -1,7 +1,7 @@
 """From the pictures and the clip of a question to what a Qwen3.5 vision tower reads: pixels, grids, placeholder counts.
 
 The model's own processor does the work. The pixels of one prompt are the same object for sampling, for scoring and for
-the update; they are kept in a cache of bounded size and made again when they have left it. P patches, D values of a
+the update. A cache of bounded size keeps them; they are made again when they have left it. P patches, D values of a
 patch.
 """
 
@@ -31,8 +31,8 @@ CACHE_BYTES = 1 << 30
 class MediaInputs:
     """Pixels and grids of one prompt; equality is identity, so that a group's prompt is encoded once.
 
-    `image_PD` and `video_PD` are the patches of all its pictures and of its clip, fp32; `image_grid`, `video_grid`
-    int64 [n, 3] (time, height, width in patches); None where the prompt has no such medium.
+    `image_PD` and `video_PD` are the patches of all its pictures and of its clip, fp32. `image_grid` and `video_grid`
+    are int64 [n, 3] (time, height, width in patches). A field is None where the prompt has no such medium.
     """
 
     image_PD: torch.Tensor | None

@@ -173,7 +173,7 @@ def check_model(actor: Actor, windows: dict[str, int]) -> list[Check]:
 
 
 def gives_text(model: ModelConfig) -> bool:
-    """Whether endpoints answer for it that speak text alone."""
+    """Whether endpoints that give text alone answer for it."""
     return model.api == "text" and bool(model.urls)
 
 

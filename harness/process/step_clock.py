@@ -1,4 +1,4 @@
-"""Where the wall time of a step goes, with student, teacher and grader at work beside each other."""
+"""Where the wall time of a step goes, with student, teacher and grader at work at the same time."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class StepClock:
     """Gives every moment of a step to one activity, the first of `ACTIVITIES` that is under way, else to `other`.
 
     So the times add up to the step and show its critical path: `time/teacher` is what the step waited for the teacher
-    while the student did not sample. `busy/*` are the same activities with what ran beside another one. Used from any
-    thread; an activity may be under way several times at once.
+    while the student did not sample. `busy/*` (rollout, teacher, grade) also count what ran during another one. Used
+    from any thread; an activity may be under way several times at once.
     """
 
     def __init__(self) -> None:

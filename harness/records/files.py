@@ -11,7 +11,7 @@ from typing import Any
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file aside, flush it to disk and rename it."""
+    """Write a file under a temporary name, flush it to disk and rename it."""
     aside = path.with_name(path.name + ".tmp")
     with aside.open("w", encoding="utf-8") as file:
         file.write(text)

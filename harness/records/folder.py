@@ -50,8 +50,8 @@ def run_dir(config: RunConfig, label: str) -> Path:
 class RunFolder:
     """Opens the folder of a run and holds its lock until `close`.
 
-    Raises UserError when the folder belongs to another configuration, and `lock.Taken` when another process writes it;
-    nothing in it is touched then, as in the folder of a run that is done.
+    Raises UserError when the folder belongs to another configuration, and `lock.Taken` when another process writes it.
+    Nothing in it is touched then, as in the folder of a run that is done.
     """
 
     def __init__(self, path: Path, config: RunConfig) -> None:

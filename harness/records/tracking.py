@@ -20,7 +20,7 @@ class Tracker:
     """Logs metrics to wandb unless it is disabled; a resumed run goes on in the same wandb run.
 
     Runs are grouped by study, their job type is the label, and they are tagged by method and student. `run_id` is that
-    of the wandb run that an earlier launch started; `started` is told the id of a new one at once.
+    of the wandb run that an earlier launch started; `started` is given the id of a new one at once.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ def log_report(
 ) -> str:
     """Log a report folder as the wandb artifact `report-<study>` in the study's group. Returns a line on where it is.
 
-    `offline` needs no account: wandb's files are written to `wandb/` beside the folder, with a copy of the report in
+    `offline` needs no account: wandb's files are written to `wandb/` next to the folder, with a copy of the report in
     wandb's own data folder (WANDB_DATA_DIR), until `wandb sync` sends them. Raises UserError where there is no report,
     for another mode, and where wandb cannot start.
     """

@@ -22,8 +22,8 @@ from harness.rewards.choice import choice_letter, normal_text
 from harness.types import AnswerType, Question, Verdict
 
 MAX_LENGTH = 2000
-"""Characters of a mathematical answer, and four more for each of the other one's: what is longer is not read, which
-would only take a worker to its limit of time."""
+"""Characters of a mathematical answer, and four more for each of the other one's. What is longer is not read: it would
+only take a worker to its limit of time."""
 
 # Decided here, exactly: mathruler compares integers as floats. Python reads at most 4300 digits.
 _INTEGER = re.compile(r"[+-]?[0-9]{1,4000}")
@@ -203,7 +203,7 @@ def _parse(text: str) -> list[Any]:
     library = _math_verify()
     # The library reads `1 1/2` as 1 and does not read `5.` at all.
     text = _MIXED.sub(r"\1\\frac{\2}{\3}", _FULL_STOP.sub("", text.strip()))
-    # In a box the whole text is one LaTeX formula; without one the library would pick out a single number.
+    # In a box all of the text is one LaTeX formula; without one the library would pick out a single number.
     # The plain-expression reader is left out: it takes the 2 out of `2**3`.
     only_latex = [library.LatexExtractionConfig(boxed_match_priority=0)]
     return library.parse(f"\\boxed{{{text}}}", only_latex, parsing_timeout=None)

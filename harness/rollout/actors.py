@@ -275,6 +275,6 @@ def _lost(prompt: Prompt) -> Rewrite:
 
 
 def _between_tags(text: str, tag: str) -> str:
-    """Content of the last pair of tags behind the thinking, which may name the tags itself."""
+    """Content of the last pair of tags after the thinking, which may name the tags itself."""
     found = re.findall(rf"<{tag}>(.*?)</{tag}>", text.rpartition("</think>")[2], re.DOTALL)
     return found[-1].strip() if found else ""

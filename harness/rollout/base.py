@@ -26,8 +26,8 @@ class Sampling:
     """How completions are drawn. A rollout's draws depend only on (seed, step, sampler, uid, index).
 
     Log-probabilities at temperature T are those of `logits / T`, before top-k, top-p and min-p cut the distribution.
-    Temperature 0 is greedy; its log-probabilities are those of temperature 1. Penalties act before the temperature:
-    presence subtracts once from the logit of each token that was sampled, repetition divides positive and multiplies
+    Temperature 0 is greedy; its log-probabilities are those of temperature 1. Penalties act before the temperature.
+    Presence subtracts once from the logit of each token that was sampled. Repetition divides positive and multiplies
     negative logits of each token of the prompt and of the completion.
     """
 

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class ServerEngine:
-    """One model behind `endpoints`; all prompts are in hand at once, within the endpoints' concurrency.
+    """One model at `endpoints`; all prompts are in hand at once, within the endpoints' concurrency.
 
     - `api="tokens"`, vLLM's completions: the very ids of the prompt, checked against those that the endpoint read.
       Log-probabilities are those of `logits / T` where the server was started with `--logprobs-mode
-      processed_logprobs`, as `harness.serving.server` does, and nothing is truncated; those of a server that somebody
+      processed_logprobs`, as `harness.serving.server` does, and nothing is truncated. Those of a server that somebody
       else has started are in its own mode. At temperature 0 they are those of temperature 1.
     - `api="text"`, chat alone: the endpoint applies its own template, bans nothing, and its text is encoded again. The
       log-probabilities are NaN: such rollouts can be read and graded, never trained.
@@ -57,8 +57,8 @@ class ServerEngine:
         """Yield the group of each prompt as it finishes.
 
         Raises UserError for a prompt with media, one that leaves no room for a single token, or, where the endpoints
-        give text alone, one with a prefix: at once, unless it comes late. Later, UserError where an endpoint lacks what
-        is asked of it, and RunInterrupted where all of them are gone.
+        give text alone, one with a prefix. That is at once, unless the prompt comes late. Later, UserError where an
+        endpoint lacks what is asked of it, and RunInterrupted where all of them are gone.
         """
         asked = (self._ask(prompt, sampling) for prompt in prompts)
         return self._groups(list(asked) if isinstance(prompts, Sequence) else asked, sampling)

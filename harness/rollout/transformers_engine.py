@@ -25,8 +25,8 @@ from harness.types import FinishReason, Prompt, Rollout, RolloutGroup, Sampler
 class TransformersEngine:
     """Samples groups with one model, `max_sequences` sequences at a time.
 
-    Batches follow from the prompts and the configuration alone: whole groups in order while they fit; a group that is
-    larger than `max_sequences` is split over batches and joined again.
+    Batches follow from the prompts and the configuration alone: complete groups in order while they fit. A group larger
+    than `max_sequences` is split over batches and joined again.
     """
 
     def __init__(

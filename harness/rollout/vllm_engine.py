@@ -1,6 +1,6 @@
 """The rollout engine on vLLM (`rollout=vllm`): ids in, ids and log-probabilities out, new weights without a restart.
 
-The student's engine lives in the trainer's process and takes its weights from the trainer's own tensors; a teacher's
+The student's engine lives in the trainer's process and takes its weights from the trainer's own tensors. A teacher's
 lives in a process of its own, because two engines of one process share global state. Media are the pixels that the
 trainer uses, not what vLLM's processor would make of the files. vLLM is imported here and nowhere else.
 """
@@ -33,10 +33,10 @@ MAX_TEMPERATURE = 2.0
 
 
 class VllmEngine:
-    """One model behind `vllm.LLMEngine`.
+    """One model in a `vllm.LLMEngine`.
 
     `folder` (or hub id) has the configuration, the tokenizer and the weights. An `empty` engine does not read the
-    weights: it lives in this process and samples noise until `load_weights`; any other has a process of its own, on
+    weights: it lives in this process and samples noise until `load_weights`. Any other has a process of its own, on
     `gpus` alone where there are any.
 
     Log-probabilities are those of `logits / T` where nothing is truncated, as in training; with top-p, top-k or min-p
@@ -67,7 +67,7 @@ class VllmEngine:
         self._in_process = empty
         self._num_threads = torch.get_num_threads()
         self._names: set[str] = set()
-        """Of the tensors of the first transfer: every later one has to bring them all."""
+        """Names of the tensors of the first transfer: every later one has to bring them all."""
         model_config = self._engine.vllm_config.model_config
         self._window: int = model_config.max_model_len
         self._bias |= dict.fromkeys(range(chat.num_tokens, model_config.get_vocab_size()), BAN)
@@ -269,7 +269,7 @@ def _environment(in_process: bool, gpus: Sequence[str]) -> Iterator[None]:
     }
     if gpus:
         values["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    if in_process and _is_a_rank():  # an engine beside each rank of the trainer, not one engine over all of them
+    if in_process and _is_a_rank():  # an engine for each rank of the trainer, not one engine over all of them
         local_rank = torch.cuda.current_device() if torch.cuda.is_available() else dist.get_rank()
         values |= {
             "RANK": str(dist.get_rank()),

@@ -37,7 +37,7 @@ def run(config: RunConfig, *, overrides: Sequence[str] = ()) -> Path:
     """Train (unless the method is `base`), save the model, evaluate. Returns the run folder.
 
     A run that is done is left alone; one that was interrupted goes on from its newest checkpoint. Raises UserError for
-    what a user can mend; run.json then has status `failed` and the message. SIGTERM and SIGUSR1 raise `Stopped`, with
+    what a user can fix; run.json then has status `failed` and the message. SIGTERM and SIGUSR1 raise `Stopped`, with
     all that the run needs to go on written; its status is `interrupted`.
 
     With several ranks this is rank 0's part; it does not return on another one.
@@ -144,7 +144,7 @@ class _Run:
         self.student, self.engine = self.models.student, self.models.engine
 
     def trainer(self) -> Trainer:
-        """With the teacher and the judge, if the method has them."""
+        """The trainer, with the teacher and the judge if the method has them."""
         from harness.records.tracking import Tracker
         from harness.rewards.judge.judged import JudgedGrader
         from harness.rollout.actors import LiveActors
@@ -309,7 +309,7 @@ def _execute(
 
 
 def live_student(config: RunConfig, log: Path, stack: ExitStack) -> tuple[RolloutEngine, str]:
-    """The student of a configuration as it is, behind its engine, and the model's identity. Ends with `stack`."""
+    """The student of a configuration as it is, in its engine, and the model's identity. Ends with `stack`."""
     from harness.models.chat import Chat
     from harness.models.loading import load_tokenizer
 

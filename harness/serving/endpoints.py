@@ -42,10 +42,10 @@ class Endpoints:
     """`urls` (http://<host>:<port>/v1) that serve `model`. Used from any thread; its requests run in one of their own.
 
     A request goes to the endpoint with the fewest in hand. An endpoint that fails gets a pause, `backoff` seconds and
-    twice as long after each further failure, then a single request at a time until it answers; meanwhile its requests
-    go to the others. Where all have been failing for `config.max_wait` seconds, without an answer, RunInterrupted is
-    raised; a slow answer is no failure before `config.timeout`, and the time of a restart does not count. `role` names
-    the model's part of the configuration in messages.
+    twice as long after each further failure. Then it gets a single request at a time until it answers; meanwhile its
+    requests go to the others. Where all have been failing for `config.max_wait` seconds, without an answer,
+    RunInterrupted is raised. A slow answer is no failure before `config.timeout`, and the time of a restart does not
+    count. `role` names the model's part of the configuration in messages.
 
     `restart` starts a server that is the caller's own again: called when nobody listens at an endpoint, once at a time.
     Its errors end what is being asked.
@@ -216,7 +216,7 @@ class Endpoints:
             )
 
     async def _start_again(self, endpoint: _Endpoint, failed: float) -> None:
-        """Restart the server behind an endpoint, unless that was done since `failed`."""
+        """Restart the server at an endpoint, unless that was done since `failed`."""
         assert self._restart is not None
         async with self._restarting:
             if endpoint.restarted_at >= failed:

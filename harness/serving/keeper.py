@@ -1,7 +1,7 @@
 """Runs a command and sees to its end: `python -m harness.serving.keeper -- COMMAND...`, with a pipe as standard input.
 
-When the pipe closes, which it does however its other end's process dies, or when the command ends, every process that
-descends from the command is killed, whatever session it is in: SIGTERM, and SIGKILL after `GRACE` seconds. Exits with
+Every process that descends from the command is killed when the command ends or the pipe closes, whatever session it
+is in: SIGTERM, and SIGKILL after `GRACE` seconds. The pipe closes however its other end's process dies. Exits with
 the command's status. Only the standard library is imported. Linux; elsewhere only the command's own process group is
 killed.
 """

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 HOST = "127.0.0.1"
 _POLL = 0.2
 _STOP = 30.0
-"""Seconds in which the keeper has to have ended the server; it needs a few."""
+"""Seconds in which `harness.serving.keeper` has to have ended the server; it needs a few."""
 _ERROR = re.compile(r"\b[A-Za-z_.]*(Error|Exception)\b:? |\berror: ")
 
 
@@ -135,7 +135,7 @@ class Server:
             keeper.wait()
 
     def restart(self) -> None:
-        """Again on the same port, after what was left of it is gone. Raises like `start`."""
+        """Start the server again on the same port, after what was left of it is gone. Raises like `start`."""
         logger.warning("the %s's server does not answer any more and is started again: see %s", self._role, self._log)
         self.stop()
         self.start()

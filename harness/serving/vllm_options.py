@@ -46,7 +46,7 @@ def engine_options(config: RolloutConfig, folder: str, *, own_gpus: bool = False
 
 
 def as_flags(options: Mapping[str, Any]) -> list[str]:
-    """The same for the command line.
+    """`options` as flags of vLLM's command line.
 
     Example: `as_flags({"block_size": 32, "enforce_eager": True, "enable_prefix_caching": False})` is
     `["--block-size=32", "--enforce-eager", "--no-enable-prefix-caching"]`.

@@ -27,7 +27,7 @@ from harness.errors import UserError
 BASE = "base"
 """The option of the group `method` that evaluates the student as it is."""
 MAX_LABEL_CHARS = 150
-"""A folder name holds 255 bytes; the log file's name has student and seed beside the label."""
+"""A folder name holds 255 bytes; the log file's name has student and seed as well as the label."""
 
 
 @dataclass(frozen=True)

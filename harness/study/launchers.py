@@ -1,8 +1,8 @@
 """Cells of a study under one of Hydra's launchers (submitit, Ray): `zppo sweep NAME hydra/launcher=zppo_slurm`.
 
 `launch` writes the cells that are to be run into a plan, and starts this module as a Hydra application whose
-jobs are numbers of cells; a job starts `zppo train` as a child, so that a crash of the run is not one of the job. What
-the batch system says to a job reaches the child as SIGTERM, which has time to write a checkpoint; the job is then
+jobs are numbers of cells. A job starts `zppo train` as a child, so that a crash of the run is not one of the job. What
+the batch system says to a job reaches the child as SIGTERM, which has time to write a checkpoint. The job is then
 requeued by the launcher that knows how (submitit), or its cell started again in place. Imports no torch.
 """
 
@@ -41,7 +41,7 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass
 class LaunchConfig:
-    """What a job is told (`conf/launch.yaml`)."""
+    """The options of a job (`conf/launch.yaml`)."""
 
     plan: str = MISSING
     """File with the cells: a list of {"name": ..., "command": [...], "grace": seconds}."""

@@ -16,8 +16,8 @@ from rich.text import Text
 from harness.study.status import format_seconds
 
 STATES = ("running", "elsewhere", "failed", "interrupted", "refused", "waiting", "done", "skipped")
-"""Of a cell, in the order in which rows are kept where the terminal is too low for all. `elsewhere`: another launcher
-runs it, or a process that an earlier launcher left behind; `refused`: its folder holds another configuration."""
+"""States of a cell, in the order in which rows are kept where the terminal is too low for all. `elsewhere`: another
+launcher runs it, or a process that an earlier launcher left; `refused`: its folder holds another configuration."""
 _STYLES = {"running": "bold", "done": "green", "failed": "red", "refused": "red", "interrupted": "yellow"}
 
 

@@ -44,9 +44,9 @@ EXIT_CODES = {signal.SIGTERM: os.EX_TEMPFAIL, signal.SIGUSR1: os.EX_TEMPFAIL, si
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a cell: `done`, `skipped` (done before), `failed`, `interrupted` (goes on when launched again),
-    `refused` (its folder holds another configuration), or, under Hydra's launchers, `elsewhere` (another process runs
-    it)."""
+    """What became of a cell: `done`, `skipped` (done before), `failed`, `interrupted` (goes on when launched again)
+    or `refused` (its folder holds another configuration). Under Hydra's launchers also `elsewhere` (another process
+    runs it)."""
 
     cell: Cell
     state: str
@@ -260,7 +260,7 @@ class _Launch:
             self.progress.changed(Row(cell.name, "start", note=f"log {job.log}"))
 
     def _end(self, job: _Job) -> None:
-        job.kill()  # helpers that a crashed cell left behind
+        job.kill()  # helpers that a crashed cell left
         cell, code, record = job.cell, job.process.returncode, job.record()
         if code == 0 and (record.get("status") == "done" or _is_done(cell)):  # by this process, or by a faster one
             self._finished(outcome_of(cell, "done", None, job.seconds))

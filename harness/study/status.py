@@ -46,7 +46,7 @@ def step_of(metrics: dict[str, Any]) -> int:
 
 
 def seconds_left(metrics: dict[str, Any], num_steps: int | None) -> float | None:
-    """Of the training: its remaining steps at the pace of the last one. None before the first."""
+    """Seconds of the training's remaining steps at the pace of the last one. None before the first."""
     return (num_steps - step_of(metrics)) * metrics["time/step"] if num_steps and "time/step" in metrics else None
 
 
@@ -91,7 +91,7 @@ def _run_state(run_dir: Path) -> RunState:
 
 
 def _seconds(record: dict[str, Any], run_dir: Path) -> float | None:
-    """Seconds from the run's first start to its end, or to the last sign of life; pauses count, and changes of the
+    """Seconds from the run's first start to its end, or to the last sign of life. Pauses count, and changes of the
     machine's clock: only here, where the run's own monotonic clock is no longer to be had."""
     finished = record["finished"]
     end = datetime.fromisoformat(finished).timestamp() if finished else (run_dir / "run.json").stat().st_mtime

@@ -1,4 +1,4 @@
-"""Runs in processes of their own that end where or when a test says, and the comparison with the unbroken run.
+"""Runs in processes of their own that end where or when a test says, and the comparison with the uninterrupted run.
 
 A fork server loads the libraries once, so that a kill costs no more than the run itself.
 """
@@ -43,7 +43,7 @@ class Fault:
     seconds: float = 0.0
     signal: int = signal.SIGKILL
     hold: float = 0.0
-    """Seconds that the run stands still at the point, behind the signal."""
+    """Seconds that the run stands still at the point, after the signal."""
 
 
 class Launcher:
@@ -84,7 +84,7 @@ class Launcher:
         return process.exitcode
 
     def points(self) -> list[str]:
-        """The boundaries that a whole run comes by, in order, repeated ones too."""
+        """The boundaries that an uninterrupted run comes by, in order, repeated ones too."""
         receiver, sender = self._context.Pipe(duplex=False)
         process = self._context.Process(target=_record, args=(self.overrides, sender))
         process.start()
@@ -114,7 +114,7 @@ class Tally:
 
 
 def survive(launcher: Launcher, faults: Sequence[Fault], folder: Path, whole: Path) -> Tally:
-    """Launch with one fault after another, then without; the end has to be that of the unbroken run `whole`."""
+    """Launch with one fault after another, then without; the end has to be that of the uninterrupted run `whole`."""
     started, tally = time.monotonic(), Tally()
     for fault in faults:
         code = launcher.launch(fault)

@@ -1,5 +1,5 @@
-"""An OpenAI-compatible endpoint on this machine, in a thread, that can be told to misbehave: for tests and
-demonstrations. What it answers is somebody else's: `judge/loopback.py` and `rollout/loopback.py`.
+"""An OpenAI-compatible endpoint on this machine, in a thread, that can be set to misbehave: for tests and
+demonstrations. What it answers comes from `harness.testing.judge_server` and `harness.testing.model_server`.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class Fault:
     drop: bool = False
     """Close the connection without an answer."""
     body: str | None = None
-    """The whole body instead of an answer."""
+    """The complete body instead of an answer."""
     retry_after: str | None = None
     spoil: Callable[[Body], Any] | None = None
     """Changes the answer in place."""
 
 
 Plan = Callable[[int, Body], Fault | None]
-"""From the number of a request (from 0) and its body to how to misbehave; None: not at all."""
+"""Says how to misbehave, given the number of a request (from 0) and its body; None: not at all."""
 
 
 class NotServed(Exception):
@@ -44,7 +44,7 @@ class NotServed(Exception):
 
 
 class LoopbackServer(ThreadingHTTPServer):
-    """`answers` are what is served, by path behind /v1/: a body in, a body out, ValueError, LookupError or TypeError
+    """`answers` are what is served, by path after /v1/: a body in, a body out, ValueError, LookupError or TypeError
     (status 400) or NotServed (404). `models` are the entries of GET /v1/models.
 
     `requests` are the bodies it got, `keys` the Authorization header of each, `busiest` is how many it had in hand at a
@@ -153,7 +153,7 @@ def running(server: LoopbackServer) -> Iterator[LoopbackServer]:
 
 
 def until_interrupted(server: LoopbackServer, option: str) -> None:
-    """For a command line: say how to use it, then serve until Ctrl-C."""
+    """Say on a command line how to use it, then serve until Ctrl-C."""
     with running(server):
         sys.stdout.write(f"{option}\n")
         sys.stdout.flush()

@@ -147,7 +147,7 @@ def _same(said: str, gold: str) -> bool:
 
 
 def _says(text: str, phrase: str) -> bool:
-    """Whether a phrase stands in a text as whole words."""
+    """Whether a phrase stands in a text as complete words."""
     wanted = normal_text(phrase)
     return bool(wanted) and re.search(rf"(?<![\w.]){re.escape(wanted)}(?!\w|\.\d)", normal_text(text)) is not None
 

@@ -1,4 +1,4 @@
-"""Where the conformance kit runs a method: two tiny models, and a witness of what they sampled."""
+"""Where the conformance kit runs a method: two tiny models, and a record of what they sampled."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Witness:
 
 
 class WitnessedActors(LiveActors):
-    """The actors of a run, with a witness."""
+    """The actors of a run, with a `Witness`."""
 
     witness: Witness
 

@@ -1,4 +1,4 @@
-"""Entropy collapse and ratio explosion: a warning and the samples behind it, while the run goes on."""
+"""Entropy collapse and ratio explosion: a warning and its samples, while the run goes on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Alarms:
     """Compares the mean `entropy` and `ratio` of each of a step's updates, which policy-gradient losses report, with
     the limits of `config`.
 
-    An update's figures are sums over its tokens, so which samples are behind them is looked up when an alarm is raised:
+    An update's figures are sums over its tokens, so which samples they come from is looked up when an alarm is raised:
 
     - entropy: those with the least mean -log-probability of their tokens when they were sampled, in nats. That is an
       estimate of the mean entropy from one draw a token, and costs nothing;

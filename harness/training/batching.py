@@ -21,7 +21,7 @@ WORTH_SHARING = 0.9
 def mini_batches(
     samples: Sequence[TrainingSample], *, num_batches: int, rng: np.random.Generator
 ) -> list[list[TrainingSample]]:
-    """Split the step's samples: groups stay whole, are permuted by `rng`, sizes differ by at most one group.
+    """Split the step's samples: groups stay together, are permuted by `rng`, sizes differ by at most one group.
 
     A batch may be empty when there are fewer groups than batches.
     """
@@ -49,7 +49,7 @@ class MicroBatch:
 
     @property
     def num_tokens(self) -> int:
-        """That are read, padding aside."""
+        """Tokens that are read, without padding."""
         total = sum(len(sample.token_ids) for sample in self.samples)
         if self.num_given is None:
             return total
@@ -57,7 +57,7 @@ class MicroBatch:
 
     @property
     def num_padded(self) -> int:
-        """That are read, padding included."""
+        """Tokens that are read, padding included."""
         if self.num_given is None:
             return len(self.samples) * max(len(sample.token_ids) for sample in self.samples)
         rest = [len(sample.token_ids) - given for sample, given in zip(self.samples, self.num_given, strict=True)]
@@ -68,7 +68,7 @@ def micro_batches(samples: Sequence[TrainingSample], max_tokens: int, *, share: 
     """Cut a mini-batch into passes of at most `max_tokens`, padding included; a longer sequence has one for itself.
 
     Sequences are sorted by length so that padding is small. With `share`, prompts may be read once for their group, or
-    what all prompts begin with once for all; that is done where it leaves at most `WORTH_SHARING` of the tokens, since
+    what all prompts begin with once for all. That is done where it leaves at most `WORTH_SHARING` of the tokens, since
     it keeps groups together and pads twice.
     """
     ordered = sorted(samples, key=lambda s: len(s.token_ids), reverse=True)
@@ -145,7 +145,7 @@ class SharedPrompts:
 class ModelInputs:
     """Right-padded sequences, and `rows_N, columns_N` of the hidden states that predict the trained tokens.
 
-    Behind `prompts` the sequences are what follows them.
+    With `prompts`, the sequences are what follows them.
     """
 
     ids_BT: torch.Tensor
@@ -153,13 +153,13 @@ class ModelInputs:
     rows_N: torch.Tensor
     columns_N: torch.Tensor
     media: list[MediaInputs | None]
-    """Of every sequence; those of one prompt share an object, so that the vision tower sees it once."""
+    """Media of every sequence; those of one prompt share an object, so that the vision tower sees it once."""
     prompts: SharedPrompts | None = None
 
 
 @dataclass(kw_only=True)
 class PaddedBatch(ModelInputs):
-    """With the trained tokens `tokens.ids_N`, which stand at `positions_N` of their sequences, and their weights."""
+    """The inputs with the trained tokens `tokens.ids_N`, at `positions_N` of their sequences, and their weights."""
 
     positions_N: list[int]
     weights_N: torch.Tensor
@@ -210,7 +210,7 @@ def _shared_prompts(batch: MicroBatch, device: torch.device) -> SharedPrompts:
 
 
 def pad_for_teacher(samples: Sequence[TrainingSample], device: torch.device, *, share: bool = False) -> PaddedBatch:
-    """The same trained tokens behind the prompt that the teacher sees."""
+    """`pad` of the same trained tokens after the prompt that the teacher sees."""
     return pad(one_pass([_with_teacher_prompt(sample) for sample in samples], share=share), device)
 
 

@@ -1,7 +1,8 @@
-"""Checkpoints: safetensors and JSON only, written aside, flushed, renamed; resume takes the newest intact one.
+"""Checkpoints: safetensors and JSON only, written under a temporary name, flushed, renamed.
 
-`step-000010/` is the state behind step 10. `step-000010.2/` is that behind two updates of step 11; a run that is
-preempted leaves one (`harness.training.trainer`), and it counts only together with the stored rollouts of its step.
+Resume takes the newest intact one. `step-000010/` is the state after step 10. `step-000010.2/` is that after two
+updates of step 11; a run that is preempted leaves one (`harness.training.trainer`), and it counts only together with
+the stored rollouts of its step.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 2
 STATE, SUMS = "state.json", "SHA256SUMS"
-"""Of every other file: `sha256sum -c SHA256SUMS` checks them as well. Checkpoints of format 1 have none."""
+"""SUMS is of every other file: `sha256sum -c SHA256SUMS` checks them as well. Checkpoints of format 1 have none."""
 NAME = re.compile(r"step-(\d+)(?:\.(\d+))?")
 
 
@@ -42,7 +43,7 @@ def save(
     tensors: dict[str, torch.Tensor] | None = None,
     rng: dict[str, Any] | None = None,
 ) -> Path:
-    """Write the checkpoint behind `step` and `updates` of the next. A failure leaves the earlier ones intact.
+    """Write the checkpoint after `step` and `updates` of the next. A failure leaves the earlier ones intact.
 
     `state` are JSON values, `tensors` what else belongs to it; `rng` (`rng_state`) is by default the present one.
     """
@@ -165,7 +166,7 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def machine() -> dict[str, Any]:
-    """What the bits of a result depend on beside the configuration."""
+    """What the bits of a result depend on apart from the configuration."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return {"device": device, "num_threads": torch.get_num_threads(), "torch": torch.__version__}
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LOGIT_BUFFERS = 4
 """Tensors of a tile's logits that exist at once: the student's, the teacher's, and two gradients."""
 STATE_BYTES = {"adamw": 8.0, "adamw_bf16": 4.0, "adamw_8bit": 2.1, "adamw_offload": 0.0}
-"""Of the optimizer, a weight."""
+"""Bytes of the optimizer's states, per weight."""
 MIB = 2**20
 GB = 1e9
 RUNTIME_BYTES = 2 * GB
@@ -91,8 +91,8 @@ def predict(
 ) -> dict[str, float]:
     """Bytes by part on one rank at the peak of an update, whose sum is that peak.
 
-    `longest` are the tokens of the longest sequence (one above `update.micro_batch_tokens` has a pass for itself),
-    `num_patches` the patches of the pictures of a micro-batch, `num_ids` the rows of the head that are computed and
+    `longest` are the tokens of the longest sequence (one above `update.micro_batch_tokens` has a pass for itself).
+    `num_patches` are the patches of the pictures of a micro-batch, `num_ids` the rows of the head that are computed and
     `num_weights` the model's weights where they were counted.
     """
     is_16bit = dtype != "float32"
@@ -128,7 +128,7 @@ def predict(
         return parts
     by_part = shape.parameters
     root = 4.0 * sum(by_part[part] for part in ("embeddings", "head", "vision", "final norm"))
-    # The outer group and the layer at work are whole, the next layer is on its way; so is a layer's gradient.
+    # The outer group and the layer at work are complete, the next layer is on its way; so is a layer's gradient.
     parts["gathered weights"] = root + 2 * largest * compute
     parts["gathered gradients"] = root + (4.0 * largest if update.gradient_checkpointing else 0.0)
     return parts
@@ -144,7 +144,7 @@ class TeacherLoad:
     samples: bool = False
 
     def scoring_bytes(self, tokens: float) -> float:
-        """Of a forward pass without gradients: what an MLP holds at once, 16-bit, and the stream."""
+        """Bytes of a forward pass without gradients: what an MLP holds at once, 16-bit, and the stream."""
         return tokens * 2 * (3 * self.shape.intermediate + 4 * self.shape.hidden)
 
 
@@ -206,7 +206,7 @@ def _kinds(shape: ModelShape) -> list[str]:
 
 
 def patches_of(shape: ModelShape, max_pixels: int) -> int:
-    """Of the largest picture."""
+    """Patches of the largest picture."""
     return 0 if shape.vision is None else math.ceil(max_pixels / shape.vision.patch**2)
 
 

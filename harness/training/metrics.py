@@ -133,7 +133,7 @@ def _tokens(tokens: Mapping[str, float], name: str) -> float:
 
 
 def _num_teacher_tokens(sample: TrainingSample) -> int:
-    """The teacher reads the same completion behind its own prompt."""
+    """The teacher reads the same completion after its own prompt."""
     own = len(sample.token_ids)
     ids = sample.teacher_prompt_ids
     return own if ids is None else own - sample.num_prompt + len(ids)

@@ -51,7 +51,7 @@ class GapMeter:
     log-probability the token is left out and counted.
 
     `mismatch/k3_kl` is the mean of r - 1 - log r with r = exp(trainer - engine). The tokens are drawn from the engine's
-    distribution q, and with the trainer's p it is E_q[p / q] - 1 + E_q[log q - log p] = KL(q || p): it estimates
+    distribution q. With the trainer's p the mean is E_q[p / q] - 1 + E_q[log q - log p] = KL(q || p): it estimates
     KL(engine || trainer), and no term is negative (k3 of Schulman, http://joschu.net/blog/kl-approx.html).
     """
 

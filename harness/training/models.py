@@ -33,7 +33,7 @@ STUDENT_LOG, TEACHER_LOG = "student.server.log", "teacher.server.log"
 
 
 class Models(Protocol):
-    """As the run has them: in this process, or over ranks (`harness.distributed.build`)."""
+    """The models of a run: in this process, or over ranks (`harness.distributed.build`)."""
 
     student: LanguageModel | None
     """None where endpoints answer for it."""
@@ -44,16 +44,16 @@ class Models(Protocol):
     def updater(self, method: Method, teacher: Teacher, clock: StepClock) -> Updater: ...
 
     def finished(self) -> PreTrainedModel:
-        """The trained student in its own dtype, whole: what is saved is what is evaluated."""
+        """The complete trained student in its own dtype: what is saved is what is evaluated."""
         ...
 
     def identity(self) -> str:
-        """Which model answers. What an endpoint has behind a name is not known here: only the name counts."""
+        """Which model answers. What an endpoint serves by a name is not known here: only the name counts."""
         ...
 
 
 class LocalModels:
-    """Those of one process. What they start ends with `stack`, and writes its logs into `folder`."""
+    """The models in one process. What they start ends with `stack`, and writes its logs into `folder`."""
 
     def __init__(self, config: RunConfig, chat: Chat, *, trained: bool, folder: Path, stack: ExitStack) -> None:
         self._config, self._chat, self._folder, self._stack = config, chat, folder, stack
@@ -129,7 +129,7 @@ def student_engine(
 
 
 def separate_engine(config: RunConfig, chat: Chat, *, stack: ExitStack) -> RolloutEngine:
-    """An engine with whole weights of its own, in the student's dtype, for a student that is cut over ranks."""
+    """An engine with complete weights of its own, in the student's dtype, for a student that is cut over ranks."""
     if config.rollout.engine == "transformers":
         model = LanguageModel.for_chat(load_model(config.student, device_of(config.device)), chat)
         ours = TransformersEngine(model, chat, "student", config.rollout.max_sequences, own_weights=True)
@@ -199,7 +199,7 @@ def device_of(name: str) -> str:
 
 
 def _teacher_gpus(config: RunConfig) -> list[str]:
-    """Of this node, those that are the teacher's alone: the last ones."""
+    """The GPUs of this node that are the teacher's alone: the last ones."""
     return visible_gpus()[-config.cluster.teacher_gpus :] if config.cluster.teacher_gpus else []
 
 

@@ -31,8 +31,8 @@ class NonFinite(Exception):
 def check_samples(samples: Sequence[TrainingSample]) -> None:
     """The step's samples, with their `old_logprobs`, before its first update: all or none of its updates are made.
 
-    Raises NonFinite for the first sample with a reward that is not finite, and only where all are for the first with
-    such a norm, advantage, weight or log-probability: advantages are formed over all groups, so that one reward spoils
+    Raises NonFinite for the first sample with a reward that is not finite. Only where all are, it is for the first with
+    such a norm, advantage, weight or log-probability. Advantages are formed over all groups, so that one reward spoils
     those of every sample. A `rollout_logprobs` of NaN is one that the engine did not give, which is no error: those
     old ones are the trainer's.
     """

@@ -1,7 +1,7 @@
 """AdamW with its states in fp32, in bf16, in 8 bits or in the host's memory. Weights and arithmetic are always fp32.
 
 bf16 keeps 8 significant bits. Rounded to nearest, a number stands still as long as a step moves it by less than 0.2 to
-0.4 % of itself, and beta2 = 0.999 moves `exp_avg_sq` by 0.1 % of its distance to the squared gradient. So bf16 states
+0.4 % of itself. With beta2 = 0.999 `exp_avg_sq` moves by 0.1 % of its distance to the squared gradient. So bf16 states
 are rounded at random, to the upper neighbour with the probability that makes the mean right.
 
 Shape suffix: P the rows of a parameter that are updated together.
@@ -159,7 +159,7 @@ class _PieceAdamW(torch.optim.Optimizer):
             store(kept, moments)
 
     def _keep(self, moment: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """A copy of a whole moment of a parameter on `device`, as it is kept between steps."""
+        """A copy of a complete moment of a parameter on `device`, as it is kept between steps."""
         raise NotImplementedError
 
     def _read(self, kept_P: torch.Tensor, device: torch.device) -> torch.Tensor:

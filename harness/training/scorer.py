@@ -1,7 +1,7 @@
 """The teacher's decoder in a process of its own, on other devices than the trainer's.
 
 It ships final hidden states: through shared memory on a CPU, through CUDA IPC from a GPU. The head, which is small
-beside the decoder, is handed over once and applied at the trainer, so no logits travel. Requests are plain arrays, so
+next to the decoder, is handed over once and applied at the trainer, so no logits travel. Requests are plain arrays, so
 that only what comes back takes file descriptors.
 """
 
@@ -57,7 +57,7 @@ class _Setup:
 
 
 class _Head(torch.nn.Module):
-    """As much of a model as `LanguageModel.logits` reads."""
+    """The part of a model that `LanguageModel.logits` reads."""
 
     def __init__(self, config: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class ProcessScorer:
         self._process = context.Process(target=_serve, args=(theirs, setup), name="teacher", daemon=True)
         self._process.start()
         theirs.close()  # the process's death is then the end of the stream
-        # A pipe takes some 64 KiB: pixels are sent beside the trainer, which must never wait for a process that hangs.
+        # A pipe takes some 64 KiB: a thread sends pixels, as the trainer must never wait for a process that hangs.
         self._outbox: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         threading.Thread(target=self._send, name="teacher-requests", daemon=True).start()
         try:
@@ -250,7 +250,7 @@ def _load(setup: _Setup) -> LanguageModel:
 def _answer(model: LanguageModel, request: _Request) -> tuple[int, torch.Tensor, torch.Tensor, list[str | None]]:
     """(number, hidden states [N, H], the ids [N] that they predict, digests of the media that were seen).
 
-    Ids and digests are read off what the model is given here, not off what the trainer wrote beside it.
+    Ids and digests are read off what the model is given here, not off what the trainer wrote with it.
     """
 
     def tensors(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:

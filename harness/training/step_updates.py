@@ -30,7 +30,7 @@ class Progress:
     """How far a step's updates are. With its stored rollouts and the weights this is all that the others need."""
 
     old_logprobs: list[list[float] | None]
-    """Of the step's samples, in the order of `credit`: weights that have moved do not give them again."""
+    """Log-probabilities of the step's samples, in the order of `credit`: moved weights do not give them again."""
     num_rescored: int
     num_done: int = 0
     """Mini-batches, those that were left out included."""

@@ -49,7 +49,7 @@ class SampledStep:
     counts: dict[str, float]
     num_replayed: int
     sampler: dict[str, Any]
-    """The cursor behind the step's questions, those that `more` gave included."""
+    """The cursor after the step's questions, those that `more` gave included."""
     rng: dict[str, Any]
     """The global random streams, as in `harness.training.checkpoint.rng_state`."""
 

@@ -2,9 +2,9 @@
 
 | | gives | teacher |
 |--|--|--|
-| `LocalScorer` | the whole distribution, exact | beside the student |
+| `LocalScorer` | the complete distribution, exact | next to the student |
 | `ProcessScorer` (`training.scorer`) | the same, bit for bit on one device | decoder in a process of its own |
-| `ServerScorer` | top-k log-probabilities and a tail | behind endpoints |
+| `ServerScorer` | top-k log-probabilities and a tail | at endpoints |
 
 Shape suffixes: B sequences, T tokens, N trained tokens, H hidden, V vocabulary, K listed tokens.
 """
@@ -50,7 +50,7 @@ class TeacherScorer(Protocol):
     """What the trainer asks of a teacher."""
 
     def score(self, micro_batches: Sequence[MicroBatch]) -> Iterator[TeacherScores]:
-        """The scores of each micro-batch, in order, each behind the prompt that the teacher sees.
+        """The scores of each micro-batch, in order, each after the prompt that the teacher sees.
 
         All are asked for at once, so that later ones may be on their way while one is trained on; the iterator may be
         dropped early. Raises UserError where the teacher is lost or cannot score.
@@ -147,10 +147,10 @@ class ListedScores:
 
 
 class ServerScorer:
-    """A teacher behind a vLLM server: prompt and completion are its prompt, of which it gives log-probabilities.
+    """A teacher at a vLLM server: prompt and completion are its prompt, of which it gives log-probabilities.
 
-    Of every trained token it lists the `top_k` likeliest tokens and the token itself, at temperature 1 and over the
-    server's own vocabulary: what it gives to `banned_ids` and to rows from `num_tokens` on, which no reply can have,
+    For every trained token it lists the `top_k` likeliest tokens and the token itself, at temperature 1 and over the
+    server's own vocabulary. What it gives to `banned_ids` and to rows from `num_tokens` on, which no reply can have,
     is dropped from the list and counts as tail. (A local teacher is renormalised without them.)
 
     Raises UserError for another temperature, since the tail of a tempered distribution is not known.

@@ -186,7 +186,7 @@ class Trainer:
                 return self._take(self._stored.read(step))
             except Unusable as error:
                 logger.warning("step %d is sampled again: %s", step, error)
-                self._stored_ahead = ()  # what comes behind may have been sampled from other weights
+                self._stored_ahead = ()  # later steps may have been sampled from other weights
                 self._stored.keep_only(())
         with interruptible():
             batch = self._batch(step)
@@ -228,7 +228,7 @@ class Trainer:
         return {g.uid: self._chat.decode_prompt(g.rollouts[0].prompt_ids) for g in groups if g.rollouts}
 
     def _save(self) -> None:
-        """A checkpoint behind the last whole step, or behind the updates of the next that have been made since."""
+        """A checkpoint after the last complete step, or after the updates of the next that have been made since."""
         step, progress = self._step_behind, self._updates.progress
         num_done = 0 if progress is None else progress.num_done
         if (step, num_done) in (self._saved, (0, 0)):
@@ -251,13 +251,13 @@ class Trainer:
         self._prune(step)
 
     def _prune(self, step: int) -> None:
-        """Remove what a checkpoint behind `step` makes superfluous."""
+        """Remove what a checkpoint after `step` makes superfluous."""
         config = self._config.checkpoint
         self._stored.keep_only([later for later in self._stored.steps() if later > step])
         checkpoint.prune(self._folder.checkpoints, keep_last=config.keep_last, keep_every=config.keep_every)
 
     def _note_behind(self, step: int) -> None:
-        """What a checkpoint behind a whole step says beside weights and moments: the next one changes it at once."""
+        """What a checkpoint after a complete step says except weights and moments: the next one changes it at once."""
         self._step_behind = step
         self._rng_behind = checkpoint.rng_state()
         self._behind = {

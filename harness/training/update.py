@@ -1,7 +1,7 @@
 """One optimizer update on one mini-batch: the only place where a gradient is formed.
 
 The loss of every trained token is weighted, summed over the mini-batch and divided once by the sum of the samples'
-norms, so the gradient does not depend on how the mini-batch is cut into micro-batches. Trained tokens are projected to
+norms. So the gradient does not depend on how the mini-batch is cut into micro-batches. Trained tokens are projected to
 the vocabulary tile by tile; a method's `loss` sees one tile. Because the denominator is known beforehand, the backward
 pass of a tile follows its forward pass at once: no logits are kept and none are projected again.
 
@@ -176,7 +176,7 @@ class Updater:
         hidden_NH.backward(gradient_NH)
 
     def _hidden(self, batch: PaddedBatch) -> torch.Tensor:
-        """With what the layers need for their backward pass."""
+        """Hidden states, with what the layers need for their backward pass."""
         self.student.module.train(self._config.gradient_checkpointing)  # layers recompute in train mode only
         hidden_NH = hidden_of(self.student, batch)
         self.student.module.eval()

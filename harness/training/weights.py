@@ -1,6 +1,6 @@
-"""Weights and moments of a checkpoint on disk: whole, or cut into shards that any number of ranks can read.
+"""Weights and moments of a checkpoint on disk: complete, or cut into shards that any number of ranks can read.
 
-Whole, they are `model.safetensors` and `optimizer.safetensors`. Sharded, rank r of n has written
+Complete, they are `model.safetensors` and `optimizer.safetensors`. Sharded, rank r of n has written
 `model-0000r-of-0000n.safetensors` and the same for the optimizer, and `shards.json` says which rows (of the first
 dimension) of each tensor every file has. Names, shapes and dtypes are the same.
 """
@@ -38,7 +38,7 @@ class Weights(Protocol):
 
 
 class WholeWeights:
-    """Those of one process. It reads what any number of ranks has written."""
+    """The weights of one process. It reads what any number of ranks has written."""
 
     def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self._model, self._optimizer = model, optimizer
@@ -68,7 +68,7 @@ class StoredTensors:
 
     @cached_property
     def _cuts(self) -> dict[str, Any] | None:
-        """`{name: {"shape": [...], "rows": [[start, stop], ...]}}` by shard; None where each tensor is whole."""
+        """`{name: {"shape": [...], "rows": [[start, stop], ...]}}` by shard; None where each tensor is complete."""
         index = self._folder / SHARDS
         return json.loads(index.read_text(encoding="utf-8"))[self._kind] if index.exists() else None
 

@@ -1,6 +1,6 @@
 """`index.html`: one self-contained page out of tables, figures, runs and rollouts.
 
-What a model or a data set wrote is never markup: it goes into the page as JSON whose `<` is escaped, and the page's
+What a model or a data set wrote is never markup. It goes into the page as JSON whose `<` is escaped, and the page's
 script puts it into the document as text. The Content-Security-Policy allows this script and this style only.
 """
 
@@ -217,7 +217,7 @@ def _config(file: Path) -> tuple[dict[str, str], str]:
 
 
 def _data_url(image: str | Path) -> str:
-    """As an image a figure can run no script, and its styles and names stay its own."""
+    """A figure as the URL of an image: it can run no script, and its styles and names stay its own."""
     kind, content = ("png", image.read_bytes()) if isinstance(image, Path) else ("svg+xml", image.encode())
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 

@@ -19,9 +19,9 @@ MAX_STEPS = 4
 """Steps of a run that questions are taken from: the last, the first, and evenly between."""
 MAX_QUESTIONS = 8
 MAX_CHARS = 4000
-"""Of one text; a longer one keeps its first and its last half of that."""
+"""Characters of one text; a longer one keeps its first and its last half of that."""
 MAX_BYTES = 5_000_000
-"""Of all rollouts on a page, as JSON."""
+"""Bytes of all rollouts on a page, as JSON."""
 COLUMNS = (
     "uid", "kind", "sampler", "question_id", "index", "prompt_text", "response_text", "num_response_tokens",
     "finish_reason", "gold", "reward", "training_reward", "verdict", "match", "trained", "advantage",

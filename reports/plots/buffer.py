@@ -20,7 +20,7 @@ from reports.plots.style import Drawing, Grid, LineStyle, columns_for, draw_grid
 Panel = tuple[str, str]
 """Label and student."""
 Counts = list[dict[str, pd.DataFrame]]
-"""Of each seed: see `cumulative_events`."""
+"""Counts of each seed: see `cumulative_events`."""
 USUAL_GROUP = 8
 """Rollouts of a group, where the accuracies do not say otherwise."""
 MEAN_NOTE = "means over the seeds that reached the step"

@@ -19,9 +19,9 @@ EVENTS = {"admit": "admitted", "graduate": "graduated", "evict": "evicted"}
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
-    """Every whole line of a `.jsonl` file: a run that is writing right now may have half a last one.
+    """Every complete line of a `.jsonl` file: a run that is writing right now may have half a last one.
 
-    Empty where there is no file. Raises ValueError, one line, where a whole line is no JSON.
+    Empty where there is no file. Raises ValueError, one line, where a complete line is no JSON.
     """
     lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []
     rows = []
@@ -70,7 +70,7 @@ def load_events(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def cumulative_events(events: pd.DataFrame, num_steps: int, bins: Sequence[float]) -> dict[str, pd.DataFrame]:
-    """Of one run: admitted, graduated, evicted and held (what is in the buffer after the step), counts so far.
+    """Counts of one run: admitted, graduated, evicted and held (what is in the buffer after the step), counts so far.
 
     Each is a table with a row a step from 1 to `num_steps` and a column a bin of accuracy at admission.
     `bins` ascend and hold every accuracy of `events`.

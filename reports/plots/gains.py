@@ -16,7 +16,7 @@ from reports.runs.collect import BASE
 
 MAX_COLUMNS = 3
 DEFAULT = "default"
-"""A label that does not name the option, beside labels that do."""
+"""Value of a label that does not name the option, where other labels do."""
 
 
 def draw_macro_gain(macros: pd.DataFrame, refused: Sequence[str], look: Mapping[str, Look]) -> Drawing | None:
@@ -185,7 +185,7 @@ def _dots(ax: Axes, place: float, values: pd.Series, colour: str, limits: tuple[
 
 
 def _blocks(rows: pd.DataFrame) -> list[list[list[str] | None]]:
-    """For each student its panels: [student, suite, family]."""
+    """The panels of each student: [student, suite, family]."""
     panels = [list(map(str, key)) for key in rows[BLOCK].drop_duplicates().itertuples(index=False)]
     students = dict.fromkeys(panel[0] for panel in panels)
     return [[panel for panel in panels if panel[0] == student] for student in students]

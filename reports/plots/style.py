@@ -22,9 +22,9 @@ from reports.runs.collect import BASE
 
 LineStyle = Literal["-", "--", ":", "-."]
 WIDTH = 5.2
-"""Of every figure, inches: at 390 pixels, a telephone, text of 9 points is still 9 pixels high."""
+"""Width of every figure, inches: at 390 pixels, a telephone, text of 9 points is still 9 pixels high."""
 DPI = 200
-# Okabe and Ito's palette, told apart with any kind of colour blindness; the line style changes when it starts again.
+# Okabe and Ito's palette, distinct with any kind of colour blindness; the line style changes when it starts again.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES: tuple[LineStyle, ...] = ("-", "--", ":", "-.")
 GREY = "#777777"
@@ -112,17 +112,17 @@ class Grid:
 
     num_columns: int
     height: float
-    """Of a panel's inside."""
+    """Height of a panel's inside."""
     title_lines: int = 1
     tick_lines: int = 1
     left: float = 0.46
-    """For tick labels, beside the first column."""
+    """Room for tick labels, left of the first column."""
     gap: float = 0.46
-    """For tick labels, beside the others."""
+    """Room for tick labels, left of the others."""
 
 
 def columns_for(num_panels: int, num_students: int = 1) -> int:
-    """Of small panels that are all alike: three, or two where that leaves no hole or keeps students side by side."""
+    """Columns of small panels, all alike: three, or two where that leaves no hole or keeps students side by side."""
     if num_students > 1:
         return 3 if num_students % 3 == 0 else 2
     return 2 if num_panels in (1, 2, 4) else 3

@@ -11,9 +11,9 @@ BLOCK = ["student", "suite", "family"]
 
 
 def comparable(scores: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows of the runs that share the most common protocol of their block (at a tie the first), and of each other
-    run the first row with another one; its column `expected` is that of the others.
+    """The rows of the runs that share the most common protocol of their block (at a tie the first), and refused rows.
 
+    Those are, of each other run, the first row with another protocol; its column `expected` is that of the others.
     A run's protocol in a block is that of all its benchmarks together; a run with fewer benchmarks is compared on those
     it has. A benchmark that could not be evaluated has no protocol and is no reason.
     """

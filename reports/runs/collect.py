@@ -21,7 +21,7 @@ ORDER = (
     "grpo_teacher_response", "grpo_both", "grpo_replay_bcq", "grpo_replay_ncq", "hint", "prefix", "zppo",
     "grpo_equal_tokens", "grpo_random_reward", "zppo_foreign_ncq", "zppo_wrong_teacher",
 )  # fmt: skip
-"""The methods as tables list them: the paper's rows, then the control arms. Others come behind, by name."""
+"""The methods as tables list them: the paper's rows, then the control arms. Others come last, by name."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What is looked at only in rows that are chosen, because it costs: gold answer, whole picture, prompt, benchmarks.
+"""Costly checks, made only of chosen rows: gold answer, complete picture, prompt, benchmarks.
 
 The prompt is the one that a training run of the given configuration would show: its student's chat template and
 processor, its limits of pictures, its closing instruction.

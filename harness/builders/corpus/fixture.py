@@ -220,7 +220,7 @@ class _Drawn:
 
 
 def _bars(number: int, size: tuple[int, int] = (112, 112)) -> Any:
-    """Seven bars beside each other on a ground, all drawn by number."""
+    """Seven bars next to each other on a background; `number` is the seed."""
     from PIL import Image, ImageDraw
 
     rng = random.Random(number)

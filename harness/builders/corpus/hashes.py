@@ -1,7 +1,7 @@
 """Hashes by which a row is recognised: exactly, within the corpus, and nearly, among the questions of benchmarks.
 
-A near duplicate has the same text but for case, spacing and end punctuation, or a picture that looks alike: the
-perceptual hash (pHash, 64 bits of the low frequencies of the grey picture) of both differs in a few bits.
+A near duplicate has the same text but for case, spacing and end punctuation, or a picture that looks alike. The
+perceptual hashes (pHash, 64 bits of the low frequencies of the grey picture) of the two differ in a few bits.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MIN_TEXT_CHARS = 40
-"""Of a normal text: shorter questions ("What is the value of x?") are asked of many pictures."""
+"""Fewest characters of a normal text: shorter questions ("What is the value of x?") are asked of many pictures."""
 
 _MARK = re.compile(r"<(?:image|video)>")
 _END = ".,;:!?\"'"

@@ -1,7 +1,7 @@
 """The state of a build, in a file: which rows there are, what became of each, and those that are in the corpus.
 
-SQLite keeps it on disk, so that memory does not grow with the sources, and changes it in transactions: a build that is
-killed at any moment finds the state after its last `commit`. Nothing in it depends on the order in which rows come.
+SQLite keeps the state on disk, so that memory does not grow with the sources, and changes it in transactions. A build
+that is killed at any moment finds the state after its last `commit`. The state does not depend on the order of rows.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ def _held(path: Path) -> UserError:
 
 @contextmanager
 def _errors(path: Path) -> Iterator[None]:
-    """What the file system does to the state is the user's to mend."""
+    """Raise errors of SQLite as UserError: the user can fix them."""
     try:
         yield
     except sqlite3.OperationalError as error:

@@ -25,7 +25,7 @@ class BuildOptions:
     """Branch, tag or commit on the hub; default: the newest, whose commit the card names."""
     mmfinereason_revision: str | None = None
     seed: int = 0
-    """Of the choice of rows within a sub-dataset."""
+    """Seed of the choice of rows within a sub-dataset."""
     unknown: str = "refuse"
     """What becomes of a sub-dataset that is in no table: `refuse` the build, or `skip` and count it."""
     shared: str = "priority"

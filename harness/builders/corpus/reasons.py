@@ -82,7 +82,8 @@ def answer_of(row: Row) -> str:
 def answer_type(answer: str) -> AnswerType:
     r"""How an answer is graded: a single capital letter is an option, words are text, all else is mathematics.
 
-    Words are two or more of at least three letters, LaTeX commands aside, or one where there is no digit and no LaTeX.
+    An answer is text if it has two words of at least three letters; one is enough without a digit and without LaTeX.
+    LaTeX commands are no words.
 
     Example: `B` and `(B)` are choice, `yes` and `New York` text, `\frac{1}{2}`, `x`, `5 cm` and `12 apples` math.
     """

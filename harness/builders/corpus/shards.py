@@ -1,4 +1,4 @@
-"""The corpus as parquet files that `data=parquet` and `data=hub` read, written so that a crash leaves whole ones."""
+"""The corpus as parquet files that `data=parquet` and `data=hub` read; a crash leaves no incomplete one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def shard_name(shard: int, num_shards: int) -> str:
 def write_shards(
     index: Index, num_rows: int, folder: Path, shard_rows: int, report: Callable[[str], None]
 ) -> list[Path]:
-    """Write the rows in the order of their keys, which mixes sub-datasets. Shards that are there are whole and stay."""
+    """Write the rows in the order of their keys, which mixes sub-datasets. Shards that exist are complete and stay."""
     num_shards = -(-num_rows // shard_rows)
     paths = [folder / shard_name(shard, num_shards) for shard in range(num_shards)]
     for shard, path in enumerate(paths):

@@ -152,12 +152,12 @@ def _rows(batch: pa.RecordBatch, positions: Sequence[int], texts: dict[str, str]
 
 
 def _between(positions: Sequence[int], start: int, end: int) -> Sequence[int]:
-    """Those of ascending positions that are in [start, end)."""
+    """The ascending positions that are in [start, end)."""
     return positions[bisect_left(positions, start) : bisect_left(positions, end)]
 
 
 def _training_files(source: Source, place: str, revision: str | None) -> list[str]:
-    """Of all configurations, as the data set's card lists them, or by their names where it does not."""
+    """Training files of all configurations, as the data set's card lists them, else by their names."""
     import datasets
     from datasets.load import dataset_module_factory
 

@@ -180,7 +180,7 @@ def sub_datasets() -> dict[str, SubDataset]:
 
 @cache
 def _canonical_names(source: str) -> dict[str, str]:
-    """Of the sub-datasets that the paper takes from a source: its own names for them, and the paper's."""
+    """The paper's names of the sub-datasets that it takes from a source, by the source's names and its own."""
     taken = [subset for subset in SUB_DATASETS if subset.names(source)]
     names = {plain_name(subset.name): subset.name for subset in taken}
     return names | {plain_name(raw): subset.name for subset in taken for raw in subset.names(source)}

@@ -123,7 +123,7 @@ def train(
 
 
 def make_chat() -> Chat:
-    """The family's tokenizer, template and processor, written aside: a chat reads them from a folder."""
+    """A chat with the family's tokenizer, template and processor, which it reads from a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         make_processor(make_tokenizer()).save_pretrained(folder)
         (Path(folder) / "config.json").write_text('{"model_type": "qwen3_5"}')

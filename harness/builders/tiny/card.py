@@ -1,8 +1,13 @@
 r"""Measures the tiny family and writes `card.json`: what each member can do before any method trains it.
 
-Held-out questions only. Plain accuracy per task and level, greedy and at temperature 1; BCQ, NCQ and hint accuracy on
-hard questions with candidates and hints as a run makes them (sampled by student and teacher, compressed or turned into
-a hint by the teacher); and whether the teacher's summaries are faithful and its hints usable.
+All questions are held out. The card has:
+
+- plain accuracy per task and level, greedy and at temperature 1;
+- BCQ, NCQ and hint accuracy on hard questions;
+- whether the teacher's summaries are faithful and its hints usable.
+
+Candidates and hints are made as in a run: sampled by student and teacher, compressed or turned into a hint by the
+teacher.
 `python -m harness.builders.tiny.card` measures the weights of the package anew.
 """
 
@@ -43,7 +48,7 @@ CANDIDATE_TASKS = ("arithmetic", "bar_chart", "bar_clip")
 
 @dataclass(frozen=True)
 class Member:
-    """One model of the family, loaded to be measured (fp32), behind the rollout engine that runs use."""
+    """One model of the family, loaded to be measured (fp32), with the rollout engine that runs use."""
 
     model: Any
     engine: TransformersEngine
@@ -57,7 +62,7 @@ class Member:
         return cls(model, TransformersEngine(language_model, chat, sampler="student", max_sequences=BATCH))
 
     def reply(self, asked: Sequence[tuple[Question, str]], *, temperature: float, seed: int = 0) -> list[str]:
-        """One completion of every user turn, shown beside its question's media; temperature 0 is greedy."""
+        """One completion of every user turn, shown with its question's media; temperature 0 is greedy."""
         prompts = [
             Prompt(uid=str(i), question=question, messages=({"role": "user", "content": turn},))
             for i, (question, turn) in enumerate(asked)
@@ -69,7 +74,7 @@ class Member:
 
 
 NOTHING = Question(id="", text="", answer="")
-"""Beside text that is rewritten nothing is shown."""
+"""The question of a turn that rewrites text: such a turn shows no media."""
 
 
 def held_out(task: str, level: int, num_questions: int, *, seed: int = 0) -> list[Question]:
@@ -139,9 +144,9 @@ def candidate_accuracy(
     """Accuracy of BCQ, NCQ, hint and plain prompts (temperature 1) on the hard questions among `num_questions`.
 
     `bcq_both_wrong` has two wrong candidates in the place of a right and a wrong one: a student that reads them does
-    badly there. `same_right` and `same_wrong` are the shares of compressed right and wrong traces that keep the answer
-    (or have none where the trace has none); a candidate is used only where it does. `good_hints` is the share of right
-    traces whose hint is used (`good_hint`).
+    badly there. `same_right` and `same_wrong` are the shares of right and wrong traces whose summary keeps the answer,
+    or has none where the trace has none; only such summaries are candidates. `good_hints` is the share of right traces
+    whose hint is used (`good_hint`).
     """
     rng = random.Random(seed)
     cases = hard_cases(student, teacher, held_out(task, level, num_questions, seed=seed), seed=seed)

@@ -1,10 +1,10 @@
 r"""What the tiny family is pre-trained on: prompts worded exactly as the methods word them, with replies.
 
 Additions in text, as bars in pictures and as bars in the frames of a clip; the replies are the same chains. Students
-answer plain questions, BCQs, NCQs and questions with a hint. Plain and NCQ replies have slips, so the form of an NCQ
+answer plain questions, BCQs, NCQs and questions with a hint. Plain and NCQ replies have errors, so the form of an NCQ
 does not switch the bad habits off. The reply to a BCQ is one of its candidates: the right one, or, where both are
 wrong, any, so that candidates have to be read. A hint is followed whether it is right or wrong. The teacher solves
-plain questions without slips, copies responses, right or wrong, into summaries and turns them into hints. Training
+plain questions without errors, copies responses, right or wrong, into summaries and turns them into hints. Training
 questions only.
 """
 
@@ -29,7 +29,7 @@ TOLD_OFFSETS = (-2, -1, 0, 1, 2)
 
 @dataclass(frozen=True)
 class Example:
-    """A user turn and the reply to it. `question` says what is shown beside the text; None for text by itself."""
+    """A user turn and the reply to it. `question` says what is shown with the text; None for text by itself."""
 
     turn: str
     reply: str
@@ -41,7 +41,7 @@ TASKS = {"arithmetic": 0.4, "bar_chart": 0.2, "bar_cards": 0.1, "bar_clip": 0.3}
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Shares of prompt kinds, tasks and levels, and the slips (None: clean traces)."""
+    """Shares of prompt kinds, tasks and levels, and the errors in traces (None: clean traces)."""
 
     kinds: dict[str, float]
     tasks: dict[str, float] = field(default_factory=lambda: TASKS)
@@ -83,12 +83,12 @@ def plain_example(rng: random.Random, recipe: Recipe, question: Question, terms:
 
 
 def sample_trace(rng: random.Random, slips: Slips | None, terms: Terms) -> str:
-    """A reply to the plain question, with the slips of the student or clean."""
+    """A reply to the plain question, with the student's errors or clean."""
     return clean_trace(terms) if slips is None else render_trace(terms[0], slips.steps(rng, terms))
 
 
 def wrong_trace(rng: random.Random, slips: Slips | None, terms: Terms) -> str:
-    """A trace with another answer, or none: mostly the student's own slips, else one corrupted step."""
+    """A trace with another answer, or none: mostly the student's own errors, else one corrupted step."""
     right = f"\\boxed{{{sum(terms)}}}"
     for _ in range(REDRAWS if rng.random() < 0.8 else 0):
         if right not in (trace := sample_trace(rng, slips, terms)):
@@ -157,7 +157,7 @@ def compress_example(rng: random.Random, recipe: Recipe, question: Question, ter
 
 
 def write_hint_example(rng: random.Random, recipe: Recipe, question: Question, terms: Terms) -> Example:
-    """A run asks for hints of right responses only. A few with slips teach to read the additions, not the results."""
+    """A run asks for hints of right responses only. A few with errors teach to read the additions, not the results."""
     steps = clean_steps(terms) if rng.random() < 0.85 else WILD.steps(rng, terms)
     max_tokens = 512 if rng.random() < 0.8 else other_cap(rng)
     turn = write_hint_text(render_trace(terms[0], steps), max_tokens=max_tokens)
@@ -172,8 +172,8 @@ def other_cap(rng: random.Random) -> int:
 def hint_of(first: int, steps: Sequence[Step], *, as_written: bool = False) -> str:
     """The sums of the units digits: `7+8=15 5+5=10` of 37+8=45+5=50, right or `as_written` in the steps.
 
-    A right hint of a right trace never shows the answer: a running value is at least 10, so adding to it gives at
-    least 10 more than adding to its units digit, and the answer, the last value, is at least as large.
+    A right hint of a right trace never shows the answer. A running value is at least 10, so adding to it gives at
+    least 10 more than adding to its units digit. The answer, the last value, is at least as large.
     """
     facts, value = [], first
     for addend, after in steps:
@@ -189,7 +189,7 @@ def summary_of(response: str) -> str:
 
 
 WILD = make_slips(num_shaky=90, rate_scale=0.5, seed=1)
-"""Slips of no student: what a response says must not matter to the one who copies it."""
+"""Errors of no student: what a response says must not matter to the one who copies it."""
 
 MAKERS: dict[str, Callable[[random.Random, Recipe, Question, Terms], Example]] = {
     "plain": plain_example,

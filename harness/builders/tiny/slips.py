@@ -23,7 +23,7 @@ class Slips:
     facts: dict[tuple[int, int], tuple[int, float]]
 
     def steps(self, rng: random.Random, terms: Terms) -> list[Step]:
-        """The additions of `terms`, with slips."""
+        """The additions of `terms`, with errors."""
         value = terms[0]
         steps = []
         for addend in terms[1:]:

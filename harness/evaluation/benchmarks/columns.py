@@ -49,12 +49,12 @@ class Column:
     upstream: str
     """The library's own task file, under its `tasks` folder; empty where it has none."""
     dataset: str
-    """Owner and name on the hub; `@revision` behind it where that is not `main`."""
+    """Owner and name on the hub, then `@revision` where that is not `main`."""
     configs: tuple[str, ...]
     """Empty: the only one; `*`: all that the data set has."""
     splits: tuple[str, ...]
     num_rows: int
-    """Of the whole benchmark; for HLE with the questions that show a picture."""
+    """Rows of the complete benchmark; for HLE with the questions that show a picture."""
     scoring: Scoring
 
     @property
@@ -90,7 +90,7 @@ def _column(row: dict[str, str]) -> Column:
 
 
 def options_of(column: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `options` (the fields of `BenchmarkOptions`) that concern a column."""
+    """The `options` (fields of `BenchmarkOptions`) that concern a column."""
     return {name: value for name, value in options.items() if column in OPTION_COLUMNS[name]}
 
 

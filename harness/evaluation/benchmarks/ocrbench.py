@@ -55,7 +55,7 @@ CATEGORIES = {
 PAIRS = ("key information extraction en", "key information mapping en", "key information extraction cn")
 LEAST_LENGTH = 5000
 LEAST_PARTS = 100
-"""An answer of this many characters, and of so many lines, cells or tags, is always measured whole."""
+"""An answer of this many characters, and of so many lines, cells or tags, is always measured in full."""
 
 
 def gold_text(kind: str, cells: dict[str, Any]) -> str:
@@ -105,9 +105,9 @@ def as_text(content: str, question: Question) -> str:
 def shortened(content: str, question: Question) -> str:
     """The first `LEAST_LENGTH` characters of an answer, or twice as many as the gold answer has, if that is more.
 
-    Likewise the lines of a document and the cells or tags of a table, `LEAST_PARTS` at least. Edit distances are
-    quadratic in characters and tree distances worse than that in nodes, all in pure Python; an answer twice as long as
-    the right one scores low either way.
+    The lines of a document and the cells or tags of a table are limited in the same way, `LEAST_PARTS` at least. Edit
+    distances are quadratic in characters and tree distances worse than that in nodes, all in pure Python. An answer
+    twice as long as the right one scores low either way.
     """
     golds = (question.answer, *question.metadata["answers"])
     content = content[: max(LEAST_LENGTH, 2 * max(map(len, golds)))]

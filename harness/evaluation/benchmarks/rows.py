@@ -31,7 +31,7 @@ class Row:
     config: str
     split: str
     position: int
-    """From 0, in its configuration and split."""
+    """Position from 0, in its configuration and split."""
     cells: Mapping[str, Any] = field(repr=False)
     options: BenchmarkOptions = field(repr=False)
     folder: Path | None = field(default=None, repr=False)
@@ -184,7 +184,7 @@ def _unreachable(column: Column, folder: Path | None, what: str, error: Exceptio
 
 @cache
 def media_folder(repository: str, revision: str | None) -> Path:
-    """The files of a hub repository in the local cache, with its zip archives unpacked beside them, once."""
+    """The files of a hub repository in the local cache, with its zip archives unpacked next to them, once."""
     from huggingface_hub import snapshot_download
 
     try:

@@ -19,11 +19,11 @@ from harness.rewards.rules import Grade
 from harness.types import AnswerType, Question, VideoRef
 
 SUBTITLE_FRAMES = 32
-"""Of the evenly spread frames by which `videomme_subtitles=frames` thins the subtitles: the official number. A row does
-not know how many frames of its clip a model is shown."""
+"""Number of the evenly spread frames by which `videomme_subtitles=frames` thins the subtitles: the official number. A
+row does not know how many frames of its clip a model is shown."""
 
 EPISODIC_FPS = 3.0
-"""Of the frame pictures of MVBench's episodic_reasoning."""
+"""Rate of the frame pictures of MVBench's episodic_reasoning."""
 
 MVBENCH_FOLDERS = {
     "action_antonym": ("ssv2_video_mp4", "ssv2_video"),
@@ -181,8 +181,8 @@ def _videomme_video(row: Row) -> VideoRef:
 def _mvbench_video(row: Row) -> VideoRef:
     """A file, a part of one, or a folder of frames.
 
-    The branch `video` has clips that are cut already, some with their times in the name; `main` has whole videos and
-    the times in columns.
+    The branch `video` has clips that are cut already, some with their times in the name; `main` has complete videos
+    and the times in columns.
     """
     root, name = _root(row), row["video"]
     start, end = row.cells.get("start"), row.cells.get("end")
@@ -217,7 +217,7 @@ def _unlettered(options: Sequence[str]) -> list[str]:
 
 
 def _with_picture(text: str) -> str:
-    """The clip before the question, the picture where the text has its mark, otherwise behind the clip."""
+    """The clip before the question, the picture where the text has its mark, otherwise after the clip."""
     if len(_PICTURE.findall(text)) == 1:
         return "<video>\n" + _PICTURE.sub("<image>", text)
     return "<video>\n<image>\n" + _PICTURE.sub("the picture", text)

@@ -25,7 +25,7 @@ from harness.rewards.rules import Grade
 from harness.types import ImageRef, Question
 
 VISION_ONLY = "The picture shows a mathematics problem. Solve it."
-"""Asked where MathVerse has the whole problem in its picture and no text."""
+"""Asked where MathVerse has the complete problem in its picture and no text."""
 
 DYNAMATH_TOLERANCE = 0.001
 """Absolute, of the official evaluation: gold numbers are rounded to four decimals."""
@@ -115,7 +115,7 @@ def dynamath(row: Row) -> list[Question]:
 
 
 def wemath(row: Row) -> list[Question]:
-    """A problem of two or three steps is asked step by step and as a whole, in rows of the same ID."""
+    """A problem of two or three steps is asked step by step and in one question, in rows of the same ID."""
     steps, _, step = row["key"].rpartition("_")
     options = row["option"].strip()
     choices = labelled_choices(options, _SEMICOLON_LABEL) or labelled_choices(options, _SPACE_LABEL)
@@ -125,7 +125,7 @@ def wemath(row: Row) -> list[Question]:
 
 
 def labelled_choices(text: str, label: re.Pattern[str]) -> list[str]:
-    """The texts behind the labels A, B, C and so on; empty unless these labels stand there once each and in order."""
+    """The texts after the labels A, B, C and so on; empty unless these labels stand there once each and in order."""
     found = list(label.finditer(text))
     if len(found) < 2 or "".join(match[1] for match in found) != LETTERS[: len(found)]:
         return []
@@ -181,9 +181,9 @@ def mark_dynamath(question: Question, grade: Grade) -> Mark:
 def composite_score(scores: Sequence[tuple[Question, float]], *, strict: bool) -> Estimate:
     """We-Math's score over composite problems: 1 for complete mastery, 0.5 for inadequate generalisation, else 0.
 
-    Mastery: the whole problem and every step right (strict), or the whole and any step (loose); with the whole right
-    and no mastery it is rote memorisation. Inadequate generalisation: every step right but not the whole. What is left
-    is insufficient knowledge. Only problems with all their questions count.
+    Mastery: the problem and every step right (strict), or the problem and any step (loose). The problem right without
+    mastery is rote memorisation. Inadequate generalisation: every step right but not the problem. What is left is
+    insufficient knowledge. Only problems with all their questions count.
     """
     problems: dict[str, dict[str, tuple[Question, float]]] = defaultdict(dict)
     for question, score in scores:

@@ -1,4 +1,4 @@
-"""The judges that five benchmarks bring along: their replies and what is asked, behind the fences of the shared one.
+"""The judges that five benchmarks bring along: their replies and what is asked, with the fences of the shared judge.
 
 Rules that a library has (MM-Vet's prompt, CharXiv's rubrics) are read from it when they are needed; the rest is in our
 words.

@@ -40,7 +40,7 @@ class Verdict:
     missing: bool = False
     """No reply came; the next pass asks again."""
     reply: str
-    """Of a missing one, why it is missing."""
+    """The reply; of a missing one, why it is missing."""
     cached: bool
     """The reply was there before this pass."""
 

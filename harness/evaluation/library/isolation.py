@@ -48,8 +48,10 @@ def preserved_state() -> Iterator[None]:
 
 @contextmanager
 def quiet_lm_eval() -> Iterator[None]:
-    """No log lines below ERROR, no progress bars, and none of the subprocesses with which lm-eval describes the
-    machine and the git commit: they cost 0.6 s, print on stderr outside a repository, and nobody reads their result.
+    """Keep lm-eval from log lines below ERROR, from progress bars and from subprocesses.
+
+    The subprocesses describe the machine and the git commit. They cost 0.6 s and print on stderr outside a repository,
+    and nobody reads their result.
     """
     from lm_eval import evaluator
     from lm_eval.api import task
@@ -91,7 +93,7 @@ def quiet_lmms_eval() -> Iterator[None]:
             from lmms_eval.api import task
         for name in ("get_git_commit_hash", "get_git_branch_name", "get_lmms_eval_version_string"):
             stack.enter_context(_replaced(evaluator, name, lambda: None))
-        # Both help in loading data sets from the hub, which evaluation does not do. The second is told that it is done.
+        # Both help in loading data sets from the hub, which evaluation does not do. The second finds that it is done.
         stack.enter_context(_replaced(evaluator, "_enable_reentrant_filelocks", lambda: None))
         stack.enter_context(_replaced(ssl.SSLContext, "_orig_reduce", True))
         for module in (evaluator, task):
@@ -104,8 +106,8 @@ def quiet_lmms_eval() -> Iterator[None]:
 def _import_undone() -> Iterator[None]:
     """What importing lmms-eval changes for everybody stays as it was.
 
-    It replaces the handlers of loguru, hides all warnings, loads a `.env` file of the working folder, raises the
-    timeout of `torch.distributed` to a day, and lets Pillow accept pictures that are cut off.
+    The import replaces the handlers of loguru, hides all warnings and loads a `.env` file of the working folder. It
+    raises the timeout of `torch.distributed` to a day, and lets Pillow accept pictures that are cut off.
     """
     import dotenv
     from loguru import logger

@@ -1,8 +1,8 @@
 """The embedded family: Qwen3.5-class students and a teacher, so small that every part of the harness runs on a CPU.
 
-Students are weakened by design: they are pre-trained on traces with systematic slips (`corpus`), because a model of
-this size that sees clean traces solves the whole task, and then no method has anything to teach. Numbers measured on
-this family say how the methods' machinery behaves, not how real students compare.
+Students are weakened by design: they are pre-trained on traces with systematic errors (`corpus`). A model of this size
+that sees clean traces solves the complete task, and then no method has anything to teach. Numbers measured on this
+family say how the methods' machinery behaves, not how real students compare.
 
 The weights are part of the package; `zppo tiny build` makes them anew. Imports no torch.
 """

@@ -30,7 +30,7 @@ Override = tuple[str, object]
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Of all seeds of one label and student."""
+    """The plan of all seeds of one label and student."""
 
     label: str
     method: str

@@ -23,12 +23,12 @@ RECORD_TOKEN = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Of one run."""
+    """The cost of one run."""
 
     num_steps: int
     step_flops: dict[str, float]
     step_seconds: dict[str, float] | None
-    """rollout (teacher's work beside it), update, scoring; None where the GPU is not stated."""
+    """rollout (with the teacher's work at the same time), update, scoring; None where the GPU is not stated."""
     disk_bytes: float
 
     @property

@@ -32,13 +32,13 @@ class Assumptions:
 
     response_tokens: int = 0
     prompt_tokens: int = 1024
-    """Of a plain prompt, its picture included."""
+    """Tokens of a plain prompt, its picture included."""
     accuracy: float = 0.5
     """Mean accuracy of the student. A question's own is spread about it: Beta(2a, 2 - 2a), even for 0.5."""
     teacher_accuracy: float = 0.7
-    """Of every rollout of the teacher."""
+    """Accuracy of every rollout of the teacher."""
     num_questions: int = 76_800
-    """Of data whose size is known when they are read; the paper's pass of 200 steps with 384 each."""
+    """Questions of data whose size is known when they are read; the paper's pass of 200 steps with 384 each."""
     mfu: float = 0.35
     """Share of the GPU's bf16 peak in updates and in scoring."""
     bandwidth: float = 0.6
@@ -51,7 +51,7 @@ class Assumptions:
 
 @dataclass(frozen=True, kw_only=True)
 class StepCount:
-    """Of one step: `tokens` as in metrics.jsonl, and what bounds its time and memory."""
+    """Counts of one step: `tokens` as in metrics.jsonl, and what bounds its time and memory."""
 
     tokens: dict[str, float]
     num_student: int
@@ -104,7 +104,7 @@ class CountingActors:
         return [True] * len(prompts)
 
     def count(self, name: str, value: float = 1.0) -> None:
-        """What a method counts beside tokens is not asked for."""
+        """Ignored: what a method counts, other than tokens, is not asked for."""
 
     def _units(self, num_tokens: int) -> int:
         return max(1, -(-num_tokens // self.unit))

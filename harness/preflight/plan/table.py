@@ -57,7 +57,7 @@ def plan_text(plans: Sequence[Plan], assumed: Assumptions, kernels: Kernels) -> 
 
 
 def plan_json(plans: Sequence[Plan], assumed: Assumptions, kernels: Kernels) -> str:
-    """The same with all digits: bytes, FLOPs, seconds."""
+    """The plans with all digits: bytes, FLOPs, seconds."""
     return json.dumps(
         {
             "cluster": dataclasses.asdict(plans[0].config.cluster),

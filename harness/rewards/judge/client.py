@@ -1,4 +1,4 @@
-"""Asks a judge behind an OpenAI-compatible endpoint: many requests at a time, each with a deadline and a few tries."""
+"""Asks a judge at an OpenAI-compatible endpoint: many requests at a time, each with a deadline and a few tries."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class JudgeClient:
             ) from error
         if url.scheme not in ("http", "https") or not url.host:
             raise UserError(f"{self.option}.url={self.base} is no address: http://<host>:<port>/v1")
-        # The whole request has one deadline, of asyncio; a proxy is never asked for this machine itself.
+        # The request as such has one deadline, of asyncio; a proxy is never asked for this machine itself.
         return httpx.AsyncClient(headers=self._headers, timeout=None, limits=limits, trust_env=url.host not in LOOPBACK)
 
     async def _check(self, http: httpx.AsyncClient) -> None:

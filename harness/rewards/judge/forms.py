@@ -24,7 +24,7 @@ class JudgeFormat:
     """The two halves of one form."""
 
     messages: Callable[[Question, str, str | None], list[Message]]
-    """From the question, the whole response and the content of its box (None without one)."""
+    """Messages from the question, the complete response and the content of its box (None without one)."""
     read: Callable[[Question, str], float | None]
     """The score in [0, 1] that a reply gives; None where it is not in the form, which counts as wrong."""
 

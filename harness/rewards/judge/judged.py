@@ -1,4 +1,4 @@
-"""A judge behind the rule: a text answer that is not equal to the gold answer may still mean the same."""
+"""A judge after the rule: a text answer that is not equal to the gold answer may still mean the same."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class JudgedGrader:
 
     An answer to a question is asked about once, whatever its case, spacing and outer punctuation. A response without
     an answer is never asked about. Where the judge gives no verdict (no reply in all its tries, or one out of form),
-    the grade is `timeout`, and the same answer is asked about when it comes again.
+    the grade is `timeout`. The same answer is asked about when it comes again.
 
     Thread-safe, one call at a time at the judge, so that `config.concurrency` holds. `grade` and `check` raise
     RunInterrupted where the endpoint is gone, and UserError where it refuses: launched again it would refuse again.
@@ -64,7 +64,7 @@ class JudgedGrader:
         return grades
 
     def same(self, pairs: Sequence[tuple[str | None, str | None]]) -> list[bool]:
-        """As the grader has it: the judge is not asked."""
+        """The grader's answer: the judge is not asked."""
         return self._grader.same(pairs)
 
     def gold_errors(self, questions: Sequence[Question]) -> list[str | None]:
@@ -118,7 +118,7 @@ class JudgedGrader:
 
 
 def _is_unresolved(grade: Grade, question: Question) -> bool:
-    """An empty box is no answer: of one the judge would read the whole response."""
+    """An empty box is no answer: the judge would read the complete response instead."""
     return question.answer_type == "text" and grade.verdict == "wrong" and bool(normal_text(grade.answer or ""))
 
 

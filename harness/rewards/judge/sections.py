@@ -19,7 +19,7 @@ from methods.prompts import neutralize
 STUDENT_CAP = 60_000
 """Characters of a student's text that are shown; the longest response of the protocol seldom has as many."""
 HEAD = STUDENT_CAP // 4
-"""Of a longer text so much of the beginning stays; the rest of the cap is its end, where answers stand."""
+"""Characters that stay of the beginning of a longer text; the rest of the cap is its end, where answers stand."""
 _NOTE_ROOM = 100
 
 WHITE_SPACE = " \t\r\n"
@@ -68,7 +68,7 @@ def data(text: str) -> str:
 
 
 def student_section(response: str, answer: str | None) -> dict[str, str]:
-    """What is judged: the extracted answer, or the whole response without one; at most STUDENT_CAP characters."""
+    """What is judged: the extracted answer, or the complete response without one; at most STUDENT_CAP characters."""
     if answer is not None and answer.strip():
         return {"answer": shortened(data(answer))}
     return {"response": shortened(data(response))}
