@@ -144,3 +144,13 @@ def test_refused_in_one_line_with_the_remedy(overrides, message):
         check(*overrides)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_configurations_share_nothing():
+    first = from_hydra(compose(["student=tiny_xs"]))
+    first.data.levels.append(9)
+    first.method["group_size"] = 2
+    first.student.urls.append("http://127.0.0.1:1/v1")
+    second = from_hydra(compose(["student=tiny_xs"]))
+    assert 9 not in second.data.levels and "group_size" not in second.method and second.student.urls == []
+    assert from_hydra(compose(["student=tiny_xs", "seed=3"])).seed == 3 and second.seed == 0
