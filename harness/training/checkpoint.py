@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+from harness.errors import UserError
 from harness.process.preemption import at
 from harness.records.files import sha256, sync
 from harness.training.weights import Weights, write_tensors
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 2
 STATE, SUMS = "state.json", "SHA256SUMS"
-"""SUMS is of every other file: `sha256sum -c SHA256SUMS` checks them as well. Checkpoints of format 1 have none."""
+"""SUMS has a line for every other file: `sha256sum -c SHA256SUMS` checks them as well."""
 NAME = re.compile(r"step-(\d+)(?:\.(\d+))?")
 
 
@@ -111,21 +111,24 @@ def recover(folder: Path) -> None:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint's files, in half a line; None where they are as they were written."""
+    """What is wrong with a checkpoint's files, in half a line; None where they are as they were written.
+
+    Every file that is read has to have its checksum: without one nobody knows what was written. Raises UserError for a
+    format of a later version, which is no damage.
+    """
     try:
-        state = read_state(path)
-        if state.get("format", 1) < 2:
-            for file in path.glob("*.safetensors"):
-                with safe_open(file, "pt"):  # compares the length with the header's
-                    pass
-            return None
-        for line in (path / SUMS).read_text(encoding="utf-8").splitlines():
-            expected, name = line.split("  ")
-            if sha256(path / name) != expected:
+        read_state(path)
+        lines = [line.split("  ") for line in (path / SUMS).read_text(encoding="utf-8").splitlines()]
+        sums = {name: expected for expected, name in lines}
+        for file in sorted(path.iterdir()):
+            if file.suffix in (".json", ".safetensors") and file.name not in sums:
+                return f"{file.name} has no line in {SUMS}"
+        for name, expected in sums.items():
+            if sha256(path / Path(name).name) != expected:
                 return f"{name} is not what was written"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (ValueError, SafetensorError) as error:
+    except (ValueError, OSError) as error:
         return f"it cannot be read: {error}"
     return None
 
@@ -140,7 +143,17 @@ def set_aside(path: Path) -> Path:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    return {"updates": 0} | json.loads((path / STATE).read_text(encoding="utf-8"))
+    """Raises UserError for a format of a later version, ValueError for what is no state."""
+    state = json.loads((path / STATE).read_text(encoding="utf-8"))
+    number = state.get("format") if isinstance(state, dict) else None
+    if not isinstance(number, int) or number < FORMAT:
+        raise ValueError(f"{STATE} has format {number}, and {FORMAT} is the earliest that is read")
+    if number > FORMAT:
+        raise UserError(
+            f"{path} has format {number}, of a later version of zppo-bench: install that version, or choose another "
+            "study=NAME"
+        )
+    return state
 
 
 def load(path: Path, weights: Weights) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from harness.config.compose import compose
 from harness.config.schema import from_hydra
 from harness.errors import UserError
 from harness.process import preemption
+from harness.records.files import sha256
 from harness.records.folder import RunFolder
 from harness.run.run import run
 from harness.testing import assert_same_run, run_metrics
@@ -83,14 +84,15 @@ def test_a_checkpoint_of_another_method_or_seed_is_refused(tmp_path):
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
-    """One of an earlier version, which does not say whose it is."""
+    """One whose state does not say whose it is."""
     folder = start(tmp_path, "steps=1")
     other = start(tmp_path, "steps=2", "student=tiny_s")
     copy = folder / "checkpoints" / "step-000002"
     shutil.copytree(other / "checkpoints" / "step-000002", copy)
     state = json.loads((copy / "state.json").read_text())
-    (copy / "SHA256SUMS").unlink()
-    (copy / "state.json").write_text(json.dumps({k: v for k, v in state.items() if k not in ("format", "config")}))
+    sums = (copy / "SHA256SUMS").read_text().replace(sha256(copy / "state.json"), "{}")
+    (copy / "state.json").write_text(json.dumps({k: v for k, v in state.items() if k != "config"}))
+    (copy / "SHA256SUMS").write_text(sums.format(sha256(copy / "state.json")))
     with pytest.raises(UserError, match=r"step-000002 is not a checkpoint of this student \(it differs in model"):
         start(tmp_path)
 

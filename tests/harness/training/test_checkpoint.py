@@ -176,20 +176,43 @@ def test_every_kind_of_damage_is_found(tmp_path, file, harm):
     assert checkpoint.complete(tmp_path) == []
 
 
-def test_a_checkpoint_of_format_1_still_loads(tmp_path):
-    """It has no sums: the length of its files is all that can be checked."""
-    model, optimizer = trained()
-    path = save(tmp_path, 1, model, optimizer)
-    state = json.loads((path / "state.json").read_text())
-    for key in ("format", "updates", "machine"):
-        del state[key]
-    (path / "state.json").write_text(json.dumps(state))
+def test_a_file_without_a_checksum_is_not_taken(tmp_path):
+    """Emptied, shortened or removed sums would hide that weights were altered."""
+    path = save(tmp_path, 1, *trained())
+    sums = (path / "SHA256SUMS").read_text()
+    for name in ("model.safetensors", "optimizer.safetensors", "rng.safetensors", "state.json"):
+        (path / "SHA256SUMS").write_text("".join(line for line in sums.splitlines(True) if name not in line))
+        assert checkpoint.damage(path) == f"{name} has no line in SHA256SUMS"
+    (path / "SHA256SUMS").write_text("")
+    assert "has no line" in checkpoint.damage(path)
     (path / "SHA256SUMS").unlink()
+    assert checkpoint.damage(path) == "SHA256SUMS is missing"
+    (path / "SHA256SUMS").write_text(sums + "0" * 64 + "  gone.safetensors\n")
+    assert checkpoint.damage(path) == "gone.safetensors is missing"
+    (path / "SHA256SUMS").write_text("no sums\n")
+    assert "it cannot be read" in checkpoint.damage(path)
+    (path / "SHA256SUMS").write_text(sums)
+    (path / "extra.safetensors").write_bytes(b"")
+    assert checkpoint.damage(path) == "extra.safetensors has no line in SHA256SUMS"
+    (path / "extra.safetensors").unlink()
+    (path / ".nfs0001").write_text("a file that nobody reads")
     assert checkpoint.damage(path) is None
-    assert checkpoint.load(path, WholeWeights(model, optimizer))["updates"] == 0
-    weights = path / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-3])
-    assert "cannot be read" in checkpoint.damage(path)
+
+
+@pytest.mark.parametrize("state", ["[]", "{}", '{"format": 1}', '{"format": "2"}', "null", "{"])
+def test_a_state_that_is_none_is_damage(tmp_path, state):
+    path = save(tmp_path, 1, *trained())
+    (path / "state.json").write_text(state)
+    assert "it cannot be read" in checkpoint.damage(path)
+
+
+def test_a_later_format_is_refused_and_not_put_away(tmp_path):
+    path = save(tmp_path, 1, *trained())
+    file = path / "state.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 3}))
+    with pytest.raises(UserError, match=r"step-000001 has format 3, of a later version of zppo-bench: install"):
+        checkpoint.damage(path)
+    assert path.is_dir()
 
 
 def test_other_threads_are_told(tmp_path, caplog):
