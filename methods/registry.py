@@ -173,12 +173,16 @@ def _imported(module_name: str, class_name: str) -> type[Method]:
 
 
 def private_import(error: BaseException) -> str | None:
-    """What to import instead, where code of others imports a private module of ours that is not there (any more).
+    """What to import instead, where code of others imports a private module or name of ours that is gone.
 
     None for any other error, and for one of our own imports.
     """
     packages = ("harness", "methods", "reports")
-    if not isinstance(error, ImportError) or (error.name or "").partition(".")[0] not in packages:
+    if isinstance(error, AttributeError) and isinstance(error.obj, types.ModuleType):
+        sought = error.obj.__name__
+    else:
+        sought = (error.name or "") if isinstance(error, ImportError) else ""
+    if sought.partition(".")[0] not in packages:
         return None
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     if not frames or str(frames[-1].f_globals.get("__name__")).partition(".")[0] in packages:

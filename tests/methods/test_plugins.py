@@ -141,6 +141,10 @@ def test_a_broken_plugin_is_one_line_and_the_others_work(install, value, files, 
         ("import harness.actors", "ModuleNotFoundError: No module named 'harness.actors'"),
         ("from harness.replay import ReplayBuffer", "ModuleNotFoundError: No module named 'harness.replay'"),
         ("from harness.config import RunConfig", "ImportError: cannot import name 'RunConfig' from 'harness.config'"),
+        (
+            "import harness.config\nharness.config.RunConfig",
+            "AttributeError: module 'harness.config' has no attribute 'RunConfig'",
+        ),
         ("from reports.collect import collect", "ModuleNotFoundError: No module named 'reports.collect'"),
     ],
 )
