@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from harness.errors import UserError, did_you_mean
+from harness.errors import UserError, did_you_mean, first_line
 
 COMMANDS = {
     "train": ("One run: train, save, evaluate; -m for several.", "train:run_train"),
@@ -53,6 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = getattr(import_module(f"harness.commands.{module}"), function)(parser, rest)
         sys.stdout.flush()
         return code
+    except (ImportError, AttributeError) as error:  # of a plugin, wherever a command builds or runs its method
+        from methods.registry import private_import
+
+        remedy = private_import(error)
+        if debug or remedy is None:
+            raise
+        print(f"error: {first_line(error)}: {remedy}", file=sys.stderr)
+        return UserError.exit_code
     except UserError as error:
         if debug:
             raise

@@ -36,7 +36,7 @@ class ImageRef(Protocol):
         ...
 
     def open(self) -> Image:
-        """The decoded RGB picture. Raises `harness.data.tables.MediaError`, which names it."""
+        """The decoded RGB picture. Raises `harness.data.images.MediaError`, which names it."""
         ...
 
 

@@ -175,19 +175,29 @@ def _imported(module_name: str, class_name: str) -> type[Method]:
 def private_import(error: BaseException) -> str | None:
     """What to import instead, where code of others imports a private module or name of ours that is gone.
 
-    None for any other error, and for one of our own imports.
+    An error that was raised from such an import counts too. None for any other error, and for our own imports.
     """
-    packages = ("harness", "methods", "reports")
+    seen: BaseException | None = error
+    while seen is not None:
+        if _is_of_others(seen) and _sought(seen).partition(".")[0] in ("harness", "methods", "reports"):
+            return f"import from {PUBLIC}: every other module is private and may move"
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _sought(error: BaseException) -> str:
+    """The module that an import or an attribute was looked for in; empty for a public one, whose names stay."""
+    name = (error.name or "") if isinstance(error, ImportError) else ""
     if isinstance(error, AttributeError) and isinstance(error.obj, types.ModuleType):
-        sought = error.obj.__name__
-    else:
-        sought = (error.name or "") if isinstance(error, ImportError) else ""
-    if sought.partition(".")[0] not in packages:
-        return None
+        name = error.obj.__name__
+    return "" if name in ("methods.base", "harness.types", "harness.testing") else name
+
+
+def _is_of_others(error: BaseException) -> bool:
+    """Whether the line that raised the error stands in no module of this project."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    if not frames or str(frames[-1].f_globals.get("__name__")).partition(".")[0] in packages:
-        return None
-    return f"import from {PUBLIC}: every other module is private and may move"
+    packages = ("harness", "methods", "reports")
+    return bool(frames) and str(frames[-1].f_globals.get("__name__")).partition(".")[0] not in packages
 
 
 def _checked(cls: type[Method], values: Mapping[str, Any]) -> dict[str, Any]:

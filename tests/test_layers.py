@@ -21,6 +21,7 @@ KNOWS_MORE = {
     "harness.config.compose": ("methods.plugins",),
     "harness.config.deployment": ("methods.registry",),
     "harness.config.reference": ("methods.registry",),
+    "harness.app": ("methods.registry",),
     "harness.run.run": ("methods.registry",),
     "harness.testing.lab": ("methods.registry",),
     "harness.commands.methods": ("methods.registry", "methods.plugins"),

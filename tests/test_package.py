@@ -10,8 +10,10 @@ FOLDERS = ("harness", "methods", "conf", "sweeps", "reports")
 
 
 def test_every_package_is_listed():
-    files = [file for folder in FOLDERS for file in (ROOT / folder).rglob("__init__.py")]
-    assert sorted(SETUPTOOLS["packages"]) == sorted(".".join(file.relative_to(ROOT).parts[:-1]) for file in files)
+    folders = {parent for folder in FOLDERS for file in (ROOT / folder).rglob("*.py") for parent in file.parents}
+    inside = {folder.relative_to(ROOT) for folder in folders if folder != ROOT and folder.is_relative_to(ROOT)}
+    assert sorted(SETUPTOOLS["packages"]) == sorted(".".join(folder.parts) for folder in inside)
+    assert [folder for folder in inside if not (ROOT / folder / "__init__.py").is_file()] == []
 
 
 def test_every_file_of_data_belongs_to_a_package():

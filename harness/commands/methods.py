@@ -42,7 +42,8 @@ def methods_text() -> str:
             lines.append(f"preset '{name}' of {origin}: {error}")
         except Exception as error:  # a plugin's own checks of its options
             reason = " ".join(str(error).split())
-            lines.append(f"preset '{name}' of {origin} cannot be built ({type(error).__name__}: {reason}): mend it")
+            remedy = registry.private_import(error) or "mend it"
+            lines.append(f"preset '{name}' of {origin} cannot be built ({type(error).__name__}: {reason}): {remedy}")
     console = Console(width=WIDTH, markup=False, highlight=False, emoji=False)
     with console.capture() as capture:
         console.print(table)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.app import main
 from methods import plugins
 from methods.registry import MethodError, build, method_class, plugin_class, provenance
 
@@ -157,6 +158,42 @@ def test_a_plugin_that_imports_a_private_module_is_told_the_public_ones(install,
     text = str(caught.value)
     assert text.startswith(f"method 'old' of zppo-old 1.0 cannot be used: importing old_pkg fails ({reason}")
     assert "import from methods.base, harness.types and, in tests, harness.testing" in text and "\n" not in text
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "try:\n    import harness.actors\nexcept ImportError as error:\n    raise RuntimeError('no actors') from error",
+        "try:\n    import harness.actors\nexcept ImportError:\n    raise RuntimeError('no actors')",
+    ],
+)
+def test_an_error_that_an_import_caused_names_the_public_ones_too(install, lines):
+    files = {"old_pkg/__init__.py": lines, "old_pkg/conf/method/old.yaml": "name: old\nclass: old\n"}
+    install("zppo-old", {"old": "old_pkg:Old"}, files)
+    with pytest.raises(MethodError, match=r"no actors\): import from methods\.base"):
+        method_class("old")
+
+
+def test_a_misspelt_public_name_is_only_named(install):
+    line = "from harness.types import Rolout"
+    files = {"old_pkg/__init__.py": line, "old_pkg/conf/method/old.yaml": "name: old\nclass: old\n"}
+    install("zppo-old", {"old": "old_pkg:Old"}, files)
+    with pytest.raises(MethodError) as caught:
+        method_class("old")
+    assert "cannot import name 'Rolout'" in str(caught.value) and "methods.base" not in str(caught.value)
+
+
+@pytest.mark.parametrize("command", [["train"], ["plan", "cluster=1x8"], ["doctor"], ["train", "-m", "--dry-run"]])
+def test_a_method_that_imports_a_private_module_when_it_is_built_is_one_line(command, tmp_path, monkeypatch, capsys):
+    text = "from methods.base import PolicyGradientMethod\n\n\nclass Early(PolicyGradientMethod):\n"
+    text += "    def __init__(self, config):\n        import harness.actors\n"
+    (tmp_path / "early_file.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main([*command, "method._target_=early_file:Early", "student=tiny_xs"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: No module named 'harness.actors': import from methods.base")
+    assert error.count("\n") == 1
 
 
 def test_a_package_that_is_not_ours_is_only_named(install):

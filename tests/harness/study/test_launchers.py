@@ -17,7 +17,7 @@ import pytest
 
 from harness.app import main
 from harness.errors import UserError
-from harness.study import launchers as hydra_app
+from harness.study import launchers
 from harness.study.launchers import CellFailed, run_cell
 from harness.study.status import run_states
 
@@ -149,12 +149,12 @@ def test_a_child_that_does_not_stop_is_killed_and_one_whose_job_dies_is_stopped(
 
 def plan_of(tmp_path: Path, commands: list[list[str]]) -> Path:
     plan = [{"name": str(i), "command": command, "grace": 5} for i, command in enumerate(commands)]
-    return hydra_app._write_plan(tmp_path / "it's a, study=x" / "launcher", plan)
+    return launchers._write_plan(tmp_path / "it's a, study=x" / "launcher", plan)
 
 
 def test_the_basic_launcher_runs_every_cell_past_a_failure(work, tmp_path, capfd):
     plan = plan_of(tmp_path, [work("a", "0"), work("b", "2"), work("c", "75 0")])
-    hydra_app._run_hydra(plan, 3, ["hydra/launcher=basic", "pause=0.01"])
+    launchers._run_hydra(plan, 3, ["hydra/launcher=basic", "pause=0.01"])
     assert [log(tmp_path, name) for name in "abc"] == [["start"], ["start"], ["start"] * 2]
     assert "CellFailed: ended with 2" in capfd.readouterr().err
 
@@ -176,7 +176,7 @@ def test_real_cells_under_the_basic_launcher(tmp_path, monkeypatch, capfd):
 
 def test_force_is_refused(tmp_path):
     with pytest.raises(UserError, match="--force removes folders from under jobs"):
-        hydra_app.launch([], ["hydra/launcher=basic"], force=True)
+        launchers.launch([], ["hydra/launcher=basic"], force=True)
 
 
 # --- where they are installed ---
@@ -186,7 +186,7 @@ def test_submitit_on_this_machine_requeues_what_is_preempted(work, tmp_path):
     """The job of cell b is told that its time is over; submitit's local executor starts it again."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     plan = plan_of(tmp_path, [work("a", "0"), work("b", "wait"), work("c", "75 0")])
-    thread = threading.Thread(target=hydra_app._run_hydra, args=(plan, 3, ["hydra/launcher=zppo_local"]))
+    thread = threading.Thread(target=launchers._run_hydra, args=(plan, 3, ["hydra/launcher=zppo_local"]))
     thread.start()
     wait_for(lambda: log(tmp_path, "b") == ["start"])
     (tmp_path / "b").write_text("0")
@@ -206,7 +206,7 @@ def test_what_goes_to_slurm(work, tmp_path, monkeypatch):
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     plan = plan_of(tmp_path, [work("a", "0"), work("b", "0")])
-    hydra_app._run_hydra(plan, 2, ["hydra/launcher=zppo_slurm", "hydra.launcher.partition=gpu"])
+    launchers._run_hydra(plan, 2, ["hydra/launcher=zppo_slurm", "hydra.launcher.partition=gpu"])
     lines = (tmp_path / "batch").read_text().splitlines()
     for line in ("--array=0-1%2", "--gpus-per-node=1", "--partition=gpu", "--requeue", "--signal=USR2@180",
                  "--time=1440"):  # fmt: skip
@@ -217,7 +217,7 @@ def test_a_local_ray_runs_every_cell_and_again_that_of_a_worker_that_dies(work, 
     pytest.importorskip("hydra_plugins.hydra_ray_launcher")
     plan = plan_of(tmp_path, [work("a", "0"), work("b", "wait"), work("c", "75 0"), work("d", "2")])
     options = ["hydra/launcher=zppo_ray", "+hydra.launcher.ray.init.num_cpus=4", "pause=0.01"]
-    thread = threading.Thread(target=hydra_app._run_hydra, args=(plan, 4, options))
+    thread = threading.Thread(target=launchers._run_hydra, args=(plan, 4, options))
     thread.start()
     wait_for(lambda: log(tmp_path, "b") == ["start"] or not thread.is_alive(), seconds=120)
     (tmp_path / "b").write_text("0")
