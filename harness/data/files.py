@@ -132,6 +132,11 @@ def text_of(value: Any) -> str:
     raise ValueError(f"is a {type(value).__name__}, not text or a number")
 
 
+def files_of(config: DataConfig) -> list[Path]:
+    """The files that `data.path` means. Raises UserError where there are none, as loading them would."""
+    return _parquet_files(config)[1] if config.source == "parquet" else [_path(config)]
+
+
 def _parquet_files(config: DataConfig) -> tuple[Path, list[Path]]:
     """`data.path`, and the files that it means: itself, or those in it."""
     path = Path(config.path or "").expanduser()

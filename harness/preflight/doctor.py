@@ -301,14 +301,17 @@ def check_device(config: RunConfig) -> list[Check]:
 
 
 def check_data(config: RunConfig) -> list[Check]:
-    """Whether the file of questions is there; other sources have none."""
+    """Whether the files of questions are there; other sources have none."""
+    from harness.data.files import files_of
+
     data = config.data
     if data.source not in ("jsonl", "parquet"):
         return []
-    if not Path(data.path or "").expanduser().is_file():
-        remedy = f"set data.path to a {data.source} file"
-        return [Check("fail", "data", f"data.path={data.path} is not a file in {Path.cwd()}", remedy)]
-    return [Check("ok", "data", f"{data.path} is there")]
+    try:
+        num_files = len(files_of(data))
+    except UserError as error:
+        return [Check("fail", "data", str(error), f"set data.path to what {Path.cwd()} has")]
+    return [Check("ok", "data", f"{data.path} is there" + (f", {num_files} files" if num_files > 1 else ""))]
 
 
 def check_wandb(mode: str) -> list[Check]:

@@ -189,6 +189,16 @@ def test_a_file_of_questions_that_is_not_there(tmp_path):
     assert name == "data" and "is not a file" in text and "set data.path" in text
 
 
+def test_a_folder_of_parquet_files_is_what_training_takes(tmp_path):
+    options = ["method=grpo", "data=parquet", f"data.path={tmp_path}"]
+    ((name, text),) = failures(*options)
+    assert name == "data" and "has no *.parquet in it" in text
+    for name in ("a.parquet", "b.parquet"):
+        (tmp_path / name).write_bytes(b"")
+    assert failures(*options) == []
+    assert [check.text for check in run_checks(options) if check.name == "data"] == [f"{tmp_path} is there, 2 files"]
+
+
 def test_models_that_cannot_be_read_and_other_tokenizers(tmp_path):
     ((name, text),) = failures("method=grpo", "student=hf", f"student.path={tmp_path}")
     assert (name, text) == ("student", f"{tmp_path} has no config.json: it is not the folder of a model -> ")
