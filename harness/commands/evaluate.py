@@ -57,6 +57,7 @@ def _evaluate_run(path: Path, suite: str | None, overrides: list[str], config_di
     for override in parse_overrides(overrides):
         check_key(override, config_dir)
         OmegaConf.update(stored, override.key_or_group, override.value())
+    stored.study, stored.label = path.resolve().name, None  # the folder is there, whatever an earlier version named it
     config = from_hydra(stored)
     if (path / "model").is_dir():
         student = dataclasses.replace(config.student, path=str(path / "model"), gguf_file=None, revision=None)
