@@ -189,6 +189,7 @@ POSITIVE = (
     "reward.judge.timeout",
     "reward.judge.concurrency",
     "eval.num_questions",
+    "eval.limit",
     "eval.max_response_tokens",
     "eval.options.aime_repeats",
     "eval.judge.max_tokens",
