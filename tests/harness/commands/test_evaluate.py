@@ -163,7 +163,7 @@ def test_the_list_has_every_column_with_its_options_and_data(tmp_path: Path) -> 
     assert ocr.endswith("ocrbench_v2=categories")
     assert "paper31 (31), llm10 (10), vlm16 (16), video5 (5)" in lines[-2]
     shutil.copytree(FIXTURES / "cais", tmp_path / "cais")
-    there, missing = data_text([f"data_root={tmp_path}"]).splitlines()[::-1]
+    missing, there = data_text([f"data_root={tmp_path}"]).splitlines()
     assert there.startswith("data there: mmlu") and missing.startswith("data missing: ")
     assert len(f"{there}, {missing}".split(", ")) == 31
 
