@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from harness.errors import UserError, did_you_mean, first_line
+from harness.errors import UserError, did_you_mean, first_line, write_error
 
 COMMANDS = {
     "train": ("One run: train, save, evaluate; -m for several.", "train:run_train"),
@@ -69,12 +69,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if speaks():
             print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # `zppo view ... | head` has read enough; nothing more is to be written, at exit neither
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if debug or (reason := write_error(error)) is None:
+            raise
+        remedy = "outputs=DIR" if name in ("train", "sweep", "eval") else "--out DIR"
+        print(f"error: {reason}: choose a folder that can be written, with {remedy}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def _usage() -> str:

@@ -51,3 +51,13 @@ def disk_error(error: BaseException, path: object) -> UserError | None:
         if (isinstance(error, OSError) and error.errno == number) or os.strerror(number) in str(error):
             return UserError(text.format(path=path))
     return None
+
+
+UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENOSPC, errno.EDQUOT)
+
+
+def write_error(error: OSError) -> str | None:
+    """What could not be written and why, in half a line; None for an error of another kind."""
+    if error.errno not in UNWRITABLE or error.filename is None:
+        return None
+    return f"{error.filename} cannot be written ({os.strerror(error.errno)})"

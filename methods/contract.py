@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 TeacherUse = Literal["none", "rollouts", "distribution"]
 
 
+class MethodError(ValueError):
+    """A method that cannot be used; the message is one line with the remedy."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
     """Options that every method has; the defaults are the published setting (Table 8)."""

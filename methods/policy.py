@@ -15,7 +15,7 @@ from harness.types import (
     TrainingSample,
 )
 from methods.advantages import NORMALIZATIONS, Normalization, group_advantages
-from methods.contract import Method, MethodConfig
+from methods.contract import Method, MethodConfig, MethodError
 from methods.losses import policy_gradient_loss
 from methods.samples import rollout_sample, sampled_by_student
 
@@ -70,11 +70,25 @@ class PolicyGradientMethod(Method):
 
     def credit(self, groups: Sequence[RolloutGroup]) -> list[TrainingSample]:
         """One sample a student rollout, advantages by Eqs. 1-6 over all groups; the teacher's are left out."""
+        given = self.advantages(groups)
+        self._check_lengths(given, [len(sampled_by_student(group)) for group in groups])
         return [
             rollout_sample(group.uid, rollout, advantage=advantage)
-            for group, advantages in zip(groups, self.advantages(groups), strict=True)
+            for group, advantages in zip(groups, given, strict=True)
             for rollout, advantage in zip(sampled_by_student(group), advantages, strict=True)
         ]
+
+    def _check_lengths(self, given: Sequence[Sequence[float]], sizes: Sequence[int]) -> None:
+        """A subclass gives one list a group and one number a rollout. Raises MethodError where it does not."""
+        name = f"{type(self).__module__}:{type(self).__name__}.advantages"
+        if len(given) != len(sizes):
+            raise MethodError(f"{name} gives {len(given)} lists for {len(sizes)} groups: give one list a group")
+        for number, (advantages, size) in enumerate(zip(given, sizes, strict=True)):
+            if len(advantages) != size:
+                raise MethodError(
+                    f"{name} gives {len(advantages)} numbers for the {size} rollouts of group {number}: "
+                    "give one number a rollout"
+                )
 
     def advantages(self, groups: Sequence[RolloutGroup]) -> list[list[float]]:
         """Of the student's rollouts of each group, in their order."""

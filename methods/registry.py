@@ -18,7 +18,7 @@ from dataclasses import fields
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from methods import plugins
-from methods.contract import Method, MethodConfig
+from methods.contract import Method, MethodConfig, MethodError
 from methods.plugins import Plugin
 
 METHODS: dict[str, type[Method]] = {}
@@ -31,10 +31,6 @@ PUBLIC = "methods.base, harness.types and, in tests, harness.testing"
 """What a method of others imports."""
 
 M = TypeVar("M", bound=type[Method])
-
-
-class MethodError(ValueError):
-    """A method that cannot be built from its options; the message is one line."""
 
 
 def register(key: str) -> Callable[[M], M]:

@@ -40,9 +40,11 @@ class TeacherResponse(PolicyGradientMethod):
 
     def credit(self, groups: Sequence[RolloutGroup]) -> list[TrainingSample]:
         joined = [group for group in groups if sampled_by_student(group)]
+        given = self.advantages(joined)
+        self._check_lengths(given, [len(group.rollouts) for group in joined])
         return [
             rollout_sample(group.uid, rollout, advantage=advantage)
-            for group, advantages in zip(joined, self.advantages(joined), strict=True)
+            for group, advantages in zip(joined, given, strict=True)
             for rollout, advantage in zip(group.rollouts, advantages, strict=True)
         ]
 

@@ -252,15 +252,24 @@ def to_csv(table: pd.DataFrame) -> str:
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """`cost_table` for reading. A column that no row knows is left out, a value that is not known is `-`."""
+    """`cost_table` for reading."""
     if table.empty:
         return "No run is done."
+    header, rows = rows_of(table)
+    return markdown_table(header, rows, num_left=2)
+
+
+def rows_of(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of `cost_table`, student and label first.
+
+    A column that no row knows is left out, a value that is not known is `-`.
+    """
     names = [name for name in table.columns[3:] if table[name].notna().any()]
     rows = [
         [str(row["student"]), str(row["label"]), str(row["num_runs"]), *(_cell(name, row[name]) for name in names)]
         for _, row in table.iterrows()
     ]
-    return markdown_table(["student", "method", "runs", *map(_heading, names)], rows, num_left=2)
+    return ["student", "method", "runs", *map(_heading, names)], rows
 
 
 def equal_cost_markdown(table: pd.DataFrame) -> str:

@@ -6,6 +6,7 @@ equal_cost.csv to go on with; the figures as PNG and SVG.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ def write_report(
         rollouts, remarks = collect_rollouts(runs)
         figures = drawn.result()
     for table, name in zip(tables, names(tables), strict=True):
-        stem = f"table-{'-'.join(name)}"
+        stem = re.sub(r"[^\w.+=,-]+", "_", f"table-{'-'.join(name)}")
         _write(folder / f"{stem}.csv", to_csv(table))
         _write(folder / f"{stem}.tex", to_latex(table, ", ".join(name)))
     _write(folder / "scores.csv", _csv(scores.rename(columns={"protocol": "card"})[list(SCORE_COLUMNS)]))

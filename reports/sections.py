@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from reports.bootstrap import BEST
-from reports.cost import to_markdown as cost_markdown
+from reports.cost import rows_of as cost_rows
 from reports.page.page import PageRow, PageTable
 from reports.significance import ALIKE, BETTER, NOT_COMPARED, WORSE
 from reports.tables import Comparison, markdown_table, rows_of, to_markdown
@@ -116,10 +116,8 @@ def page_tables(
         found = zip(cells, bootstrap["student"], bootstrap["family"], strict=True)
         page_rows = [PageRow(cells=row, student=str(student), family=str(family)) for row, student, family in found]
         pages.append(PageTable("Leads of zppo", header, page_rows, note=BOOTSTRAP_NOTE))
-    if costs:
-        lines = cost_markdown(costs[0][1]).splitlines()
-        if len(lines) > 2:
-            split = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-            page_rows = [PageRow(cells=row, student=row[0], label=row[1]) for row in split[2:]]
-            pages.append(PageTable("Cost", split[0], page_rows, note="Means over the runs of a row."))
+    if costs and not costs[0][1].empty:
+        header, cells = cost_rows(costs[0][1])
+        page_rows = [PageRow(cells=row, student=row[0], label=row[1]) for row in cells]
+        pages.append(PageTable("Cost", header, page_rows, note="Means over the runs of a row."))
     return pages

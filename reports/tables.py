@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,15 +150,25 @@ def rows_of(table: Comparison) -> tuple[list[str], list[TableRow]]:
 def to_markdown(table: Comparison) -> str:
     """The table with the best of a column in bold."""
     header, rows = rows_of(table)
-    return markdown_table(
-        header, [[row.label, *(_bold(text) if best else text for text, best in row.cells)] for row in rows]
-    )
+    cells = [[row.label, *(text for text, _ in row.cells)] for row in rows]
+    bold = {(i, j) for i, row in enumerate(rows) for j, (_, best) in enumerate(row.cells, 1) if best}
+    return markdown_table(header, cells, bold=bold)
 
 
 def _bold(text: str) -> str:
     """The mean in bold, not what comes after it."""
     mean, plus_minus, std = text.partition(" ± ")
     return f"**{mean}**{plus_minus}{std}"
+
+
+def one_line(text: str) -> str:
+    """Text without control characters: what is no printable character is one space."""
+    return re.sub(r"\s+", " ", "".join(char if char.isprintable() else " " for char in text)).strip()
+
+
+def markdown(text: str) -> str:
+    """Text in one line with Markdown's special characters escaped. An underscore within a word has no meaning."""
+    return re.sub(r"[\\|`*<\[]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", one_line(text))
 
 
 def _printed(value: float) -> float:
@@ -200,9 +211,14 @@ def to_latex(table: Comparison, caption: str) -> str:
 
 
 def latex(text: str) -> str:
-    """Text with LaTeX's special characters escaped."""
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return "".join(special.get(char, f"\\{char}" if char in "&%$#_{}" else char) for char in text)
+    """Text in one line with LaTeX's special characters escaped."""
+    return "".join(LATEX.get(char, f"\\{char}" if char in "&%$#_{}" else char) for char in one_line(text))
+
+
+LATEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}",
+    "<": r"\textless{}", ">": r"\textgreater{}",
+}  # fmt: skip
 
 
 def _latex_cell(text: str, best: bool) -> str:
@@ -214,9 +230,16 @@ def _latex_cell(text: str, best: bool) -> str:
     return rf"{mean} {{\scriptsize$\pm${std}}}" if plus_minus else mean
 
 
-def markdown_table(header: list[str], rows: list[list[str]], *, num_left: int = 1) -> str:
-    """A Markdown table: `num_left` columns to the left, the others to the right, padded to read as text too."""
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in [header, *rows]]
+def markdown_table(
+    header: list[str], rows: list[list[str]], *, num_left: int = 1, bold: Collection[tuple[int, int]] = ()
+) -> str:
+    """A Markdown table: `num_left` columns to the left, the others to the right, padded to read as text too.
+
+    What cells say is escaped. `bold` has (row, column) of cells whose mean is bold.
+    """
+    escaped = [[markdown(cell) for cell in row] for row in [header, *rows]]
+    for row, column in bold:
+        escaped[row + 1][column] = _bold(escaped[row + 1][column])
     widths = [max(3, *(len(row[i]) for row in escaped)) for i in range(len(header))]
 
     def line(cells: list[str]) -> str:

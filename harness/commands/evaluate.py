@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
 from harness.commands.options import start_logging
+from harness.config.cluster import ClusterConfig
 from harness.config.schema import EvalConfig, RunConfig, from_hydra
-from harness.errors import UserError
+from harness.errors import UserError, first_line
+from harness.records.files import write_atomically
 from harness.records.folder import RunFolder
 
 OWN = ("run", "model", "suite")
@@ -57,6 +60,7 @@ def _evaluate_run(path: Path, suite: str | None, overrides: list[str], config_di
     for override in parse_overrides(overrides):
         check_key(override, config_dir)
         OmegaConf.update(stored, override.key_or_group, override.value())
+    stored.study, stored.label = path.resolve().name, None  # the folder is there, whatever an earlier version named it
     config = from_hydra(stored)
     if (path / "model").is_dir():
         student = dataclasses.replace(config.student, path=str(path / "model"), gguf_file=None, revision=None)
@@ -83,17 +87,34 @@ def _evaluate_model(model: str, suite: str, overrides: list[str], config_dir: st
     folder = run_dir(config, run_label(config))
     if RunFolder.read_info(folder).get("status") != "done":  # a run that trains nothing: the study's tables list runs
         run(dataclasses.replace(config, eval=EvalConfig(media=config.eval.media)), overrides=words)
-    return _evaluate(config, folder / "eval" / suite, run_label(config))
+    if any(folder.glob("eval/*/scores.csv")):
+        return _evaluate(config, folder / "eval" / suite, run_label(config))
+    # Its scores are all that such a run is: it is not done before it has some, however this process ends.
+    _set_status(folder, "interrupted")
+    try:
+        text = _evaluate(config, folder / "eval" / suite, run_label(config))
+    except Exception as error:
+        _set_status(folder, "failed", first_line(error))
+        raise
+    _set_status(folder, "done")
+    return text
+
+
+def _set_status(folder: Path, status: str, error: str | None = None) -> None:
+    info = RunFolder.read_info(folder) | {"status": status, "error": error}
+    write_atomically(folder / "run.json", json.dumps(info, indent=2) + "\n")
 
 
 def _evaluate(config: RunConfig, out_dir: Path, label: str) -> str:
     """Generate, mark and judge, or only what `eval.stage` names. The model is loaded where it generates. Raises Taken
     where another process evaluates on the same suite; other suites may be under way."""
+    from harness.config.deployment import check_devices
     from harness.evaluation.evaluate import evaluate
     from harness.records.lock import RunLock
     from harness.rewards.workers import Grader
     from harness.run.run import live_student
 
+    check_devices(dataclasses.replace(config, cluster=ClusterConfig()))  # it is one process
     with ExitStack() as stack:
         stack.callback(RunLock(out_dir).release)
         grader = stack.enter_context(Grader(config.reward))
@@ -125,21 +146,17 @@ def _text(out_dir: Path) -> str:
     return "\n".join([*lines, f"Written: {out_dir}"])
 
 
-def list_text(words: Sequence[str]) -> str:
-    """`zppo eval --list`: the columns with their suites, sizes, scoring, options, and whether their data are there."""
+def list_text() -> str:
+    """`zppo eval --list`: the columns with their sizes, scoring, data sets and options, and the suites. Offline."""
     from harness.config.evaluation import BenchmarkOptions
     from harness.evaluation.benchmarks.columns import columns, options_of, suite_columns
 
-    root = next((w.partition("=")[2] for w in words if w.partition("=")[0] in ("data_root", "eval.data_root")), None)
-    every = list(columns().values())
-    with ThreadPoolExecutor(8) as pool:
-        there = list(pool.map(lambda column: _reachable(column.repository, root), every))
-    rows = [("column", "label", "family", "rows", "scoring", "data set", "data", "options")]
+    rows = [("column", "label", "family", "rows", "scoring", "data set", "options")]
     defaults = dataclasses.asdict(BenchmarkOptions())
-    for column, state in zip(every, there, strict=True):
+    for column in columns().values():
         options = " ".join(f"{name}={value}" for name, value in options_of(column.name, defaults).items())
         rows.append((column.name, column.label, column.family, str(column.num_rows), column.scoring, column.dataset,
-                     state, options))  # fmt: skip
+                     options))  # fmt: skip
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     suites = ", ".join(f"{name} ({len(members)})" for name, members in suite_columns().items())
@@ -147,18 +164,34 @@ def list_text(words: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def data_text(words: Sequence[str]) -> str:
+    """Which columns have their data: in `data_root=`, else on the hub."""
+    from harness.evaluation.benchmarks.columns import columns
+
+    root = next((w.partition("=")[2] for w in words if w.partition("=")[0] in ("data_root", "eval.data_root")), None)
+    every = list(columns().values())
+    with ThreadPoolExecutor(8) as pool:
+        states = list(pool.map(lambda column: _reachable(column.repository, root), every))
+    lines = []
+    for state in dict.fromkeys(states):
+        names = [column.name for column, its in zip(every, states, strict=True) if its == state]
+        lines.append(f"data {state}: {f'all {len(names)}' if len(names) == len(every) else ', '.join(names)}")
+    if "unreachable" in states:
+        lines.append("the hub does not answer: look again later, or keep copies in data_root=DIR")
+    return "\n".join(lines)
+
+
 def _reachable(repository: str, root: str | None) -> str:
     if root is not None:
         return "there" if (Path(root).expanduser() / repository).is_dir() else "missing"
-    import httpx
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+    from huggingface_hub.errors import GatedRepoError
 
     try:
         info = HfApi().dataset_info(repository, timeout=5)
     except GatedRepoError:
         return "gated"
-    except (HfHubHTTPError, httpx.HTTPError, OSError):
+    except Exception:  # of httpx, of httpx2 or of the hub, by the version of its client
         return "unreachable"
     return "gated" if info.gated else "there"
 
@@ -169,7 +202,8 @@ def run_eval(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     parser.add_argument("--config-dir", help="a folder with further options, <group>/<name>.yaml")
     args = parser.parse_intermixed_args(argv)
     if args.list:
-        print(list_text(args.words))
+        print(list_text(), flush=True)
+        print(data_text(args.words))
         return 0
     start_logging()
     print(eval_command(args.words, args.config_dir))

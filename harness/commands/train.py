@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from harness.commands.options import add_overrides, add_study_options, start_logging
+from harness.errors import UserError
 
 
 def run_train(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
@@ -20,12 +21,17 @@ def run_train(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     if args.multirun:
         return _run_study({}, args)
 
+    if args.jobs is not None:
+        raise UserError("--jobs is how many runs go at a time: add -m to start several, or leave --jobs out")
+
     from harness.config.compose import compose
-    from harness.config.deployment import build_method, check_ranks
+    from harness.config.deployment import build_method, check_devices, check_ranks, run_label
     from harness.config.schema import from_hydra
     from harness.distributed.launch import launch, rank_command
     from harness.distributed.place import this_place
     from harness.process.preemption import Stopped
+    from harness.records.folder import run_dir
+    from harness.records.lock import remove_run
     from harness.run.run import run
 
     config = from_hydra(compose(args.overrides, config_dir=args.config_dir))
@@ -34,9 +40,16 @@ def run_train(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
         return 0
     build_method(config)
     check_ranks(config)
+    folder = run_dir(config, run_label(config))
+    if args.dry_run:
+        print(f"{folder}\n    zppo train {shlex.join(args.overrides)}\n1 cell")
+        return 0
+    check_devices(config)
     place = this_place()
     if place is None and config.cluster.world_size > 1:
         return launch(config, rank_command(["train", *argv]))
+    if args.force and (place is None or place.rank == 0):
+        remove_run(folder)
     start_logging(quiet=place is not None and place.rank > 0)
     try:
         print(run(config, overrides=args.overrides))
@@ -60,7 +73,7 @@ def run_sweep(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
 
 
 def _run_study(params: dict[str, str], args: argparse.Namespace) -> int:
-    from harness.config.deployment import build_method
+    from harness.config.deployment import build_method, check_devices
     from harness.study.cells import expand
     from harness.study.scheduler import exit_code, run_cells
 
@@ -70,12 +83,14 @@ def _run_study(params: dict[str, str], args: argparse.Namespace) -> int:
     if args.dry_run:
         for cell in cells:
             print(f"{cell.run_dir}\n    zppo train {shlex.join(cell.overrides)}")
-        print(f"{len(cells)} cells")
+        print(f"{len(cells)} {'cell' if len(cells) == 1 else 'cells'}")
         return 0
     if launcher:
         from harness.study.launchers import launch
 
         return launch(cells, launcher, config_dir=args.config_dir, force=args.force)
+    for cell in cells:
+        check_devices(cell.config)
     return exit_code(run_cells(cells, jobs=args.jobs, force=args.force, config_dir=args.config_dir))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -59,6 +60,12 @@ def compose_option(group: str, name: str) -> dict[str, Any]:
     options = OmegaConf.to_container(node) if OmegaConf.is_dict(node) else {}
     assert isinstance(options, dict)
     return {str(key): value for key, value in options.items()}
+
+
+def compose_launcher(hydra_overrides: Sequence[str]) -> str:
+    """The class of Hydra's launcher that these words choose. Raises UserError where Hydra does not find it."""
+    words = ["plan=none", "cell=0", *hydra_overrides]
+    return str(_hydra_compose("launch", words, None).hydra.launcher._target_)
 
 
 def compose_sweep(name: str, overrides: list[str], config_dir: str | None = None) -> tuple[dict[str, str], list[str]]:

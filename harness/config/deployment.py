@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from harness.config.schema import RunConfig
 from harness.errors import UserError
-from harness.process.devices import visible_gpus
+from harness.process.devices import has_gpus, visible_gpus
 from methods import registry
 from methods.base import Method
 
@@ -77,3 +77,22 @@ def check_ranks(config: RunConfig) -> None:
     for name in ("device", "teacher_device"):
         if (getattr(config, name) or "").startswith("cuda:"):
             raise UserError(f"{name}={getattr(config, name)} is one GPU for several ranks: set {name}=cuda")
+
+
+def check_devices(config: RunConfig) -> None:
+    """Raises UserError for GPUs that the configuration names where this machine has none.
+
+    `device=cpu` says that a CPU is meant, whatever the cluster is.
+    """
+    if config.student.is_served or has_gpus():
+        return
+    for name in ("device", "teacher_device"):
+        if (value := getattr(config, name) or "").startswith("cuda"):
+            raise UserError(f"{name}={value} and this machine has no GPU: set {name}=cpu, or see zppo doctor")
+    cluster = config.cluster
+    names_gpus = cluster.gpu or cluster.world_size > 1 or cluster.teacher_gpus
+    if names_gpus and config.device == "auto":
+        raise UserError(
+            f"cluster={cluster.name} names GPUs and this machine has none (zppo doctor says why): "
+            "set cluster=local, or device=cpu where a CPU is meant"
+        )

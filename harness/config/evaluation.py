@@ -153,8 +153,8 @@ class EvalConfig:
     columns: list[str] = field(default_factory=list)
     """Run only these benchmarks of the suite. Empty: all."""
     limit: int | None = None
-    """Most questions of each benchmark, evenly spread over it. `null`: all. For `mini` set `eval.num_questions`
-    instead."""
+    """Most questions of each benchmark, evenly spread over it. `null`: all. For `mini` it is of the questions that
+    `eval.num_questions` makes."""
     data_root: str | None = None
     """Folder with copies of the benchmarks' repositories, `OWNER/NAME` each. `null` loads them from the hub."""
     stage: str = "all"

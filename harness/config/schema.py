@@ -20,6 +20,7 @@ from harness.config.cluster import ClusterConfig, check_cluster
 from harness.config.data import DataConfig, check_data
 from harness.config.engines import RolloutConfig, ServerConfig
 from harness.config.evaluation import EvalConfig, JudgeConfig, check_media
+from harness.config.names import check_name
 from harness.config.update import AlarmConfig, UpdateConfig
 from harness.errors import UserError, did_you_mean
 
@@ -188,6 +189,7 @@ POSITIVE = (
     "reward.judge.timeout",
     "reward.judge.concurrency",
     "eval.num_questions",
+    "eval.limit",
     "eval.max_response_tokens",
     "eval.options.aime_repeats",
     "eval.judge.max_tokens",
@@ -250,6 +252,7 @@ def check(config: RunConfig) -> None:
         if owner is not None and (value := getattr(owner, name)) not in choices:
             raise UserError(f"{key}={value} is not known.{did_you_mean(str(value), [str(c) for c in choices])}")
     _check_positive(config)
+    _check_names(config)
     check_data(config.data)
     _check_secrets(config)
     _check_served(config)
@@ -281,6 +284,17 @@ def _check_positive(config: RunConfig) -> None:
     for key, limit, least in (("min_entropy", config.alarms.min_entropy, 0), ("max_ratio", config.alarms.max_ratio, 1)):
         if limit is not None and not limit > least:
             raise UserError(f"alarms.{key} must be above {least}, got {limit}; null is no alarm")
+
+
+def _check_names(config: RunConfig) -> None:
+    """What names the folder of a run, and its row in tables."""
+    names = {"study": config.study, "student.name": config.student.name}
+    if config.label:
+        names["label"] = config.label
+    elif "name" in config.method:
+        names["method.name"] = str(config.method["name"])
+    for option, name in names.items():
+        check_name(option, name)
 
 
 def _check_secrets(config: RunConfig) -> None:

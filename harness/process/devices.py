@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from pathlib import Path
+
+DEVICE_FILES = ("nvidia[0-9]*", "kfd")
 
 
 def visible_gpus() -> list[str]:
@@ -18,6 +21,14 @@ def visible_gpus() -> list[str]:
             break
         names.append(name)
     return names
+
+
+def has_gpus() -> bool:
+    """Whether this process may use any GPU. Without nvidia-smi the devices of the drivers are looked for."""
+    if visible_gpus():
+        return True
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") is not None
+    return not hidden and any(True for pattern in DEVICE_FILES for _ in Path("/dev").glob(pattern))
 
 
 def _installed_gpus() -> list[str]:

@@ -176,6 +176,16 @@ def clear(run_dir: Path) -> None:
             entry.unlink()
 
 
+def remove_run(run_dir: Path) -> None:
+    """Remove what a run has left in its folder. Raises Taken where another process writes it."""
+    if any((run_dir / name).exists() for name in ("run.json", "config.yaml")):
+        lock = RunLock(run_dir)
+        try:
+            clear(run_dir)
+        finally:
+            lock.release()
+
+
 def machine_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

@@ -222,7 +222,7 @@ def _start(
     folder: str, model: ModelConfig, config: RolloutConfig, *, empty: bool, sleeps: bool, gpus: Sequence[str]
 ) -> Any:
     if importlib.util.find_spec("vllm") is None:
-        raise UserError("rollout=vllm needs vLLM, which is not installed: pip install zppo-bench[vllm]")
+        raise UserError("rollout=vllm needs vLLM, which is not installed: pip install -e '.[vllm]' in the checkout")
     with _environment(empty, gpus):
         try:
             from vllm import EngineArgs, LLMEngine

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.config.deployment import build_method, check_ranks, run_label
+from harness.config.deployment import build_method, check_devices, check_ranks, run_label
 from harness.config.schema import ModelConfig, RunConfig
 from harness.distributed.place import check_place, this_place
 from harness.errors import UserError, disk_error, first_line
@@ -46,6 +46,7 @@ def run(config: RunConfig, *, overrides: Sequence[str] = ()) -> Path:
     check_ranks(config)
     place = this_place()
     check_place(config, place)
+    check_devices(config)
     if place is None:
         return _lead(config, method, overrides, None)
     from harness.distributed.follower import follow
@@ -90,6 +91,8 @@ def _ending(error: BaseException, folder: RunFolder) -> BaseException:
         error = Stopped(f"{signal} has ended the run: launched again it goes on")
     elif (remedy := registry.private_import(error)) is not None:
         error = UserError(f"{first_line(error)}: {remedy}")
+    elif isinstance(error, registry.MethodError):
+        error = UserError(str(error))
     elif isinstance(error, Exception) and not isinstance(error, UserError):
         error = disk_error(error, folder.path) or error
     with suppress(OSError):  # on a full disk there may be room, since what was half written is gone
@@ -247,6 +250,11 @@ class _Run:
             "%d questions (%d bad, %d with more than %d tokens)",
             len(loaded.questions), loaded.num_bad, loaded.num_too_long, limit,
         )  # fmt: skip
+        if loaded.num_unused:
+            logger.warning(
+                "data.pool_size=%s leaves out %d of them: data.pool_size=null trains on all",
+                self.config.data.pool_size, loaded.num_unused,
+            )  # fmt: skip
         self._check_teacher_sees(loaded.questions)
         data = self.config.data
         return QuestionSampler(

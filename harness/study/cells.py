@@ -21,6 +21,7 @@ from harness.config.compose import (
     parse_overrides,
     refuse_repeats,
 )
+from harness.config.names import check_name
 from harness.config.schema import RunConfig, from_hydra
 from harness.errors import UserError
 
@@ -107,7 +108,7 @@ def expand(
 def make_label(method: str, swept: list[tuple[str, str]]) -> str:
     """`zppo,updates_per_step=8` from the method's name and the swept keys with their values.
 
-    Characters that are awkward in folder names are replaced: a comma inside a value by `+`, others by `_`.
+    Characters that are awkward in folder names are replaced: a comma inside a value by `+`, others and `..` by `_`.
     """
     parts = [method] + [f"{key.removeprefix('method.')}={_folder_name(value)}" for key, value in swept]
     label = ",".join(parts)
@@ -117,7 +118,7 @@ def make_label(method: str, swept: list[tuple[str, str]]) -> str:
 
 
 def _folder_name(value: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._+-]+", "_", value.replace(",", "+")).strip("_")
+    return re.sub(r"[^A-Za-z0-9._+-]+|\.\.+", "_", value.replace(",", "+")).strip("_")
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def _settings(override: Override, config_dir: str | None) -> list[_Setting]:
     """The alternatives that an override stands for: one, unless it is swept."""
     key, line, value = override.key_or_group, str(override.input_line), override.value()
     if not override.is_sweep_override():
-        return [_Setting(key, line, "" if override.is_delete() else override.get_value_string(), swept=False)]
+        return [_Setting(key, line, "" if value is None else str(value), swept=False)]
     if isinstance(value, Glob):
         values = value.filter(group_options(key, config_dir))
     elif override.is_discrete_sweep():
@@ -170,16 +171,19 @@ def _of_base(settings: list[_Setting]) -> list[_Setting]:
 def _cell(settings: list[_Setting], config_dir: str | None, *, is_base: bool) -> Cell:
     shown = ("method", "method.name", TARGET, "student", "seed")  # by the label's first part, or by the folder
     swept = [(setting.key, setting.name) for setting in settings if setting.swept and setting.key not in shown]
-    given = [setting.name for setting in settings if setting.key == "label"]
+    given = [setting.value for setting in settings if setting.key == "label" and setting.value]
     lines = [setting.line for setting in settings if setting.key != "label"]
     cfg = compose(lines, config_dir=config_dir)
     method = str(OmegaConf.select(cfg, "method.name"))
+    for name in given:
+        check_name("label", name)
     label = make_label(given[0] if given and not is_base else method, swept)
     try:
         config = replace(from_hydra(cfg), label=label)
     except UserError as error:
         raise UserError(f"{label}: {error}") from error
-    return Cell((*lines, f"label='{label}'"), label, method, config.student.name, config.seed, config)
+    quoted = label.replace("'", "\\'")
+    return Cell((*lines, f"label='{quoted}'"), label, method, config.student.name, config.seed, config)
 
 
 def _difference(first: Cell, second: Cell) -> str:

@@ -12,6 +12,7 @@ import ctypes
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
 from rich.console import Console
 
-from harness.errors import UserError
+from harness.config.compose import compose_launcher, group_options
+from harness.errors import UserError, did_you_mean
 from harness.records.folder import RunFolder
 from harness.records.lock import owner_of
 from harness.study.cells import Cell
@@ -71,6 +73,7 @@ def launch(
     `hydra_overrides` are those of the command line that are the launcher's. Waits as long as the launcher does.
     Raises UserError with `force`.
     """
+    check_launcher(hydra_overrides)
     if force:
         raise UserError("--force removes folders from under jobs that may be queued: remove them by hand")
     command = [*COMMAND, *(() if config_dir is None else ("--config-dir", config_dir))]
@@ -84,6 +87,22 @@ def launch(
     outcomes = [before[cell.run_dir] or _outcome(cell) for cell in cells]
     Console().print(summary(outcomes), markup=False, highlight=False, soft_wrap=True)
     return exit_code(outcomes)
+
+
+def check_launcher(hydra_overrides: Sequence[str]) -> None:
+    """Raises UserError for a launcher that Hydra does not find, or whose batch system is not on this machine."""
+    chosen = [line.partition("=")[2] for line in hydra_overrides if line.lstrip("+").startswith("hydra/launcher=")]
+    name = chosen[-1] if chosen else "basic"
+    known = [*group_options("hydra/launcher"), "basic"]
+    try:
+        target = compose_launcher(hydra_overrides)
+    except UserError as error:
+        if name in known:
+            what = f"hydra/launcher={name} is not installed: pip install -e '.[launchers]' in the checkout"
+            raise UserError(what if "launcher/" in str(error) else f"hydra/launcher={name}: {error}") from error
+        raise UserError(f"no launcher '{name}'.{did_you_mean(name, known)}") from error
+    if target.endswith("SlurmLauncher") and shutil.which("srun") is None:
+        raise UserError(f"hydra/launcher={name} needs Slurm, and there is no srun: launch on a node of the cluster")
 
 
 def _outcome(cell: Cell) -> Outcome:

@@ -26,7 +26,7 @@ from harness.errors import UserError
 from harness.process.devices import num_cores
 from harness.process.preemption import handling
 from harness.records.folder import RunFolder, other_configuration
-from harness.records.lock import Owner, RunLock, Taken, Watch, clear
+from harness.records.lock import Owner, Taken, Watch, remove_run
 from harness.study.cells import Cell
 from harness.study.progress import Progress, Row
 from harness.study.slots import Slots
@@ -250,7 +250,7 @@ class _Launch:
                 continue
             try:
                 if self._is_outdated(cell):
-                    _remove(cell)
+                    remove_run(cell.run_dir)
                     del self._outdated[cell.run_dir]
                 job = _start(cell, self.command, num_threads=max(1, num_cores() // self.jobs), gpus=gpus)
             except Taken:
@@ -304,16 +304,6 @@ class _Job:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-
-
-def _remove(cell: Cell) -> None:
-    """What a run has left in its folder. Raises Taken where another process has begun to write it."""
-    if any((cell.run_dir / name).exists() for name in ("run.json", "config.yaml")):
-        lock = RunLock(cell.run_dir)
-        try:
-            clear(cell.run_dir)
-        finally:
-            lock.release()
 
 
 def _start(cell: Cell, command: Sequence[str], *, num_threads: int, gpus: tuple[str, ...]) -> _Job:

@@ -238,5 +238,7 @@ def _adamw_8bit() -> type[torch.optim.Optimizer]:
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError:
-        raise UserError("update.optimizer=adamw_8bit needs bitsandbytes: pip install 'zppo-bench[optim]'") from None
+        raise UserError(
+            "update.optimizer=adamw_8bit needs bitsandbytes: pip install -e '.[optim]' in the checkout"
+        ) from None
     return AdamW8bit

@@ -32,6 +32,8 @@ UNITS = {
 _NUMBER = re.compile(
     r"([-+\u2212]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?)\s*([A-Za-z%]*)\s*(?:±.*|\(.*\)|\[.*\])?", re.DOTALL
 )
+IMAGE_TYPES = {".png": "png", ".svg": "svg+xml"}
+"""The type of a file: a browser draws nothing under a wrong one."""
 NAMED_KEYS = frozenset({"label", "seed", "student.name", "method.name"})
 """Configuration keys that have a column of their own in the list of runs, or that the label says."""
 
@@ -66,7 +68,7 @@ class PageTable:
 
 @dataclass(frozen=True)
 class PageFigure:
-    """One figure: the text of an SVG file, or the path of a PNG file."""
+    """One figure: the text of an SVG file, or the path of a PNG or SVG file."""
 
     title: str
     caption: str
@@ -218,8 +220,12 @@ def _config(file: Path) -> tuple[dict[str, str], str]:
 
 def _data_url(image: str | Path) -> str:
     """A figure as the URL of an image: it can run no script, and its styles and names stay its own."""
-    kind, content = ("png", image.read_bytes()) if isinstance(image, Path) else ("svg+xml", image.encode())
+    kind, content = ("svg+xml", image.encode()) if isinstance(image, str) else _read(image)
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _read(image: Path) -> tuple[str, bytes]:
+    return IMAGE_TYPES[image.suffix], image.read_bytes()
 
 
 def _own(name: str) -> str:

@@ -33,6 +33,7 @@ MANY_LINES = 8
 RC: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same on every machine
     "font.size": 8.5,
+    "text.parse_math": False,  # a dollar sign in a label is a dollar sign
     "axes.titlesize": 9,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -85,3 +89,108 @@ def test_report_passes_its_options_on(monkeypatch, capsys, tmp_path):
     assert capsys.readouterr().err.count("error: zppo report needs the folder of a study, or --compare RUN RUN\n") == 2
     assert main(["report", "--compare", str(tmp_path / "x"), str(tmp_path / "y")]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+TINY = ["student=tiny_xs", "method=grpo", "steps=1", "eval=none", "data.batch_size=4", "method.group_size=2",
+        "num_threads=1", "device=cpu"]  # fmt: skip
+
+
+def refused(words, capsys):
+    """The one line of a refusal, without `error: `."""
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    return error[7:-1]
+
+
+def test_a_dry_run_prints_the_one_run_and_stops(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--dry-run", *TINY, "study=s t"]) == 0
+    words = " ".join(TINY)
+    assert capsys.readouterr().out == f"outputs/s t/grpo/tiny_xs/seed0\n    zppo train {words} 'study=s t'\n1 cell\n"
+    assert main(["train", "--dry-run", *TINY[:-1], "cluster=8x8", "data.batch_size=48"]) == 0  # where no GPU is
+    assert refused(["train", "--dry-run", *TINY, "seed=0,1"], capsys).startswith("'seed=0,1' has several values")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_jobs_without_several_runs_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert "add -m" in refused(["train", "--jobs", "2", *TINY], capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_force_removes_the_folder_of_the_run_and_no_other(tmp_path, monkeypatch, capsys):
+    import harness.run.run
+    from harness.records.lock import RunLock
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(harness.run.run, "run", lambda config, overrides: "ran")
+    folders = [tmp_path / "outputs" / "default" / "grpo" / "tiny_xs" / f"seed{seed}" for seed in (0, 1)]
+    for folder in folders:
+        (folder / "model").mkdir(parents=True)
+        (folder / "run.json").write_text("{}")
+    assert main(["train", *TINY]) == 0
+    assert (folders[0] / "model").exists()
+    lock = RunLock(folders[0])
+    assert main(["train", "--force", *TINY]) == 75  # another process writes it
+    lock.release()
+    assert (folders[0] / "model").exists()
+    capsys.readouterr()
+    refused(["train", "--force", *TINY, "method.tauu=1"], capsys)
+    assert (folders[0] / "model").exists()
+    assert main(["train", "--force", *TINY]) == 0
+    assert not (folders[0] / "model").exists() and not (folders[0] / "run.json").exists()
+    assert (folders[1] / "model").exists()
+
+
+@pytest.mark.parametrize("words", [["device=cuda"], ["cluster=1x8", "data.batch_size=48"], ["-m", "device=cuda"]])
+def test_gpus_that_are_not_there_are_one_line_and_leave_nothing(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "this machine has" in refused(["train", *TINY[:-1], *words], capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EEXIST])
+def test_a_folder_that_cannot_be_written_is_one_line(number, tmp_path, monkeypatch, capsys):
+    (tmp_path / "study" / "a" / "b" / "seed0").mkdir(parents=True)
+    (tmp_path / "study" / "a" / "b" / "seed0" / "run.json").write_text("{}")
+
+    def refuse(self, *args, **options):
+        raise OSError(number, os.strerror(number), str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    line = refused(["report", str(tmp_path / "study")], capsys)
+    assert line.endswith(f"({os.strerror(number)}): choose a folder that can be written, with --out DIR")
+    assert str(tmp_path / "study" / "report") in line
+    assert "with --out DIR" in refused(["data", "build", "zppo77k", "--fixture", "--out", str(tmp_path / "c")], capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("joblib", "no launcher 'joblib'. Known: basic, zppo_local, zppo_ray, zppo_slurm."),
+        ("zppo_slrm", "no launcher 'zppo_slrm'. Did you mean 'zppo_slurm'"),
+        ("zppo_ray", "hydra/launcher=zppo_ray is not installed: pip install -e '.[launchers]' in the checkout"),
+        ("zppo_slurm", ""),  # not installed, or no srun
+    ],
+)
+def test_a_launcher_that_is_not_there_is_one_line(name, remedy, tmp_path, monkeypatch, capsys):
+    if name == "zppo_ray" and find_spec("ray"):
+        pytest.skip("it is installed")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert remedy in refused(["train", "-m", *TINY, f"hydra/launcher={name}"], capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plugin_is_imported_where_its_method_is_chosen(install, tmp_path, monkeypatch, capsys):
+    install("zppo-demo", {"demo": "demo_pkg:Demo"})
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--print-config", *TINY]) == 0
+    assert main(["train", "--dry-run", *TINY]) == 0
+    assert main(["train", "-m", "--dry-run", *TINY, "seed=0,1"]) == 0
+    assert main(["sweep", "quickstart", "--dry-run"]) == 0
+    assert "demo_pkg" not in sys.modules
+    assert main(["train", "--dry-run", *TINY, "method=demo"]) == 0
+    assert "demo_pkg" in sys.modules

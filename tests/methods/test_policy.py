@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from harness.types import Prompt, Question, RolloutGroup, TokenBatch
+from methods.contract import MethodError
 from methods.grpo import GRPO
 from methods.policy import PolicyGradientConfig
 
@@ -104,3 +105,17 @@ def test_the_configured_clips_reach_the_loss():
 def test_incoherent_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         grpo(**options)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [([[0.5]], "gives 1 numbers for the 2 rollouts of group 0"), ([], "gives 0 lists for 1 groups")],
+)
+def test_a_method_with_too_few_advantages_is_named(rollout, given, message):
+    class Short(GRPO):
+        def advantages(self, groups):
+            return given
+
+    sampled = group("q", [rollout("student", i, ("", None, 1.0)) for i in range(2)])
+    with pytest.raises(MethodError, match=f"Short.advantages {message}"):
+        Short(Short.Config()).credit([sampled])

@@ -163,3 +163,16 @@ def test_scores_without_a_family_are_one_table(write_run, tmp_path):
     (folder / "eval" / "mini" / "scores.csv").write_text("benchmark,score,stderr,n,protocol\nlevel1,50.0,1.5,200,p1\n")
     folder = write_report([tmp_path / "study"]).folder
     assert "## tiny_s\n" in (folder / "report.md").read_text() and (folder / "table-tiny_s.csv").exists()
+
+
+def test_labels_that_mean_something_elsewhere_are_printed_as_they_are(write_run, tmp_path):
+    """`zppo train` refuses them; folders that others wrote may have them."""
+    label = "a|b $x_{$"
+    for name, score, shown in (("base", 30.0, "base"), ("zppo", 40.0, label)):
+        file = write_run(name, {"level1": score}, accuracies=[0.1, 0.2]) / "run.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"label": shown, "student": "tiny/xs"}))
+    folder = write_report([tmp_path / "study"]).folder
+    assert r"| a\|b $x\_{$ |" in (folder / "report.md").read_text()
+    assert r"a\textbar{}b \$x\_\{\$ &" in (folder / "table-tiny_xs-LLM.tex").read_text()
+    assert list(pd.read_csv(folder / "table-tiny_xs-LLM.csv")["method"]) == ["base", label]
+    assert list(pd.read_csv(folder / "cost.csv")["label"]) == ["base", label]

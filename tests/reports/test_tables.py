@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import re
+from html import unescape
+
 import pytest
+from markdown_it import MarkdownIt
 
 from reports.runs.collect import collect
 from reports.sections import table_note
-from reports.tables import compare, markdown_table, to_csv, to_latex, to_markdown
+from reports.tables import compare, latex, markdown_table, to_csv, to_latex, to_markdown
 
 
 def test_markdown_of_a_small_study(write_run, tmp_path):
@@ -100,6 +104,21 @@ def test_students_have_tables_of_their_own(write_run, tmp_path):
 
 def test_a_bar_in_a_cell_does_not_break_the_table():
     assert markdown_table(["a", "b"], [["x|y", "1"]]) == "| a    |   b |\n| :--- | --: |\n| x\\|y |   1 |"
+
+
+def test_what_a_cell_says_is_no_markup():
+    cells = ["x|y\\", "a\nb\x1b\u2028c", "<b>*_`[z](u)", "on_policy_kd", "**40.0**"]
+    (row,) = markdown_table(["a"] * 5, [cells]).splitlines()[2:]
+    assert [cell.strip() for cell in row[1:-1].replace("\\|", "/").split("|")] == [
+        "x/y\\\\", "a b c", "\\<b>\\*\\_\\`\\[z](u)", "on_policy_kd", "\\*\\*40.0\\*\\*",
+    ]  # fmt: skip
+    html = MarkdownIt("commonmark").enable("table").render(markdown_table(["a"] * 5, [cells]))
+    shown = [unescape(text) for text in re.findall("<td[^>]*>(.*?)</td>", html)]
+    assert shown == ["x|y\\", "a b c", "<b>*_`[z](u)", "on_policy_kd", "**40.0**"]
+
+
+def test_latex_of_what_has_another_meaning_there():
+    assert latex("a|b $x_{$ <\\>\n\x00c") == (r"a\textbar{}b \$x\_\{\$ \textless{}\textbackslash{}\textgreater{} c")
 
 
 def test_a_benchmark_that_could_not_be_evaluated_is_a_hole(write_run, tmp_path):

@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -193,10 +195,15 @@ def _commit(url: str) -> str | None:
     return url.rpartition("@")[2].partition("/")[0] if url.startswith("hf://") and "@" in url else None
 
 
+def _network_errors() -> tuple[type[Exception], ...]:
+    """Of the hub's client, which uses httpx or httpx2 by its version."""
+    found = [import_module(name) for name in ("httpx", "httpx2") if find_spec(name)]
+    return tuple(module.HTTPError for module in found)
+
+
 @contextmanager
 def _parquet(url: str, name: str) -> Iterator[pq.ParquetFile]:
     import fsspec
-    import httpx
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -204,7 +211,7 @@ def _parquet(url: str, name: str) -> Iterator[pq.ParquetFile]:
         filesystem, path = fsspec.core.url_to_fs(url)
         with filesystem.open(path, "rb") as handle, pq.ParquetFile(handle, buffer_size=BUFFER_BYTES) as file:
             yield file
-    except (pa.ArrowException, OSError, httpx.HTTPError) as error:
+    except (pa.ArrowException, OSError, *_network_errors()) as error:
         raise UserError(
             f"{name} cannot be read ({first_line(error)}): launch the same command again, it goes on; a damaged local "
             "copy has to be downloaded anew"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.app import main
-from harness.commands.evaluate import eval_command, list_text
+from harness.commands.evaluate import data_text, eval_command, list_text
 from harness.models.tiny import tiny_path
 from harness.records.lock import RunLock, Taken
 from reports.runs.collect import collect
@@ -110,7 +110,7 @@ def test_a_model_by_its_path_is_a_row_base(tmp_path: Path, capsys: pytest.Captur
         (["model=tiny_s", "eval.options.charxiv=all"], "eval.options.charxiv=all is not known."),
         (["model=tiny_s", "eval.judge.when=never"], "eval.judge.when=never is not known."),
         (["model=tiny_s", "suite=llm10", "data_root=nowhere"], "eval.data_root=nowhere is no folder"),
-        (["model=tiny_s", "suite=llm10", f"data_root={FIXTURES}", "limit=0"], "eval.limit must be at least 1, got 0"),
+        (["model=tiny_s", "suite=llm10", f"data_root={FIXTURES}", "limit=0"], "eval.limit must be above 0, got 0"),
         (["model=tiny_s", "suite=llm10", "eval.columns=[mmul]"], "eval.columns: llm10 has no 'mmul'. Did you mean"),
         (["model=tiny_s", "suite=llm10", "eval.colums=[mmlu]"], "unknown option 'eval.colums'"),
         (["model=tiny_s", "stage=judge"], "has no responses: generate them first, with stage=generate"),
@@ -153,13 +153,64 @@ def test_a_run_keeps_its_student(run: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_the_list_has_every_column_with_its_options_and_data(tmp_path: Path) -> None:
-    shutil.copytree(FIXTURES / "cais", tmp_path / "cais")
-    lines = list_text([f"data_root={tmp_path}"]).splitlines()
+    lines = list_text().splitlines()
     assert len(lines) == 1 + 31 + 3
     (mmlu,) = [line for line in lines if line.startswith("mmlu ")]
-    assert mmlu.split() == ["mmlu", "MMLU", "LLM", "14042", "exact_judge", "cais/mmlu", "there"]
+    assert mmlu.split() == ["mmlu", "MMLU", "LLM", "14042", "exact_judge", "cais/mmlu"]
     (videos,) = [line for line in lines if line.startswith("videomme_sub ")]
-    assert videos.split()[-2:] == ["missing", "videomme_subtitles=all"]
+    assert videos.split()[-1] == "videomme_subtitles=all"
     (ocr,) = [line for line in lines if line.startswith("ocrbench_v2_zh ")]
     assert ocr.endswith("ocrbench_v2=categories")
     assert "paper31 (31), llm10 (10), vlm16 (16), video5 (5)" in lines[-2]
+    shutil.copytree(FIXTURES / "cais", tmp_path / "cais")
+    missing, there = data_text([f"data_root={tmp_path}"]).splitlines()
+    assert there.startswith("data there: ") and "mmlu" in there.split(", ") and missing.startswith("data missing: ")
+    assert len(f"{there}, {missing}".split(", ")) == 31
+
+
+class _Offline(Exception):
+    """As httpx2 raises: related to no class of httpx, and no OSError."""
+
+
+def test_the_list_is_printed_before_the_hub_is_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import huggingface_hub
+
+    printed = []
+
+    def refuse(*args: object, **options: object) -> None:
+        printed.append(capsys.readouterr().out)
+        raise _Offline("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", refuse)
+    assert main(["eval", "--list"]) == 0
+    assert sorted(printed)[-1].splitlines()[:-3] == list_text().splitlines()[:-3]
+    assert capsys.readouterr().out.splitlines() == [
+        "data unreachable: all 31",
+        "the hub does not answer: look again later, or keep copies in data_root=DIR",
+    ]
+
+
+def test_what_ends_a_first_evaluation_leaves_no_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import harness.evaluation.evaluate
+
+    words = ["eval", "model=tiny_xs", "suite=mini", "limit=2", *SMALL, f"outputs={tmp_path}"]
+    run_json = tmp_path / "eval" / "base" / "tiny_xs" / "seed0" / "run.json"
+    seen = []
+
+    def stop(*args: object, **options: object) -> None:
+        seen.append(json.loads(run_json.read_text())["status"])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(harness.evaluation.evaluate, "evaluate", stop)
+        assert main(words) == 130
+    assert seen == ["interrupted"] and json.loads(run_json.read_text())["status"] == "interrupted"
+    assert main(words) == 0
+    assert json.loads(run_json.read_text())["status"] == "done"
+    assert {row["n"] for row in scores(run_json.parent / "eval" / "mini").values()} == {"2"}
+    with monkeypatch.context() as patched:  # it has scores: another evaluation takes nothing from them
+        patched.setattr(harness.evaluation.evaluate, "evaluate", stop)
+        assert main(words) == 130
+    assert json.loads(run_json.read_text())["status"] == "done"

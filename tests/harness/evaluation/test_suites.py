@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from harness.config.evaluation import MediaConfig
@@ -26,6 +28,14 @@ def test_mini_has_one_benchmark_a_level() -> None:
     for level, benchmark in enumerate(benchmarks, start=1):
         assert {q.metadata["level"] for q in benchmark.questions} == {level}
         assert list(benchmark.questions) == make_questions([level], 5, seed=0, split="held_out")
+
+
+def test_a_limit_takes_questions_of_all_of_mini() -> None:
+    config = EvalConfig(suite="mini", tasks=["arithmetic", "bar_chart"], levels=[1], num_questions=10, limit=4)
+    every = load_suite(dataclasses.replace(config, limit=None)).benchmarks
+    for some, all_of_it in zip(load_suite(config).benchmarks, every, strict=True):
+        uids = list(all_of_it.uids().items())
+        assert list(some.uids().items()) == [uids[i] for i in (0, 2, 5, 7)]
 
 
 def test_tasks_make_three_families_in_their_order() -> None:

@@ -180,7 +180,9 @@ def test_the_default_run_passes(tmp_path):
 @pytest.mark.parametrize("override", ["rollout=vllm", "teacher.serve=true"])
 def test_what_needs_vllm_says_how_to_install_it(override):
     found = failures("method=zppo", override)
-    assert found == [("vllm", "not installed; rollout=vllm and serve=true need it -> pip install zppo-bench[vllm]")]
+    assert found == [
+        ("vllm", "not installed; rollout=vllm and serve=true need it -> pip install -e '.[vllm]' in the checkout")
+    ]
     assert failures("method=grpo", "teacher.serve=true") == []  # nobody asks this teacher
 
 

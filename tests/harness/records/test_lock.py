@@ -198,7 +198,7 @@ def test_without_flock_the_claim_decides(tmp_path, short, monkeypatch):
 def test_the_heartbeat_counts_and_a_lost_folder_ends_the_process(tmp_path):
     """A process that stood still for so long that another machine went on must not write any more."""
     code = (
-        "import sys, time; from pathlib import Path; from harness import lock\n"
+        "import sys, time; from pathlib import Path; from harness.records import lock\n"
         "lock.HEARTBEAT_SECONDS = 0.05\n"
         "held = lock.RunLock(Path(sys.argv[1])); print(flush=True); time.sleep(30)"
     )

@@ -70,6 +70,8 @@ def test_glob_takes_the_options_of_the_group():
 
 def test_a_label_of_the_users_and_the_default_method():
     assert [cell.label for cell in expand({}, ["label=mine", "method.tau=0.1,0.2"])] == ["mine,tau=0.1", "mine,tau=0.2"]
+    (cell,) = expand({}, ["label='it\\'s'"])
+    assert cell.label == "it's" and from_hydra(compose(list(cell.overrides))) == cell.config
     assert [cell.label for cell in expand({}, ["seed=0,1"])] == ["zppo", "zppo"]
 
 
@@ -145,6 +147,7 @@ def test_the_callers_check_sees_every_configuration():
 def test_folder_names_of_awkward_values():
     assert make_label("grpo", [("method.tau", "0.5"), ("data.levels", "[1,2]")]) == "grpo,tau=0.5,data.levels=1+2"
     assert make_label("grpo", [("data.path", "/a b/c*.jsonl")]) == "grpo,data.path=a_b_c_.jsonl"
+    assert make_label("grpo", [("data.path", "'../a|b$x\\n.jsonl'")]) == "grpo,data.path=a_b_x_n.jsonl"
     long = [("data.path", "x" * 300)]
     assert len(make_label("grpo", long)) == MAX_LABEL_CHARS
     assert make_label("grpo", long) != make_label("grpo", [("data.path", "x" * 301)])

@@ -1,5 +1,5 @@
 """Cells as jobs of Hydra's launchers: signals and exit codes with its own basic launcher; submitit and Ray where they
-are installed (`pip install 'zppo-bench[launchers]'`)."""
+are installed (`pip install -e '.[launchers]'`)."""
 
 from __future__ import annotations
 

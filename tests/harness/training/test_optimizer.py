@@ -20,7 +20,7 @@ OPTIONS = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
 def build(name, parameters, **changes) -> torch.optim.Optimizer:
     """`offload` is that class where no GPU is asked for: its arithmetic needs none."""
     if name == "adamw_8bit":
-        pytest.importorskip("bitsandbytes", reason="pip install 'zppo-bench[optim]'")
+        pytest.importorskip("bitsandbytes", reason="pip install -e '.[optim]'")
     if name == "offload":
         return AdamWOffload(parameters, **OPTIONS)
     return make_optimizer(parameters, UpdateConfig(**({"learning_rate": 1e-3, "optimizer": name} | changes)))

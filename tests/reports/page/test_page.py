@@ -103,6 +103,12 @@ def test_png_figures_are_embedded(tmp_path: Path) -> None:
     assert "data:image/png;base64,iVBORw==" in page(tmp_path, figures=[PageFigure("a", "b", tmp_path / "a.png")])
 
 
+def test_svg_files_are_embedded_as_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / "a.svg").write_text("<svg/>")
+    # base64 of <svg/>
+    assert "data:image/svg+xml;base64,PHN2Zy8+" in page(tmp_path, figures=[PageFigure("a", "b", tmp_path / "a.svg")])
+
+
 def test_empty_page_has_no_sections(tmp_path: Path) -> None:
     html = page(tmp_path, title="t", tables=[], figures=[], runs=[], rollouts=[], notes=[])
     assert "<section" not in html and "<nav" in html

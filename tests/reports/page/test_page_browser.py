@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from harness.app import main
 from reports.page.page import PageFigure, PageRow, PageRun, PageTable, write_page
 from reports.page.rollouts import PageGroup, PageQuestion, PageResponse, PageText
 
@@ -27,6 +29,8 @@ SVG = (
     '<svg xmlns="http://www.w3.org/2000/svg" width="900" height="300"><style>*{stroke: red}</style>'
     '<script>parent.hit = \'figure\'</script><rect style="fill: blue" width="900" height="300"/></svg>'
 )
+STUDY = Path(__file__).parents[2] / "fixtures" / "study_at_39ecb1c"
+LABEL = r"a|b $x_{$ \ <i>&"
 WIDE = [f"benchmark_{i}" for i in range(12)]
 
 
@@ -251,3 +255,43 @@ def test_tables_and_figures_need_no_script(opened: Callable[..., Any], driver: A
     finally:
         driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
         opened("", reload=True)
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page that `zppo report` writes for a study: a trained run, and base, which the macro gain needs.
+
+    The label of the trained run has what Markdown, LaTeX and matplotlib read as markup, as run folders of others may.
+    """
+    study = tmp_path_factory.mktemp("studies") / "study"
+    shutil.copytree(STUDY, study)
+    shutil.copytree(study / "zppo", study / "base")
+    for name, label, method in (("base", "base", "base"), ("zppo", LABEL, "zppo")):
+        file = study / name / "tiny_xs" / "seed0" / "run.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"label": label, "method": method}))
+    for name in ("metrics.jsonl", "buffer.jsonl"):
+        (study / "base" / "tiny_xs" / "seed0" / name).unlink()
+    assert main(["report", str(study)]) == 0
+    return study / "report" / "index.html"
+
+
+def test_every_image_of_a_report_is_drawn(driver: Any, reported: Path) -> None:
+    driver.get(reported.as_uri())
+    script = "return [...document.images].map(i => [i.alt, i.complete && i.naturalWidth > 0 && i.naturalHeight > 0])"
+    images = driver.execute_script(script)
+    assert len(images) == 6
+    assert [alt for alt, drawn in images if not drawn] == []
+
+
+def test_every_table_of_a_report_has_the_label_as_it_is(driver: Any, reported: Path) -> None:
+    driver.get(reported.as_uri())
+    rows = driver.execute_script(
+        "return [...document.querySelectorAll('section.table')].map(t => [t.querySelector('h2, h3').textContent, "
+        "t.querySelectorAll('thead th').length, "
+        "[...t.querySelectorAll('tbody tr')].map(r => [...r.cells].map(c => c.textContent))])"
+    )
+    tables = {title: cells for title, _, cells in rows}
+    assert [row[0] for row in tables["tiny_xs, LLM"]] == ["base", LABEL]
+    assert [row[1] for row in tables["Cost"]] == ["base", LABEL]
+    for title, width, cells in rows:
+        assert {len(row) for row in cells} == {width}, title
