@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 from harness.types import Actors, QuestionBatch, RolloutGroup
 from methods.contract import MethodConfig
 from methods.hard import AugmentConfig, hard_groups, num_slots, ranked
+from methods.keys import register
 from methods.policy import PolicyGradientConfig, PolicyGradientMethod
-from methods.registry import register
 from methods.samples import kind_metrics
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from harness.types import (
     TrainingSample,
 )
 from methods.contract import Method, MethodConfig, TeacherUse, plain_prompts
+from methods.keys import register
 from methods.losses import entropy_sum, jsd_loss, jsd_topk_loss
-from methods.registry import register
 from methods.samples import rollout_sample, sampled_by_student, teacher_metrics, teacher_prompt
 
 if TYPE_CHECKING:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from methods.keys import register
 from methods.policy import PolicyGradientMethod
-from methods.registry import register
 
 
 @register("grpo")

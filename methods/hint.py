@@ -11,8 +11,8 @@ from typing import ClassVar
 from harness.types import Actors, Prompt, PromptKind, Question, Rewrite
 from methods.contract import MethodConfig
 from methods.hard import GuidedConfig, GuidedMethod
+from methods.keys import register
 from methods.prompts import hint_text, response_text, user_turn, write_hint_text
-from methods.registry import register
 from methods.rewrites import ACCEPTED, Rewriter, Trace
 
 _SENTENCE = re.compile(r"\n|(?<=[.!?])\s")

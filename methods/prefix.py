@@ -10,7 +10,7 @@ from typing import ClassVar
 from harness.types import Actors, Prompt, PromptKind, Rollout
 from methods.contract import MethodConfig, plain_prompt
 from methods.hard import GuidedConfig, GuidedMethod
-from methods.registry import register
+from methods.keys import register
 from methods.rewrites import Trace
 
 

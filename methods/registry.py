@@ -13,15 +13,15 @@ import os
 import sys
 import traceback
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from methods import plugins
 from methods.contract import Method, MethodConfig, MethodError
+from methods.keys import METHODS, class_path
 from methods.plugins import Plugin
 
-METHODS: dict[str, type[Method]] = {}
 BUILT_IN = (
     "methods.grpo", "methods.zppo", "methods.hint", "methods.prefix", "methods.teacher_response", "methods.controls",
     "methods.distill", "methods.sft",
@@ -29,23 +29,6 @@ BUILT_IN = (
 
 PUBLIC = "methods.base, harness.types and, in tests, harness.testing"
 """What a method of others imports."""
-
-M = TypeVar("M", bound=type[Method])
-
-
-def register(key: str) -> Callable[[M], M]:
-    """Class decorator that claims a registry key. Raises MethodError if another class has it."""
-
-    def claim(cls: M) -> M:
-        if key in METHODS:
-            owner = METHODS[key]
-            raise MethodError(
-                f"method class '{key}' is claimed by {_path(owner)} and by {_path(cls)}: give one of them another name"
-            )
-        METHODS[key] = cls
-        return cls
-
-    return claim
 
 
 def built_in() -> dict[str, type[Method]]:
@@ -84,7 +67,7 @@ def plugin_class(plugin: Plugin) -> type[Method]:
     if plugin.problem is not None:
         raise MethodError(plugin.problem)
     owner = built_in().get(plugin.name)
-    if owner is not None and _path(owner) != plugin.value:
+    if owner is not None and class_path(owner) != plugin.value:
         raise MethodError(
             f"{plugin.source} claims the name of the built-in method '{plugin.name}' ({plugin.value}): "
             f"rename its entry point, or uninstall {plugin.distribution}"
@@ -103,7 +86,7 @@ def provenance(method: Method | None) -> tuple[str | None, dict[str, str]]:
     """`("zppo_maxrl:MaxRL", {"zppo-maxrl": "1.0"})`: a method's class, and the plugin that it comes from, if any."""
     if method is None:
         return None, {}
-    return _path(type(method)), plugins.distribution_of(type(method).__module__)
+    return class_path(type(method)), plugins.distribution_of(type(method).__module__)
 
 
 def build(options: Mapping[str, Any]) -> Method | None:
@@ -162,9 +145,9 @@ def _imported(module_name: str, class_name: str) -> type[Method]:
     if not (isinstance(cls, type) and issubclass(cls, Method)):
         raise MethodError(f"{module_name}:{class_name} is not derived from methods.base.Method")
     if not (isinstance(cls.Config, type) and issubclass(cls.Config, MethodConfig)):
-        raise MethodError(f"{_path(cls)}.Config is not derived from methods.base.MethodConfig")
+        raise MethodError(f"{class_path(cls)}.Config is not derived from methods.base.MethodConfig")
     if inspect.isabstract(cls):
-        raise MethodError(f"{_path(cls)} does not define {' and '.join(sorted(cls.__abstractmethods__))}")
+        raise MethodError(f"{class_path(cls)} does not define {' and '.join(sorted(cls.__abstractmethods__))}")
     return cls
 
 
@@ -186,14 +169,15 @@ def _sought(error: BaseException) -> str:
     name = (error.name or "") if isinstance(error, ImportError) else ""
     if isinstance(error, AttributeError) and isinstance(error.obj, types.ModuleType):
         name = error.obj.__name__
-    return "" if name in ("methods.base", "harness.types", "harness.testing") else name
+    return "" if name in PUBLIC.replace(",", "").split() else name
 
 
 def _is_of_others(error: BaseException) -> bool:
     """Whether the line that raised the error stands in no module of this project."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    packages = ("harness", "methods", "reports")
-    return bool(frames) and str(frames[-1].f_globals.get("__name__")).partition(".")[0] not in packages
+    names = [str(frame.f_globals.get("__name__")).partition(".")[0] for frame in frames]
+    names = [name for name in names if name != "importlib"]  # frames of `import_module`
+    return bool(names) and names[-1] not in ("harness", "methods", "reports")
 
 
 def _checked(cls: type[Method], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -250,7 +234,3 @@ def _describe(hint: Any) -> str:
 def _suggest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, list(known), n=3)
     return f" Did you mean {' or '.join(near)}?" if near else f" Known: {', '.join(sorted(known))}."
-
-
-def _path(cls: type) -> str:
-    return f"{cls.__module__}:{cls.__qualname__}"

@@ -17,8 +17,8 @@ from harness.types import (
     TrainingSample,
 )
 from methods.contract import Method, MethodConfig, plain_prompts
+from methods.keys import register
 from methods.losses import cross_entropy_loss, entropy_sum
-from methods.registry import register
 from methods.samples import rollout_sample
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 from harness.types import Actors, QuestionBatch, RolloutGroup, Sampler, TrainingSample
 from methods.contract import MethodConfig, TeacherUse
 from methods.hard import TeacherAidedConfig, early_teacher_groups, hard_groups, right_trace
+from methods.keys import register
 from methods.policy import PolicyGradientMethod, training_rewards
-from methods.registry import register
 from methods.samples import rollout_sample, sampled_by_student, teacher_metrics
 
 if TYPE_CHECKING:

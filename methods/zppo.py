@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from harness.types import Actors, Prompt, Question, QuestionBatch, Rewrite, RolloutGroup
 from methods.contract import MethodConfig
 from methods.hard import AugmentConfig, early_teacher_groups, fitting, hard_groups, num_slots, ranked, right_trace
+from methods.keys import register
 from methods.policy import PolicyGradientMethod
 from methods.prompts import bcq_text, compress_text, ncq_text, response_text, user_turn
-from methods.registry import register
 from methods.rewrites import ACCEPTED, Rewriter, Trace
 from methods.samples import kind_metrics, sampled_by_student, teacher_metrics
 

@@ -1,7 +1,8 @@
 """Whether two commits do the same, to the bit: `python tests/bit_equality.py COMMIT [OTHER]`.
 
-Each of the two trees (OTHER is by default the working tree) runs one ZPPO step of a tiny student with its evaluation.
-Rollouts, buffer events, metrics, weights and scores are compared. Clocks, memory and open files are left aside.
+Each of the two trees (OTHER is by default the working tree) runs two ZPPO steps of a tiny student with its evaluation.
+Rollouts, buffer events, metrics, weights, moments, replies and scores are compared, types and digits included. Left out
+are clocks, memory and open files, `run.json`, `run.log`, `config.yaml` and `state.json`, which name the run.
 Exit code 1 where something differs.
 """
 
@@ -19,12 +20,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import pyarrow.parquet as pq
 from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parent.parent
 OPTIONS = (
-    "train", "method=zppo", "student=tiny_xs", "steps=1", "num_threads=1", "device=cpu", "study=same",
+    "train", "method=zppo", "student=tiny_xs", "steps=2", "num_threads=1", "device=cpu", "study=same",
     "data.batch_size=24", "eval.num_questions=20", "checkpoint.every=1",
 )  # fmt: skip
 MACHINE = ("time/", "busy/", "memory/", "process/")
@@ -59,17 +60,20 @@ def contents(folder: Path) -> dict[str, Any]:
     """What a run has written, by kind, in forms that can be compared."""
     found: dict[str, Any] = {}
     for path in sorted(folder.glob("rollouts/*.parquet")):
-        found[str(path.relative_to(folder))] = pd.read_parquet(path).to_json(orient="records", double_precision=15)
+        table = pq.read_table(path)
+        found[str(path.relative_to(folder))] = (str(table.schema.remove_metadata()), repr(table.to_pylist()))
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    found["metrics.jsonl"] = [{k: v for k, v in row.items() if not k.startswith(MACHINE)} for row in rows]
+    kept = [{k: v for k, v in row.items() if not k.startswith(MACHINE)} for row in rows]
+    found["metrics.jsonl"] = json.dumps(kept, sort_keys=True)
     found["buffer.jsonl"] = (folder / "buffer.jsonl").read_text()
     for path in sorted(folder.rglob("*.safetensors")):
         tensors = {name: (t.dtype.str, t.shape, t.tobytes()) for name, t in load_file(path).items()}
         found[str(path.relative_to(folder))] = tensors
-    for path in sorted(folder.glob("eval/**/scores.csv")):
+    texts = [*folder.glob("eval/**/*.csv"), *folder.glob("eval/**/*.json*"), *folder.glob("model/*.j*")]
+    for path in sorted(texts):
         found[str(path.relative_to(folder))] = path.read_text()
-    for path in sorted(folder.glob("eval/**/rows.jsonl")):
-        found[str(path.relative_to(folder))] = path.read_text()
+    missing = {"rollouts/step-000002.parquet", "model/model.safetensors", "eval/mini/scores.csv"} - found.keys()
+    assert not missing, f"{folder} has no {missing}"
     return found
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import ast
+import itertools
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ import networkx
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("harness", "methods", "reports")
+MODULE = re.compile(rf"(?:{'|'.join(PACKAGES)})\.[\w.]*(?::\w+)?")
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("harness", "harness.types", "harness.errors", "reports.runs"),
@@ -139,17 +142,30 @@ def floor(name: str) -> int:
 
 
 def imported_names(tree: ast.Module) -> Iterator[str]:
-    """Dotted names that a file imports, wherever in it, with what `import_module` is called on."""
+    """Dotted names that a file imports, wherever in it.
+
+    A string that names a module (`"harness.run.run"`, `"harness.run.run:run"`, `f"harness.commands.{name}"`) counts as
+    an import of it, but for docstrings and for what is started as a process of its own (`"-m", "harness.app"`).
+    """
+    left_out = {id(string) for node in ast.walk(tree) for string in _no_imports(node)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0 and node.module, f"line {node.lineno}: a relative import"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
-            beginning = [a.values[0] if isinstance(a, ast.JoinedStr) and a.values else a for a in node.args]
-            names = [b.value for b in beginning if isinstance(b, ast.Constant)]
-            yield from (name.rstrip(".") for name in names if isinstance(name, str))
+        elif isinstance(node, ast.Constant) and id(node) not in left_out and MODULE.fullmatch(str(node.value)):
+            yield str(node.value).partition(":")[0].rstrip(".")
+
+
+def _no_imports(node: ast.AST) -> Iterator[ast.AST]:
+    """Strings of a node that import nothing: docstrings, and what follows `"-m"`."""
+    if isinstance(node, ast.Expr):
+        yield node.value
+    if isinstance(node, ast.List | ast.Tuple):
+        for flag, name in itertools.pairwise(node.elts):
+            if isinstance(flag, ast.Constant) and flag.value == "-m":
+                yield name
 
 
 def figures(tree: Tree) -> str:
@@ -157,8 +173,7 @@ def figures(tree: Tree) -> str:
         listed = list(rows)
         return [f"{title}: {len(listed)}", *(f"  {row}" for row in listed)]
 
-    text = lines("loose modules at the root of harness/", [", ".join(tree.loose)] if tree.loose else [])
-    text[0] = f"loose modules at the root of harness/: {len(tree.loose)}"
+    text = [f"loose modules at the root of harness/: {len(tree.loose)} ({', '.join(tree.loose)})"]
     text += lines("circles of files", (" <-> ".join(group) for group in tree.circles))
     text += lines("imports that do not go to a lower floor", (f"{e.source} -> {e.target}" for e in tree.upward))
     text += lines("pairs of folders that import each other", (f"{a} <-> {b}" for a, b in tree.mutual_folders))

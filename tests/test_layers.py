@@ -75,6 +75,10 @@ def test_the_picture_has_no_arrow_that_is_not_there():
         for source, targets in re.findall(r"^  (\w+) --> ([\w &]+)$", text, flags=re.MULTILINE)
         for target in targets.split(" & ")
     }
+    arrows = text.partition("\n  end\n  methods")[2].partition("\n```")[0].splitlines()[1:]
+    assert len(arrows) >= 20 and all(re.fullmatch(r"  \w+ --> \w+(?: & \w+)*", arrow) for arrow in arrows)
+    numbers = re.findall(r'subgraph floor(\d+)\["floor (\d+)"\]', text)
+    assert numbers == [(str(i), str(i)) for i in range(1, len(layers.FLOORS) + 1)]
     assert drawn and drawn <= {(layers.room(edge.source), layers.room(edge.target)) for edge in TREE.imports}
 
 
@@ -95,6 +99,11 @@ def test_who_knows_the_registry_and_the_plugins():
 def test_reports_read_run_folders_only():
     for name in names_of("reports"):
         assert not under(imports(name), "torch", "transformers", "harness", "methods"), name
+
+
+def test_nothing_needs_what_a_wheel_does_not_have():
+    for name in TREE.files:
+        assert not under(imports(name), "tests", "benchmarks", "docs", "examples"), name
 
 
 def test_checking_a_configuration_needs_no_torch():
@@ -118,7 +127,7 @@ def test_modules_are_short():
 def test_no_module_branches_on_a_method_s_name():
     for name in TREE.files:
         for node in ast.walk(TREE.parsed[name]):
-            if isinstance(node, ast.Compare):
+            if isinstance(node, ast.Compare | ast.match_case):
                 words = {c.value for c in ast.walk(node) if isinstance(c, ast.Constant) and isinstance(c.value, str)}
                 assert not words & PRESETS, f"{name}:{node.lineno} branches on a method: {ast.unparse(node)}"
 
@@ -127,6 +136,14 @@ def test_one_train_loop():
     """Building the tiny family pretrains, and the conformance kit measures the memory of one backward pass."""
     loops = {name for name in TREE.files if ".backward(" in text_of(name)}
     assert loops == {"harness.training.update", "harness.builders.tiny.build", "harness.testing.checks"}
+
+
+@pytest.mark.parametrize("line", ['"""harness.run"""', "COMMAND = ['python', '-m', 'harness.run']"])
+def test_what_imports_nothing_is_no_import(tmp_path, line):
+    for path, text in {"harness/data/new.py": line, "harness/run.py": "", "harness/__init__.py": ""}.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    assert Tree(tmp_path).imports == []
 
 
 @pytest.mark.parametrize(
@@ -139,6 +156,8 @@ def test_one_train_loop():
         "if TYPE_CHECKING:\n    from harness.run import build_method",
         "import importlib\nimportlib.import_module('harness.run')",
         "import importlib\nimportlib.import_module(f'harness.run.{name}')",
+        "from importlib import import_module as load\nload(name='harness.run')",
+        "HOOKS = {'end': 'harness.run:build_method'}",
     ],
 )
 def test_an_import_is_seen_wherever_it_stands(tmp_path, line):

@@ -30,7 +30,7 @@ ELSEWHERE = {
     "harness/training/test_teacher.py": "harness.training: scorer",
     "methods/test_distill.py": "methods: sft",
     "methods/test_policy.py": "methods: grpo samples",
-    "methods/test_registry.py": "methods: base contract",
+    "methods/test_registry.py": "methods: base contract keys",
     "reports/page/test_page.py": "reports.page: rollouts",
     "reports/plots/test_data.py": "reports.plots: batch buffer costs dynamics gains style",
     "reports/test_report.py": "reports: sections",
@@ -83,6 +83,11 @@ def test_a_module_has_a_mirror_or_is_in_the_table():
 
 def test_the_files_of_the_table_exist():
     assert [file for file in ELSEWHERE if not (ROOT / "tests" / file).is_file()] == []
+
+
+def test_no_file_of_tests_is_empty():
+    files = {ROOT / "tests" / file for file in ELSEWHERE} | {file for name in MODULES for file in mirrors(name)}
+    assert [file for file in files if "def test_" not in file.read_text(encoding="utf-8")] == []
 
 
 def test_a_file_of_tests_has_a_module():

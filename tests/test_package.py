@@ -1,11 +1,13 @@
 """What a wheel holds: every package, and every file in one that is no Python."""
 
 import tomllib
+from importlib import import_module
 from pathlib import PurePath
 
 from tests.layers import ROOT
 
-SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+SETUPTOOLS = PROJECT["tool"]["setuptools"]
 FOLDERS = ("harness", "methods", "conf", "sweeps", "reports")
 
 
@@ -27,3 +29,10 @@ def test_every_file_of_data_belongs_to_a_package():
         if (file := path.relative_to(ROOT)) in data
     }
     assert data - packed == set()
+    assert set(SETUPTOOLS["package-data"]) <= set(SETUPTOOLS["packages"])
+    assert set(SETUPTOOLS) == {"packages", "package-data"}  # nothing is excluded again
+
+
+def test_the_command_of_the_package_is_there():
+    module, _, function = PROJECT["project"]["scripts"]["zppo"].partition(":")
+    assert callable(getattr(import_module(module), function))

@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -42,6 +43,12 @@ def test_view_and_audit_pass_their_options_on(monkeypatch, capsys):
         "('run',) {'step': 7, 'kind': 'bcq', 'question': 'q/1', 'num_groups': 2}",
         "('run',) {'step': None, 'kind': None, 'question': None, 'num_groups': 3}",
     ]
+
+
+def test_every_command_is_there():
+    for _, place in COMMANDS.values():
+        module, _, function = place.partition(":")
+        assert callable(getattr(import_module(f"harness.commands.{module}"), function)), place
 
 
 def test_an_unknown_command_suggests_the_nearest(capsys):

@@ -11,7 +11,7 @@ import pytest
 
 from harness.app import main
 from methods import plugins
-from methods.registry import MethodError, build, method_class, plugin_class, provenance
+from methods.registry import MethodError, build, method_class, plugin_class, private_import, provenance
 
 ROOT = Path(__file__).parents[2]
 
@@ -172,6 +172,17 @@ def test_an_error_that_an_import_caused_names_the_public_ones_too(install, lines
     install("zppo-old", {"old": "old_pkg:Old"}, files)
     with pytest.raises(MethodError, match=r"no actors\): import from methods\.base"):
         method_class("old")
+
+
+@pytest.mark.parametrize("name", ["harness.absent", "methods.absent"])
+def test_an_import_of_our_own_that_fails_is_not_taken_for_theirs(name):
+    for code in (f"import {name}", f"import importlib\nimportlib.import_module('{name}')"):
+        with pytest.raises(ImportError) as caught:
+            exec(code, {"__name__": "harness.rollout.actors"})
+        assert private_import(caught.value) is None
+        with pytest.raises(ImportError) as caught:
+            exec(code, {"__name__": "harness_extra"})
+        assert private_import(caught.value) is not None
 
 
 def test_a_misspelt_public_name_is_only_named(install):

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from methods.base import Method, MethodConfig
-from methods.registry import MethodError, build, built_in, method_class, register
+from methods.keys import register
+from methods.registry import MethodError, build, built_in, method_class
 
 ROOT = Path(__file__).parents[2]
 PRESETS = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((ROOT / "conf" / "method").glob("*.yaml"))}

@@ -22,6 +22,14 @@ AT_STEP_3 = {
 }  # fmt: skip
 """New questions of step 3, as 39ecb1c went on with the folder."""
 REPLAYED_AT_STEP_3 = {"arithmetic/L2/87+7+9", "arithmetic/L3/51+9+5+5"}
+METRICS_AT_STEP_3 = {
+    "rollout/accuracy": 0.25, "rollout/response_tokens": 24.9375, "train/loss": -0.0014620304573327303,
+    "train/grad_norm": 0.724305734038353, "train/entropy": 0.09596033695800273, "train/num_tokens": 1214.0,
+    "tokens/student_generated": 1214.0, "tokens/teacher_generated": 730.0, "buffer/admitted": 19.0,
+    "buffer/graduated": 2.0, "buffer/graduated@visits_1": 2.0, "buffer/replayed": 2.0, "buffer/size": 17.0,
+}  # fmt: skip
+"""They follow from the weights, the optimizer's moments, the random streams and the buffer of the folder."""
+VISITS_AT_STEP_3 = {"arithmetic/L2/87+7+9": ("revisit", 1), "arithmetic/L3/51+9+5+5": ("graduate", 1)}
 
 
 @pytest.fixture
@@ -46,7 +54,7 @@ def test_it_is_read(run_folder, capsys):
         assert app.main(words) == 0
         shown[name] = capsys.readouterr().out
     assert "## tiny_xs, Video" in shown["report"] and "25.0" in shown["report"]
-    assert "kind bcq" in shown["view"]
+    assert "kind bcq" in shown["view"] and "match positive" in shown["view"]
     assert "all                     14          1" in shown["audit"]
     assert "2/2" in shown["status"]
     assert "bar_cards_l1   VLM      75.0" in shown["eval"]
@@ -62,4 +70,8 @@ def test_its_run_goes_on_for_a_third_step(run_folder):
     rows = pd.read_parquet(run_folder / "rollouts" / "step-000003.parquet")
     plain = rows[rows.kind == "plain"].groupby("replayed").question_id.agg(set).to_dict()
     assert plain == {False: AT_STEP_3, True: REPLAYED_AT_STEP_3}
+    assert {key: after[2][key] for key in METRICS_AT_STEP_3} == pytest.approx(METRICS_AT_STEP_3, rel=1e-4)
+    events = [json.loads(line) for line in (run_folder / "buffer.jsonl").read_text().splitlines()]
+    visits = {e["question_id"]: (e["event"], e["visits"]) for e in events if e["step"] == 3 and e["event"] != "admit"}
+    assert visits == VISITS_AT_STEP_3
     assert json.loads((run_folder / "run.json").read_text())["status"] == "done"

@@ -153,6 +153,16 @@ def test_a_method_that_imports_a_private_module_while_it_runs_is_told_the_public
     assert info["status"] == "failed" and "import from methods.base" in info["error"]
 
 
+def test_another_package_that_is_missing_fails_as_it_is(tmp_path, monkeypatch):
+    file = "from methods.base import PolicyGradientMethod\n\n\nclass Late(PolicyGradientMethod):\n"
+    file += "    def collect(self, batch, actors, rng):\n        import absent_pkg\n"
+    (tmp_path / "late_other.py").write_text(file)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="absent_pkg"):
+        start(tmp_path, "method._target_=late_other:Late", "steps=1")
+    assert "methods.base" not in json.loads(next(tmp_path.rglob("run.json")).read_text())["error"]
+
+
 def test_base_is_evaluated_only(tmp_path):
     folder = start(tmp_path, "method=base", "eval=mini", "eval.num_questions=5", "~method.group_size")
     assert (folder / "eval" / "mini" / "scores.csv").exists()

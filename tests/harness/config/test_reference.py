@@ -22,7 +22,7 @@ NOT_FIRST = ("Of", "As", "With", "Likewise", "The same")
 
 def rows(text: str) -> dict[str, tuple[str, str, str]]:
     """Type, default and meaning of every key in the tables of a text; of two rows with one key the last."""
-    cells = [re.split(r"(?<!\\) \| ", line.strip("| ")) for line in text.splitlines() if line.startswith("| `")]
+    cells = [re.split(r"(?<!\\) \| ", line[2:-2]) for line in text.splitlines() if line.startswith("| `")]
     return {key: (kind, default, said) for keys, kind, default, said in (row for row in cells if len(row) == 4)
             for key in re.findall(r"`([^`]+)`", keys)}  # fmt: skip
 
@@ -64,6 +64,13 @@ def test_every_option_has_a_meaning_that_stands_alone():
             assert len(said.split()) >= 4, key
             assert said.endswith((".", ")")) and said[0].isupper(), key
             assert not said.startswith(tuple(f"{first} " for first in NOT_FIRST)), key
+
+
+def test_no_link_within_the_page_is_dead():
+    headings = re.findall(r"^##+ (.*)$", TEXT, flags=re.MULTILINE)
+    anchors = {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    links = re.findall(r"\]\(#([^)]*)\)", TEXT)
+    assert set(links) <= anchors and len(set(links)) >= 20
 
 
 def test_every_section_says_what_it_is_for():
