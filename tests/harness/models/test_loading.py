@@ -92,7 +92,7 @@ def test_paths_resolve(folder, tmp_path, monkeypatch):
     [
         ("/no/such/folder", "no model folder /no/such/folder"),
         ("a/b/c", "no model folder a/b/c"),
-        ("package:no_such_package", r"package no_such_package is not installed: pip install zppo-bench\[smollm\]"),
+        ("package:no_such_package", r"package no_such_package is not installed: pip install -e '\.\[smollm\]'"),
         ("package:no_such.package", "package no_such.package is not installed"),
         ("tiny:xxl", "no tiny model 'xxl'"),
     ],

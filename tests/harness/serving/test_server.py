@@ -185,7 +185,7 @@ def test_a_port_that_is_taken(loopback, tmp_path):
 def test_the_command_line(monkeypatch):
     config = ServerConfig(top_k=50, args=["--tensor-parallel-size=2"])
     monkeypatch.setattr(serving.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install zppo-bench\[vllm\]"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[vllm\]' in the checkout"):
         serving.command(SERVED, "/model", config, "big", 8000, [])
     monkeypatch.setattr(serving.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(serving.importlib.metadata, "version", lambda name: "1.0")

@@ -231,7 +231,7 @@ def test_offload_needs_a_gpu():
 def test_8bit_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     monkeypatch.delitem(sys.modules, "bitsandbytes.optim", raising=False)
-    with pytest.raises(UserError, match=r"needs bitsandbytes: pip install 'zppo-bench\[optim\]'"):
+    with pytest.raises(UserError, match=r"needs bitsandbytes: pip install -e '\.\[optim\]' in the checkout"):
         make_optimizer(make_parameters().values(), UpdateConfig(optimizer="adamw_8bit"))
 
 
