@@ -34,7 +34,7 @@ _LEAD = re.compile(
     r"|\s*(?:\u6240\u4ee5)?(?:\u6700\u7ec8)?\u7b54\u6848(?:\u662f|\u4e3a)?\s*[:\uff1a]?\s*",
     re.IGNORECASE,
 )
-_NUMBER_IN_TEXT = re.compile(r"\s*([-+]?\\?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?)(?![\w.])\s*(.*)", re.DOTALL)
+_NUMBER_IN_TEXT = re.compile(r"\s*((?:(?:Rs\.?|INR|USD|US\$)\s*)?[-+]?\\?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?)(?![\w.])\s*(.*)", re.DOTALL)
 _MIXED = re.compile(r"(?<![\d.])([0-9]+)\s+([0-9]+)/([0-9]+)(?![\d.])")
 _THOUSANDS = re.compile(r"(?<![\d.,_^])\d{1,3}(?: \d{3})+(?![\d/])")
 _TWO_NUMBERS = re.compile(r"(?<![_^\d.])[\d.]*\d\s+\.?\d|(?<![A-Za-z])\{\s*\d+\s*\}\s*\{\s*\d+\s*\}")

@@ -55,9 +55,12 @@ def same_words(gold: str, answer: str) -> bool | None:
 
 
 def _same_word(a: str, b: str) -> bool:
-    """Equal but for a capital at the start of words: `Yes` is `yes`, `Co` is not `CO`."""
+    """Equal but for a capital at the start: `Yes` is `yes`, and `Co` is neither `CO` nor `co`."""
     a, b = " ".join(a.split()).strip(" .,"), " ".join(b.split()).strip(" .,")
-    return a == b or (len(a) > 1 and a.istitle() + b.istitle() + a.islower() + b.islower() > 1 and a.lower() == b.lower())
+    if a == b:
+        return True
+    starts = {a[:1].lower() + a[1:], b[:1].lower() + b[1:], *(c.lower() for c in (a, b) if c.istitle() or c.islower())}
+    return a.lower() == b.lower() and len(starts) == 1 and (len(a) > 2 or a.lower() == "no")
 
 
 def _word(value: str) -> str | None:
@@ -103,10 +106,12 @@ def _bracket(value: str) -> str | None:
 
 def equal(gold: str, answer: str) -> bool:
     """Whether math-verify reads equal values in two texts without units."""
+    if gold == answer:
+        return bool(gold)
     is_complex = _is_complex(gold) or _is_complex(answer)
     wanted, given = _parse(gold, is_complex), _parse(answer, is_complex)
     if wanted is None or given is None:
-        return wanted is given and gold == answer
+        return False
     return _equal(wanted, given)
 
 
