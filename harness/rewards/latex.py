@@ -34,7 +34,9 @@ _LEAD = re.compile(
     r"|\s*(?:\u6240\u4ee5)?(?:\u6700\u7ec8)?\u7b54\u6848(?:\u662f|\u4e3a)?\s*[:\uff1a]?\s*",
     re.IGNORECASE,
 )
-_NUMBER_IN_TEXT = re.compile(r"\s*((?:(?:Rs\.?|INR|USD|US\$)\s*)?[-+]?\\?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?)(?![\w.])\s*(.*)", re.DOTALL)
+_NUMBER_IN_TEXT = re.compile(
+    r"\s*((?:(?:Rs\.?|INR|USD|US\$)\s*)?[-+]?\\?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?)(?![\w.])\s*(.*)", re.DOTALL
+)
 _MIXED = re.compile(r"(?<![\d.])([0-9]+)\s+([0-9]+)/([0-9]+)(?![\d.])")
 _THOUSANDS = re.compile(r"(?<![\d.,_^])\d{1,3}(?: \d{3})+(?![\d/])")
 _TWO_NUMBERS = re.compile(r"(?<![_^\d.])[\d.]*\d\s+\.?\d|(?<![A-Za-z])\{\s*\d+\s*\}\s*\{\s*\d+\s*\}")
@@ -55,6 +57,8 @@ _FULL_STOP = re.compile(r"(?<=[0-9)}\]])\.$")
 def tidy(text: str) -> str:
     """Commands of layout and style gone, signs as LaTeX, one command for text, numbers outside of it."""
     text = _undelimited(text.strip().translate(_SIGNS))
+    if len(dollars := re.findall(r"(?<!\\)\$", text)) and len(dollars) % 2 == 0:
+        text = re.sub(r"(?<!\\)\$", " ", text)  # formulas in a sentence: `$1$ and $2$`
     text = _POWER.sub(lambda match: "^" + _POWERS[match[1]], text)
     text = _ROOT.sub(lambda match: f"\\sqrt{{{match[1] or match[2]}}}", text)
     text = _rows(text)
@@ -71,7 +75,7 @@ def tidy(text: str) -> str:
 
 def formula(value: str) -> str | None:
     """What the parser is given for a value without a unit. None for a text that it would misread."""
-    value = value.strip()
+    value = value.strip().replace(r"\$", "")
     if exponent := _EXPONENT.fullmatch(value):
         value = f"{exponent[1]} \\times 10^{{{int(exponent[2])}}}"
     value = _BARE_EXPONENT.sub(r"^{\1}", _POWER_OF_TEN.sub(r"\\times ", value))

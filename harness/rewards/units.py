@@ -39,10 +39,60 @@ _SAFE_IN_GOLD = {"cm", "mm", "km", "kg", "dm", "ft", "lbs", "mph", "kmh", "kmph"
 """Abbreviations that are a unit in a gold answer too, after a number and a space: nobody writes a product like that."""
 
 _NO_UNITS = frozenset(
-    """halves thirds quarters fourths fifths sixths sevenths eighths ninths tenths hundredths thousandths
-    hundreds thousands millions billions trillions dozens scores pairs twos threes fours tens
-    minus less plus unless does this thus is was has negatives roots squares cubes powers factors multiples times
-    logs bases primes modulus mods its others halfs ways-or yes versus radius""".split()
+    [
+        "halves",
+        "thirds",
+        "quarters",
+        "fourths",
+        "fifths",
+        "sixths",
+        "sevenths",
+        "eighths",
+        "ninths",
+        "tenths",
+        "hundredths",
+        "thousandths",
+        "hundreds",
+        "thousands",
+        "millions",
+        "billions",
+        "trillions",
+        "dozens",
+        "scores",
+        "pairs",
+        "twos",
+        "threes",
+        "fours",
+        "tens",
+        "minus",
+        "less",
+        "plus",
+        "unless",
+        "does",
+        "this",
+        "thus",
+        "is",
+        "was",
+        "has",
+        "negatives",
+        "roots",
+        "squares",
+        "cubes",
+        "powers",
+        "factors",
+        "multiples",
+        "times",
+        "logs",
+        "bases",
+        "primes",
+        "modulus",
+        "mods",
+        "its",
+        "others",
+        "yes",
+        "versus",
+        "radius",
+    ]
 )
 _MODIFIERS = ("square", "sq", "cubic", "cu", "squared", "cubed", "per")
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}

@@ -1,6 +1,6 @@
 r"""Mathematical answers as values: what math-verify reads in a text, and whether two texts have the same value.
 
-Here the library is told what it may read. Units are split off before (`units`), letters keep their case, and numbers
+Units are split off before (`units`), letters keep their case, and numbers
 are compared exactly (`exact`).
 """
 
@@ -21,11 +21,35 @@ _MARKS = re.compile(rf"\^\s*\{{\s*{_MARK}\s*\}}|(?:\^\s*)?{_MARK}|\\?%")
 _BASE = re.compile(r"(?<![A-Za-z_^\\])\d+\s*_\s*(?:\{\s*(\w+)\s*\}|(\w))")
 _TEXT_ONLY = re.compile(r"\{*\s*\\text\s*\{([^{}]*)\}\s*\}*")
 _LETTERS = re.compile(r"[A-Za-z][A-Za-z .,'-]*")
-_PLAIN_WORDS = frozenset("yes no true false even odd none neither both never always undefined infinite".split())
+_PLAIN_WORDS = frozenset(
+    ["yes", "no", "true", "false", "even", "odd", "none", "neither", "both", "never", "always", "undefined", "infinite"]
+)
 _NULL = frozenset(("none", "null", "nan", "n/a", "nil"))
 _CONNECTIVES = re.compile(r"(?<![A-Za-z])(?:and|or)(?![A-Za-z])")
 _CASES = re.compile(r"\\begin\s*\{[dr]?cases\}|(?<![A-Za-z])(?:if|when|otherwise|unless|whenever)(?![A-Za-z])")
-_FUNCTIONS = frozenset("sin cos tan cot sec csc log exp gcd lcm max min mod det arcsin arccos arctan sqrt inf".split())
+_FUNCTIONS = frozenset(
+    [
+        "sin",
+        "cos",
+        "tan",
+        "cot",
+        "sec",
+        "csc",
+        "log",
+        "exp",
+        "gcd",
+        "lcm",
+        "max",
+        "min",
+        "mod",
+        "det",
+        "arcsin",
+        "arccos",
+        "arctan",
+        "sqrt",
+        "inf",
+    ]
+)
 
 
 def read(gold: str, answer: str) -> tuple[Measured, Measured]:
