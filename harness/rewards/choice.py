@@ -41,7 +41,7 @@ def normal_text(text: str) -> str:
 
 
 def choice_letter(text: str, choices: Sequence[str] = ()) -> str | None:
-    r"""The option that a text names: `B`, `(B)`, `B.`, `B) text`, `Option B`, `\bf{B}`, `\u9009B`, or an option's full text.
+    r"""The option that a text names: `B`, `(B)`, `B.`, `B) text`, `Option B`, `\bf{B}`, or an option's text.
 
     Full-width letters and signs are read as plain ones, look-alikes of other alphabets are not. None if it names
     none, or a letter beyond the options. Without `choices` every letter is an option.

@@ -1,7 +1,7 @@
-r"""One spelling for what may be written in several: `\text{12 cm}` becomes `12\text{ cm}`, `0.5` becomes `\frac{5}{10}`.
+r"""One spelling for what may be written in several: `\text{12 cm}` becomes `12\text{ cm}`.
 
-The parser of math-verify reads the result. Where it would misread a form (two numbers in a row are their sum to it), the
-form is made plain here or refused. Letters are never dropped.
+The parser of math-verify reads the result. Where it would misread a form (to it, two numbers in a row are their sum),
+the form is made plain here or refused. Letters are never dropped.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import re
 _DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
 _SIGNS = str.maketrans(
     {
-        "\u2212": "-", "\u2013": "-", "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u22c5": r"\cdot ", "\u00f7": r"\div ",
+        "\u2212": "-", "\u2013": "-", "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u22c5": r"\cdot ",
+        "\u00f7": r"\div ",
         "\u2264": r"\le ", "\u2265": r"\ge ", "\u2260": r"\ne ", "\u221e": r"\infty ", "\u222a": r"\cup ",
         "\u2229": r"\cap ", "\u2205": r"\emptyset ", "\u2208": r"\in ", "\u00b1": r"\pm ", "\u00a0": " ", "\u202f": " ",
         "\u2032": "'", "\u2019": "'", "\u00bd": r"\frac{1}{2}", "\u2153": r"\frac{1}{3}", "\u2154": r"\frac{2}{3}",

@@ -1,7 +1,7 @@
 r"""Units of answers: `12\text{ cm}` is 12 and a unit, `3m` is a product of 3 and a symbol.
 
-A unit is a word, or an abbreviation in `\text{}` or `\mathrm{}`. A plain abbreviation of two letters or more is one in an
-answer too, where none of its letters is a symbol of the gold answer. Units are compared, not converted.
+A unit is a word, or an abbreviation in `\text{}` or `\mathrm{}`. A plain abbreviation of two letters or more is one in
+an answer too, where none of its letters is a symbol of the gold answer. Units are compared, not converted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ _ABBREVIATIONS = {
     "euro": "EUR", "rupee": "Rs INR", "rpm": "rpm", "mile/hour": "mph", "kilometre/hour": "kmh kph kmph", "unit": "u",
 }  # fmt: skip
 _WORDS = {
-    "dollar": "bucks", "cent": "", "rupee": "", "euro": "", "yuan": "", "yen": "", "pound": "", "penny": "pence pennies",
+    "dollar": "bucks", "cent": "", "rupee": "", "euro": "", "yuan": "", "yen": "", "pound": "",
+    "penny": "pence pennies",
     "metre": "meter meters", "centimetre": "centimeter centimeters", "millimetre": "millimeter millimeters",
     "kilometre": "kilometer kilometers", "decimetre": "decimeter decimeters", "inch": "inches", "foot": "feet",
     "yard": "", "mile": "", "gram": "", "kilogram": "", "milligram": "", "tonne": "ton tons", "ounce": "", "second": "",
@@ -31,69 +32,21 @@ _WORDS = {
     "degree": "", "radian": "", "percent": "percentage pct", "unit": "", "point": "", "time": "", "way": "",
     "person": "people persons", "man": "men", "woman": "women", "child": "children", "student": "", "apple": "",
     "newton": "", "joule": "", "watt": "", "volt": "", "ampere": "amp amps", "ohm": "", "coulomb": "", "pascal": "",
-    "hertz": "", "kelvin": "", "calorie": "", "mole": "", "acre": "", "hectare": "", "side": "", "edge": "", "digit": "",
+    "hertz": "", "kelvin": "", "calorie": "", "mole": "", "acre": "", "hectare": "", "side": "", "edge": "",
+    "digit": "",
     "integer": "", "coin": "", "book": "", "ticket": "", "tile": "", "page": "", "step": "", "mark": "", "number": "",
     "piece": "", "marble": "", "triangle": "", "celsius": "", "fahrenheit": "", "mph": "", "knot": "",
 }  # fmt: skip
 _SAFE_IN_GOLD = {"cm", "mm", "km", "kg", "dm", "ft", "lbs", "mph", "kmh", "kmph", "hrs", "mins", "yrs", "Hz", "kHz"}
 """Abbreviations that are a unit in a gold answer too, after a number and a space: nobody writes a product like that."""
 
-_NO_UNITS = frozenset(
-    [
-        "halves",
-        "thirds",
-        "quarters",
-        "fourths",
-        "fifths",
-        "sixths",
-        "sevenths",
-        "eighths",
-        "ninths",
-        "tenths",
-        "hundredths",
-        "thousandths",
-        "hundreds",
-        "thousands",
-        "millions",
-        "billions",
-        "trillions",
-        "dozens",
-        "scores",
-        "pairs",
-        "twos",
-        "threes",
-        "fours",
-        "tens",
-        "minus",
-        "less",
-        "plus",
-        "unless",
-        "does",
-        "this",
-        "thus",
-        "is",
-        "was",
-        "has",
-        "negatives",
-        "roots",
-        "squares",
-        "cubes",
-        "powers",
-        "factors",
-        "multiples",
-        "times",
-        "logs",
-        "bases",
-        "primes",
-        "modulus",
-        "mods",
-        "its",
-        "others",
-        "yes",
-        "versus",
-        "radius",
-    ]
-)
+_NO_UNITS = {
+    "halves", "thirds", "quarters", "fourths", "fifths", "sixths", "sevenths", "eighths", "ninths", "tenths",
+    "hundredths", "thousandths", "hundreds", "thousands", "millions", "billions", "trillions", "dozens",
+    "scores", "pairs", "twos", "threes", "fours", "tens", "minus", "less", "plus", "unless", "does", "this",
+    "thus", "is", "was", "has", "negatives", "roots", "squares", "cubes", "powers", "factors", "multiples",
+    "times", "logs", "bases", "primes", "modulus", "mods", "its", "others", "yes", "versus", "radius",
+}  # fmt: skip
 _MODIFIERS = ("square", "sq", "cubic", "cu", "squared", "cubed", "per")
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _SCALE = re.compile(r"\s*(?:\\text\s*\{\s*)?(hundred|thousand|million|billion|trillion)(?![A-Za-z])\s*(.*)", re.DOTALL)

@@ -27,29 +27,10 @@ _PLAIN_WORDS = frozenset(
 _NULL = frozenset(("none", "null", "nan", "n/a", "nil"))
 _CONNECTIVES = re.compile(r"(?<![A-Za-z])(?:and|or)(?![A-Za-z])")
 _CASES = re.compile(r"\\begin\s*\{[dr]?cases\}|(?<![A-Za-z])(?:if|when|otherwise|unless|whenever)(?![A-Za-z])")
-_FUNCTIONS = frozenset(
-    [
-        "sin",
-        "cos",
-        "tan",
-        "cot",
-        "sec",
-        "csc",
-        "log",
-        "exp",
-        "gcd",
-        "lcm",
-        "max",
-        "min",
-        "mod",
-        "det",
-        "arcsin",
-        "arccos",
-        "arctan",
-        "sqrt",
-        "inf",
-    ]
-)
+_FUNCTIONS = {
+    "sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "gcd", "lcm", "max", "min", "mod", "det",
+    "arcsin", "arccos", "arctan", "sqrt", "inf",
+}  # fmt: skip
 
 
 def read(gold: str, answer: str) -> tuple[Measured, Measured]:
