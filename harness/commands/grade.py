@@ -20,6 +20,7 @@ BLOCK_SIZE = 1024
 @dataclass(frozen=True, kw_only=True)
 class _Row:
     line: int
+    id: str | int
     response: str
     question: Question
 
@@ -28,69 +29,99 @@ class _Number(str):
     """A JSON number as it is written in the file."""
 
 
-def grade_file(path: str, config: RewardConfig) -> Iterator[str]:
-    """Grade the lines `{"id", "response", "gold"[, "type"]}` of a JSONL file.
+class _Integer(_Number):
+    """A JSON number without a fraction or an exponent."""
 
-    `type` is math (the default), choice or text; a gold answer may be a number. Yields one JSON line
-    `{"id", "answer", "verdict"}` for each, in order. Every line is checked before the first line is yielded.
-    Raises UserError, with file and line, for a file or a line that cannot be graded.
+
+class _BadLine(Exception):
+    """Why a line cannot be graded."""
+
+
+def grade_file(path: str, config: RewardConfig) -> Iterator[str]:
+    """Grade the lines `{"id", "response", "gold"[, "type"][, "choices"]}` of a JSONL file.
+
+    `type` is math (the default), choice or text. An id may be an integer, a gold answer and a choice a number. Yields
+    one JSON line `{"id", "answer", "verdict"}` for each, in order. Every line is checked before the first is yielded.
+    Raises UserError with all lines that cannot be graded, or for a file that cannot be read.
     """
-    rows = _read(path)
+    rows, bad = _read(path)
     with Grader(config) as grader:
-        for row, error in zip(rows, grader.gold_errors([row.question for row in rows]), strict=True):
-            if error:
-                raise UserError(f"{path}:{row.line}: {error}")
+        errors = grader.gold_errors([row.question for row in rows])
+        bad |= {row.line: error for row, error in zip(rows, errors, strict=True) if error}
+        if bad:
+            raise UserError("\n".join(f"{path}:{line}: {error}" for line, error in sorted(bad.items())))
         for start in range(0, len(rows), BLOCK_SIZE):
             block = rows[start : start + BLOCK_SIZE]
             for row, grade in zip(block, grader.grade([(row.response, row.question) for row in block]), strict=True):
-                yield json.dumps({"id": row.question.id, "answer": grade.answer, "verdict": grade.verdict})
+                yield json.dumps({"id": row.id, "answer": grade.answer, "verdict": grade.verdict})
 
 
-def _read(path: str) -> list[_Row]:
+def _read(path: str) -> tuple[list[_Row], dict[int, str]]:
+    """The rows that can be graded as far as their form goes, and what is wrong with the other lines."""
+    rows, bad = [], {}
     try:
         with open(path, "rb") as file:
-            rows = [_row(f"{path}:{line}", line, text) for line, text in enumerate(file, 1) if text.strip()]
+            for line, text in enumerate(file, 1):
+                if not text.strip():
+                    continue
+                try:
+                    rows.append(_row(line, text))
+                except _BadLine as error:
+                    bad[line] = str(error)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    if not rows:
+    if not rows and not bad:
         raise UserError(
             f'{path}:1: the file is empty; it needs lines like {{"id": "a", "response": "...", "gold": "5"}}'
         )
-    return rows
+    return rows, bad
 
 
-def _row(where: str, line: int, text: bytes) -> _Row:
+def _row(line: int, text: bytes) -> _Row:
     try:
-        record = json.loads(text, parse_int=_Number, parse_float=_Number)
+        record = json.loads(text, parse_int=_Integer, parse_float=_Number)
     except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not UTF-8 text ({error.reason})") from error
+        raise _BadLine(f"not UTF-8 text ({error.reason})") from error
     except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON ({error})") from error
+        raise _BadLine(f"not JSON ({error})") from error
     if not isinstance(record, dict):
-        raise UserError(f"{where}: a line has to be a JSON object, with id, response and gold")
-    kind = _string(where, record, "type") if "type" in record else "math"
+        raise _BadLine("a line has to be a JSON object, with id, response and gold")
+    kind = _string(record, "type") if "type" in record else "math"
     if kind not in TYPES:
-        raise UserError(f"{where}: unknown type {kind!r}.{did_you_mean(kind, TYPES)}")
+        raise _BadLine(f"unknown type {kind!r}.{did_you_mean(kind, TYPES)}")
+    name = _string(record, "id", also=_Integer)
     question = Question(
-        id=_string(where, record, "id"),
+        id=name,
         text="",
-        answer=_string(where, record, "gold", number=True),
+        answer=_string(record, "gold", also=_Number),
         answer_type=cast(AnswerType, kind),
+        metadata={"choices": _choices(record, kind)} if "choices" in record else {},
     )
-    return _Row(line=line, response=_string(where, record, "response"), question=question)
+    identity = int(name) if isinstance(record["id"], _Integer) and len(name) < 4000 else name
+    return _Row(line=line, id=identity, response=_string(record, "response"), question=question)
 
 
-def _string(where: str, record: dict[str, Any], name: str, *, number: bool = False) -> str:
+def _string(record: dict[str, Any], name: str, *, also: type[_Number] | None = None) -> str:
     if name not in record:
-        raise UserError(f"{where}: no field {name!r}")
+        raise _BadLine(f"no field {name!r}")
     value = record[name]
-    if not isinstance(value, str) or (isinstance(value, _Number) and not number):
-        raise UserError(f"{where}: {name!r} has to be a string{' or a number' if number else ''}, got {value!r}")
+    if not isinstance(value, str) or (isinstance(value, _Number) and not (also and isinstance(value, also))):
+        kind = {None: "", _Integer: " or an integer", _Number: " or a number"}[also]
+        raise _BadLine(f"{name!r} has to be a string{kind}, got {value!r}")
     return str(value)
 
 
+def _choices(record: dict[str, Any], kind: str) -> list[str]:
+    choices = record["choices"]
+    if kind != "choice":
+        raise _BadLine(f"'choices' are for the type choice, not for {kind}")
+    if not isinstance(choices, list) or not choices or not all(isinstance(choice, str) for choice in choices):
+        raise _BadLine(f"'choices' has to be a list of strings or numbers, got {choices!r}")
+    return [str(choice) for choice in choices]
+
+
 def run_grade(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
-    parser.add_argument("file", help='JSONL with {"id", "response", "gold"[, "type"]} a line')
+    parser.add_argument("file", help='JSONL with {"id", "response", "gold"[, "type"][, "choices"]} a line')
     parser.add_argument("--grader", default="math_verify", choices=("math_verify", "mathruler"))
     args = parser.parse_args(argv)
     for line in grade_file(args.file, RewardConfig(grader=args.grader)):

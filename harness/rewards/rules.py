@@ -7,30 +7,27 @@ degree and percent marks. Libraries are imported on use: the parent process need
 from __future__ import annotations
 
 import json
-import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from types import ModuleType
 from typing import Any, get_args
 
 from harness.errors import UserError, did_you_mean
-from harness.rewards import guard
+from harness.rewards import guard, values
 from harness.rewards.boxed import last_boxed
-from harness.rewards.choice import choice_letter, normal_text
+from harness.rewards.choice import LETTERS, choice_letter, is_bare_letter, normal_text
 from harness.types import AnswerType, Question, Verdict
 
 MAX_LENGTH = 2000
 """Characters of a mathematical answer, and four more for each of the other one's. What is longer is not read: it would
 only take a worker to its limit of time."""
 
+MAX_OPTION_LENGTH = 80
+"""The same for an answer that is compared with the options of a multiple choice."""
+
 # Decided here, exactly: mathruler compares integers as floats. Python reads at most 4300 digits.
 _INTEGER = re.compile(r"[+-]?[0-9]{1,4000}")
-_MARK = r"(?:\\(?:circ|degree|deg)(?![A-Za-z])|°)"
-_MARKS = re.compile(rf"\^\s*\{{\s*{_MARK}\s*\}}|(?:\^\s*)?{_MARK}|\\?%")
-_MIXED = re.compile(r"([+-]?[0-9]+)\s+([0-9]+)/([0-9]+)")
-_FULL_STOP = re.compile(r"(?<=[0-9)}\]])\.$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +62,8 @@ def is_correct(answer: str, question: Question, grader: str) -> bool:
         return quick
     if question.answer_type == "reasoning_gym":
         return _reasoning_gym_correct(answer, question.metadata)
+    if question.answer_type == "choice":
+        return _choice_by_value(answer, question, grader)
     return _math_equal(question.answer, answer, grader)
 
 
@@ -76,10 +75,33 @@ def quick_check(answer: str, question: Question) -> bool | None:
     if question.answer_type == "text":
         return bool(normal_text(gold)) and normal_text(gold) == normal_text(answer)
     if question.answer_type == "choice":
-        choices = question.metadata.get("choices", ())
-        letter = choice_letter(gold, choices)
-        return letter is not None and choice_letter(answer, choices) == letter
+        return _quick_choice(gold, answer, question.metadata.get("choices", ()))
     return None
+
+
+def _quick_choice(gold: str, answer: str, choices: Sequence[str]) -> bool | None:
+    """By letter or by the option's text; None for another text, which may have the value of an option."""
+    right = choice_letter(gold, choices)
+    given = choice_letter(answer, choices)
+    if right is None or given is not None:
+        return right is not None and given == right
+    if is_bare_letter(answer):  # beyond the options, unless it is the text of one
+        named = [letter for letter, option in zip(LETTERS, choices, strict=False) if _bare(option) == _bare(answer)]
+        return named == [right]
+    limit = MAX_OPTION_LENGTH + 4 * max(map(len, choices), default=0)
+    return None if choices and answer.strip() and len(answer) <= limit else False
+
+
+def _bare(text: str) -> str:
+    return text.strip(" $")
+
+
+def _choice_by_value(answer: str, question: Question, grader: str) -> bool:
+    """Whether the answer equals the gold option as mathematics, and no other option."""
+    choices = question.metadata["choices"]
+    right = choice_letter(question.answer, choices)
+    equal = [letter for letter, option in zip(LETTERS, choices, strict=False) if _math_equal(option, answer, grader)]
+    return equal == [right]
 
 
 def same_answer(a: str | None, b: str | None, grader: str) -> bool:
@@ -114,8 +136,11 @@ def gold_error(question: Question, grader: str) -> str | None:
         return f"the gold answer {gold!r} has nothing but punctuation"
     if kind == "choice" and choice_letter(gold, question.metadata.get("choices", ())) is None:
         return f"the gold answer {gold!r} is neither a letter nor an option"
-    if kind == "math" and not _INTEGER.fullmatch(gold) and not _readable(gold, grader):
-        return f"{grader} reads no value in the gold answer {gold!r}"
+    if kind == "math" and not _INTEGER.fullmatch(gold):
+        if problem := values.gold_problem(gold):
+            return f"the gold answer {gold!r} {problem}: give the question the type text"
+        if not values.readable(gold, grader):
+            return f"{grader} reads no value in the gold answer {gold!r}"
     return None
 
 
@@ -171,14 +196,18 @@ def _math_equal(gold: str, answer: str, grader: str) -> bool:
 
 
 def _compare(gold: str, answer: str, grader: str) -> bool:
-    equal = _library(grader)
-    if equal(gold, answer):
-        return True
-    bare_gold, bare_answer = _MARKS.sub("", gold).strip(), _MARKS.sub("", answer).strip()
-    if (bare_gold, bare_answer) == (gold, answer):
+    wanted, given = values.read(gold, answer)
+    words = values.same_words(wanted.value, given.value)
+    if words is not None:
+        return words
+    if values.clash(wanted, given):
         return False
-    quick = _quick_math(bare_gold, bare_answer)
-    return equal(bare_gold, bare_answer) if quick is None else quick
+    equal = _library(grader)
+    for gold_text, answer_text in values.both_ways(wanted.value, given.value):
+        quick = _quick_math(gold_text, answer_text)
+        if equal(gold_text, answer_text) if quick is None else quick:
+            return True
+    return False
 
 
 def _library(grader: str) -> Callable[[str, str], bool]:
@@ -186,36 +215,9 @@ def _library(grader: str) -> Callable[[str, str], bool]:
         from mathruler.grader import grade_answer
 
         return lambda gold, answer: bool(grade_answer(answer, gold))
-    verify = _math_verify().verify
-    # The library's own limits are alarms, which do nothing outside a main thread: the worker's limit replaces them.
-    return lambda gold, answer: verify(_parse(gold), _parse(answer), timeout_seconds=None)
+    import math_verify  # noqa: F401  # a missing package is named before the first answer
 
-
-def _math_verify() -> ModuleType:
-    import math_verify
-
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own limits are off
-    return math_verify
-
-
-def _parse(text: str) -> list[Any]:
-    """What math_verify reads in an answer: at most one sympy expression, and the text it was read from."""
-    library = _math_verify()
-    # The library reads `1 1/2` as 1 and does not read `5.` at all.
-    text = _MIXED.sub(r"\1\\frac{\2}{\3}", _FULL_STOP.sub("", text.strip()))
-    # In a box all of the text is one LaTeX formula; without one the library would pick out a single number.
-    # The plain-expression reader is left out: it takes the 2 out of `2**3`.
-    only_latex = [library.LatexExtractionConfig(boxed_match_priority=0)]
-    return library.parse(f"\\boxed{{{text}}}", only_latex, parsing_timeout=None)
-
-
-def _readable(gold: str, grader: str) -> bool:
-    bare = _MARKS.sub("", gold).strip()
-    if grader == "mathruler":
-        from mathruler.math_normalize import normalize_answer
-
-        return bool(normalize_answer(bare))
-    return any(not isinstance(value, str) for value in _parse(gold) + _parse(bare))
+    return values.equal
 
 
 def _reasoning_gym_correct(answer: str, metadata: dict[str, Any]) -> bool:

@@ -199,4 +199,6 @@ def _quick_verdict(answer: str | None, question: Question) -> Verdict | None:
 def _fields(question: Question) -> Job:
     """What a worker's verifier reads of a question; images stay here."""
     metadata = question.metadata if question.answer_type == "reasoning_gym" else {}
+    if question.answer_type == "choice":
+        metadata = {"choices": list(question.metadata.get("choices", ()))}
     return {"gold": question.answer, "answer_type": question.answer_type, "metadata": metadata}

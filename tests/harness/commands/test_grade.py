@@ -59,7 +59,7 @@ def test_output_is_literal(write: Callable[..., str]) -> None:
         ('{"response": "x", "gold": "5"}', "no field 'id'"),
         ('{"id": "a", "gold": "5"}', "no field 'response'"),
         ('{"id": "a", "response": "x"}', "no field 'gold'"),
-        ('{"id": 7, "response": "x", "gold": "5"}', "'id' has to be a string, got '7'"),
+        ('{"id": 7.5, "response": "x", "gold": "5"}', "'id' has to be a string or an integer, got '7.5'"),
         ('{"id": "a", "response": null, "gold": "5"}', "'response' has to be a string, got None"),
         ('{"id": "a", "response": "x", "gold": true}', "'gold' has to be a string or a number, got True"),
         ('{"id": "a", "response": "x", "gold": ["5"]}', "'gold' has to be a string or a number, got ['5']"),
@@ -83,6 +83,56 @@ def test_errors_name_the_line(write: Callable[..., str], line: str | bytes, mess
     with pytest.raises(UserError) as raised:
         next(grade_file(path, CONFIG))
     assert str(raised.value).removeprefix(f"{path}:3: ") == message
+
+
+def test_integer_ids_and_choices(write: Callable[..., str]) -> None:
+    options = ["1/3", 0.5, "x"]
+    path = write(
+        json.dumps({"id": 7, "response": "\\boxed{0.50}", "gold": "B", "type": "choice", "choices": options}),
+        json.dumps({"id": 8, "response": "\\boxed{\\frac{1}{3}}", "gold": "B", "type": "choice", "choices": options}),
+        json.dumps(
+            {"id": "9", "response": "\\boxed{\\frac{2}{6}}", "gold": "1/3", "type": "choice", "choices": options}
+        ),
+    )
+    assert [tuple(json.loads(line).values()) for line in grade_file(path, CONFIG)] == [
+        (7, "0.50", "correct"),
+        (8, "\\frac{1}{3}", "wrong"),
+        ("9", "\\frac{2}{6}", "correct"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"type": "choice", "choices": "AB"}, "'choices' has to be a list of strings or numbers, got 'AB'"),
+        ({"type": "choice", "choices": []}, "'choices' has to be a list of strings or numbers, got []"),
+        (
+            {"type": "choice", "choices": ["a", None]},
+            "'choices' has to be a list of strings or numbers, got ['a', None]",
+        ),
+        ({"choices": ["a"]}, "'choices' are for the type choice, not for math"),
+        ({"type": "choice", "choices": ["a"]}, "the gold answer 'B' is neither a letter nor an option"),
+    ],
+)
+def test_choices_that_are_none(write: Callable[..., str], fields: dict[str, object], message: str) -> None:
+    path = write(json.dumps({"id": "a", "response": "x", "gold": "B", **fields}))
+    with pytest.raises(UserError) as raised:
+        next(grade_file(path, CONFIG))
+    assert str(raised.value) == f"{path}:1: {message}"
+
+
+def test_every_bad_line_is_named_in_order(write: Callable[..., str]) -> None:
+    path = write(
+        '{"id": "a", "response": "x", "gold": "None"}', GOOD, "{}", '{"id": "a", "response": "x", "gold": "**"}', "[1]"
+    )
+    with pytest.raises(UserError) as raised:
+        next(grade_file(path, CONFIG))
+    assert str(raised.value).splitlines() == [
+        f"{path}:1: the gold answer 'None' is null: give the question the type text",
+        f"{path}:3: no field 'id'",
+        f"{path}:4: math_verify reads no value in the gold answer '**'",
+        f"{path}:5: a line has to be a JSON object, with id, response and gold",
+    ]
 
 
 def test_gold_answers_that_need_the_library_are_checked_too(write: Callable[..., str]) -> None:

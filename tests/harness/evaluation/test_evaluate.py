@@ -65,7 +65,7 @@ def test_scores_by_hand(two_levels: EvalConfig, make_engine: MakeEngine, grader:
 def test_answers_at_the_graders_limits_are_counted(
     two_levels: EvalConfig, make_engine: MakeEngine, tmp_path: Path
 ) -> None:
-    replies = ["\\boxed{10^{10^{10}}}", "\\boxed{7000}", "no box", "\\boxed{7001}"]
+    replies = [f"\\boxed{{{'(' * 1900}}}", "\\boxed{7000}", "no box", "\\boxed{7001}"]
     engine = make_engine(lambda prompt: (replies[int(prompt.uid.rpartition("/")[2])], "stop"))
     with Grader(RewardConfig(cpu_seconds=0.2)) as grader:
         scores = run(two_levels, engine, grader, tmp_path)

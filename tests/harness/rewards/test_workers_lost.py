@@ -20,7 +20,7 @@ from harness.rewards.workers import Grader
 from harness.types import Question
 
 HALF = Question(id="half", text="", answer="1/2")
-TOWER = r"10^{10^{10}}"
+TOWER = "(" * 1900  # costs a worker its limit
 
 
 def boxed(answer: str) -> str:

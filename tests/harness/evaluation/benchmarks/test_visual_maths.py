@@ -91,7 +91,8 @@ def test_mathvision_options_and_picture_marks(questions_of):
         (1, "d", (1.0, "match")),
         (1, "E", (0.0, "other_option")),
         (2, "\\frac{1}{3}", (1.0, "match")),
-        (2, "\\frac13", (0.0, "mismatch")),
+        (2, "\\frac13", (1.0, "match")),
+        (2, "\\frac14", (0.0, "mismatch")),
         (3, "1.5", (1.0, "match")),
     ],
 )
