@@ -49,6 +49,8 @@ _DECIMAL = re.compile(r"(?<![\d.,])(\d{1,3}(?:,\d{3})+|\d*)\.(\d+)(?![\d.])")
 _BEFORE_BRACKET = re.compile(r"(?<![_^A-Za-z0-9.\\])(\d+(?:\.\d+)?)\s*(?=(?:\\left\s*)?\()")
 _AFTER_BRACKET = re.compile(r"(\)|!)\s*(?=(?:\\left\s*)?\(|\d|\\[dt]?frac)")
 _AFTER_FRACTION = re.compile(r"(\\[dt]?frac\s*\{\s*\d+\s*\}\s*\{\s*\d+\s*\})\s*(?=\d)")
+# The parser takes `tr` for a trace and `da` for a differential; after a number both are products of letters.
+_LETTERS = re.compile(r"(?<=\d)\s*(?!and|mod|gcd|det)(?=[A-Za-z]*(?:d|tr))([A-Za-z]{2,3})(?![A-Za-z])")
 _PRIME = re.compile(r"\^\s*\{?\s*((?:\\prime\s*)+)\}?")
 _PRIMED = re.compile(r"([A-Za-z])('+)(?!_)")
 _ALPHABET = re.compile(r"\\math(bb|cal|frak|scr)\s*\{\s*(?!(?<=bb\{)[NZQRC]\})([A-Za-z])\s*\}")
@@ -92,6 +94,8 @@ def formula(value: str) -> str | None:
         return None
     value = _AFTER_BRACKET.sub(r"\1\\cdot ", _BEFORE_BRACKET.sub(r"\1\\cdot ", value))
     value = _AFTER_FRACTION.sub(r"\1\\cdot ", value)
+    if r"\int" not in value:
+        value = _LETTERS.sub(lambda match: "".join(f"{{{name}}}" for name in match[1]), value)
     return _DECIMAL.sub(_fraction, _REPEATING.sub(_repeating, value))
 
 
