@@ -8,6 +8,7 @@ import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import pandas as pd
 import pytest
@@ -41,8 +42,12 @@ class Folder:
         events = [json.loads(line) for line in (path / "buffer.jsonl").read_text().splitlines()]
         return cls(defaults | config["method"], config["data"]["batch_size"], rows, metrics, events)
 
-    def steps(self):
+    @cached_property
+    def _steps(self):
         return [Step(self, step, rows) for step, rows in self.rows.groupby("step")]
+
+    def steps(self):
+        return self._steps
 
 
 @dataclass

@@ -70,7 +70,7 @@ def local(tmp_path_factory) -> Path:
     return start(tmp_path_factory.mktemp("local"), *ON_POLICY)
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", ["zppo", *(pytest.param(m, marks=pytest.mark.slow) for m in METHODS if m != "zppo")])
 def test_a_served_teacher_trains_the_student(unbroken, name):
     folder = unbroken(name)
     rows = metrics(folder)
@@ -153,6 +153,7 @@ def test_a_run_whose_endpoint_dies_goes_on_at_another(tmp_path, model, unbroken,
         assert info["cost"][key] == sum(row[key] for row in rows)
 
 
+@pytest.mark.slow
 def test_methods_that_read_replies_take_a_teacher_of_text_alone(tmp_path, model):
     with serve(model) as server:
         folder = start(tmp_path, *ZPPO, asked_at(server), "teacher.api=text")

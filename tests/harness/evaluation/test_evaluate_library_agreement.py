@@ -36,6 +36,7 @@ def data_root(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
+@pytest.mark.slow
 def test_score_and_replies_are_those_of_lm_evals_own_command(data_root: Path, grader: Any, tmp_path: Path) -> None:
     greedy = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "presence_penalty": 0.0, "max_response_tokens": 48}
     config = EvalConfig(suite="llm10", columns=["aime26"], data_root=str(data_root), **greedy)

@@ -129,6 +129,7 @@ def test_without_a_judge_rules_decide_and_columns_that_need_one_are_holes(
     assert {row["how"] for row in lines(tmp_path / "rows.jsonl") if row["benchmark"] == "aime25"} == {"no_judge"}
 
 
+@pytest.mark.slow
 def test_judging_is_a_pass_of_its_own_that_needs_no_student(
     config: EvalConfig, make_engine: MakeEngine, grader: Any, tmp_path: Path
 ) -> None:
@@ -263,6 +264,7 @@ def test_a_judge_that_cannot_be_reached_leaves_what_needs_none(
     assert (later["aime25"]["score"], later["mmvet"]["score"]) == (100.0, 100.0)
 
 
+@pytest.mark.slow
 def test_an_answer_of_100_000_characters_is_one_wrong_answer(
     config: EvalConfig, make_engine: MakeEngine, grader: Any, tmp_path: Path
 ) -> None:

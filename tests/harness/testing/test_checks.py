@@ -32,8 +32,20 @@ for preset, case in CASES.items():
     LOSSES.setdefault(case.method_class.loss, preset)  # presets that share a loss take the same memory
 
 
-@pytest.mark.parametrize("check", [name for name in CHECKS if name != MEMORY])
-@pytest.mark.parametrize("preset", PRESETS)
+FIRST: dict[object, str] = {}
+for preset, case in CASES.items():
+    FIRST.setdefault(case.method_class, preset)
+RESUME = "resume_equals_the_unbroken_run"
+"""Three runs, so it is seen in the fast suite once a class."""
+
+
+def checked() -> list[object]:
+    every = [(preset, check) for preset in PRESETS for check in CHECKS if check != MEMORY]
+    others = {(preset, RESUME) for preset in PRESETS if preset not in FIRST.values()}
+    return [pytest.param(*pair, marks=[pytest.mark.slow] if pair in others else []) for pair in every]
+
+
+@pytest.mark.parametrize(("preset", "check"), checked())
 def test_built_in_methods_conform(preset, check, tmp_path):
     CHECKS[check](CASES[preset], tmp_path)
 

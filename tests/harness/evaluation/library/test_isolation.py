@@ -76,7 +76,7 @@ Path("loaded").write_text(",".join(loaded))
     [
         ("arithmetic", "lm_eval"),
         ("bar_cards,bar_clip", "lmms_eval"),
-        ("bar_chart,arithmetic", "lm_eval,lmms_eval"),
+        pytest.param("bar_chart,arithmetic", "lm_eval,lmms_eval", marks=pytest.mark.slow),
     ],
 )
 def test_the_process_is_as_before_and_only_needed_libraries_are_loaded(
