@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -13,8 +12,7 @@ from pathlib import Path
 from harness.commands.options import start_logging
 from harness.config.cluster import ClusterConfig
 from harness.config.schema import EvalConfig, RunConfig, from_hydra
-from harness.errors import UserError, first_line
-from harness.records.files import write_atomically
+from harness.errors import UserError
 from harness.records.folder import RunFolder
 
 OWN = ("run", "model", "suite")
@@ -85,24 +83,12 @@ def _evaluate_model(model: str, suite: str, overrides: list[str], config_dir: st
     words = ["method=base", *student, f"eval={suite}", *study, *overrides]
     config = from_hydra(compose(words, config_dir=config_dir))
     folder = run_dir(config, run_label(config))
-    if RunFolder.read_info(folder).get("status") != "done":  # a run that trains nothing: the study's tables list runs
-        run(dataclasses.replace(config, eval=EvalConfig(media=config.eval.media)), overrides=words)
-    if any(folder.glob("eval/*/scores.csv")):
-        return _evaluate(config, folder / "eval" / suite, run_label(config))
-    # Its scores are all that such a run is: it is not done before it has some, however this process ends.
-    _set_status(folder, "interrupted")
-    try:
-        text = _evaluate(config, folder / "eval" / suite, run_label(config))
-    except Exception as error:
-        _set_status(folder, "failed", first_line(error))
-        raise
-    _set_status(folder, "done")
-    return text
-
-
-def _set_status(folder: Path, status: str, error: str | None = None) -> None:
-    info = RunFolder.read_info(folder) | {"status": status, "error": error}
-    write_atomically(folder / "run.json", json.dumps(info, indent=2) + "\n")
+    out_dir = folder / "eval" / suite
+    if RunFolder.read_info(folder).get("status") == "done":
+        return _evaluate(config, out_dir, run_label(config))
+    # A run that trains nothing: its scores are all that it is. Other suites may follow, so the folder keeps none.
+    run(config, overrides=words, kept=dataclasses.replace(config, eval=EvalConfig(media=config.eval.media)))
+    return _shown(config, out_dir)
 
 
 def _evaluate(config: RunConfig, out_dir: Path, label: str) -> str:
@@ -120,9 +106,13 @@ def _evaluate(config: RunConfig, out_dir: Path, label: str) -> str:
         grader = stack.enter_context(Grader(config.reward))
         engine, identity = None, None
         if config.eval.stage != "judge":
-            engine, identity = live_student(config, out_dir / "student.server.log", stack)
+            engine, identity = live_student(config, out_dir / out_dir.name, stack)
         name = f"{label}/{config.student.name}"
         evaluate(config.eval, engine, grader, out_dir=out_dir, model_name=name, identity=identity)
+    return _shown(config, out_dir)
+
+
+def _shown(config: RunConfig, out_dir: Path) -> str:
     if config.eval.stage == "generate":
         return f"Generated: {out_dir / 'responses.jsonl'}; score them with stage=judge"
     return _text(out_dir)

@@ -31,7 +31,6 @@ def run_train(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     from harness.distributed.place import this_place
     from harness.process.preemption import Stopped
     from harness.records.folder import run_dir
-    from harness.records.lock import remove_run
     from harness.run.run import run
 
     config = from_hydra(compose(args.overrides, config_dir=args.config_dir))
@@ -48,11 +47,9 @@ def run_train(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     place = this_place()
     if place is None and config.cluster.world_size > 1:
         return launch(config, rank_command(["train", *argv]))
-    if args.force and (place is None or place.rank == 0):
-        remove_run(folder)
     start_logging(quiet=place is not None and place.rank > 0)
     try:
-        print(run(config, overrides=args.overrides))
+        print(run(config, overrides=args.overrides, anew=args.force))
     except Stopped as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.stdout.flush()

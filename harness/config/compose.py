@@ -49,6 +49,8 @@ def compose_with_choices(
     parsed = parse_overrides(overrides)
     lines = [(override, _checked_line(override, config_dir)) for override in parsed]
     values = [override for override, _ in lines if _is_value(override, config_dir)]
+    if any(override.is_delete() and not group_options(override.key_or_group, config_dir) for override in parsed):
+        values = []  # what is deleted may be one of them: Hydra carries all out in their order
     rest = [line for override, line in lines if override not in values] + _lines_of_target(parsed)
     folders = tuple(map(str, plugins.option_folders()))
     cfg, choices = _composed(config_name, tuple(rest), config_dir, folders, os.getcwd())

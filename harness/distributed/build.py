@@ -27,12 +27,11 @@ from harness.models.loading import load_model, num_parameters
 from harness.process.step_clock import StepClock
 from harness.rollout.base import RolloutEngine
 from harness.training.models import (
-    STUDENT_LOG,
-    TEACHER_LOG,
     Teacher,
     load_student,
     open_teacher,
     separate_engine,
+    server_log,
     student_engine,
 )
 from methods.base import Method
@@ -42,9 +41,9 @@ class RankModels:
     """This rank's part of `harness.training.models.Models`. On rank 0 engines and updater stand for those of all."""
 
     def __init__(
-        self, config: RunConfig, chat: Chat, world: World, *, trained: bool, folder: Path, stack: ExitStack
+        self, config: RunConfig, chat: Chat, world: World, *, trained: bool, logs: Path, stack: ExitStack
     ) -> None:
-        self._config, self._chat, self._world, self._folder, self._stack = config, chat, world, folder, stack
+        self._config, self._chat, self._world, self._logs, self._stack = config, chat, world, logs, stack
         self.student: LanguageModel | None
         self.sharded: ShardedModel | None = None
         self.engines: dict[str, RolloutEngine] = {}
@@ -57,7 +56,7 @@ class RankModels:
             own = separate_engine(config, chat, stack=stack)
             world.commands = engine_commands(own, self.sharded.whole_tensors) | {"gather": self._gather}
         else:
-            own = student_engine(config, chat, student, log=folder / STUDENT_LOG, stack=stack)
+            own = student_engine(config, chat, student, log=server_log(logs, "student"), stack=stack)
         self.engines["student"] = own
         self.engine = own if world.rank else ShardedEngine(own, world, "student", range(world.size))
 
@@ -69,14 +68,14 @@ class RankModels:
         config = _on_teacher_gpu(self._config, place.local_rank)
         opened = Teacher(num_parameters=num_parameters(model))
         if place.leads_node:
-            log = (self._folder / TEACHER_LOG).with_suffix(f".{place.node}.log" if place.node else ".log")
+            log = server_log(self._logs, "teacher", place.node)
             opened = open_teacher(method, config, self._chat, log=log, stack=self._stack)
         if scores:
             urls = self._world.gather(list(opened.urls))[place.rank - place.local_rank]  # the node's first rank's
             if not place.leads_node:
                 here = dataclasses.replace(model, serve=False, urls=urls) if model.serve else model
                 config = dataclasses.replace(config, teacher=here)
-                log = self._folder / TEACHER_LOG
+                log = server_log(self._logs, "teacher")
                 opened = open_teacher(
                     method, config, self._chat, log=log, stack=self._stack, may_sample=not on_vllm or model.is_served
                 )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-import logging
 import os
 import platform
 import shutil
@@ -16,6 +15,7 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import yaml
@@ -25,7 +25,8 @@ from harness.config.schema import RunConfig
 from harness.data.replay import BufferEvent
 from harness.errors import UserError
 from harness.records.files import append_rows, write_atomically
-from harness.records.lock import RunLock
+from harness.records.lock import RunLock, clear
+from harness.records.refusals import refuse
 from harness.records.rollouts import write_rollouts
 from harness.types import RolloutGroup, TrainingSample
 
@@ -47,36 +48,49 @@ def run_dir(config: RunConfig, label: str) -> Path:
     return Path(config.outputs) / config.study / label / config.student.name / f"seed{config.seed}"
 
 
-class RunFolder:
-    """Opens the folder of a run and holds its lock until `close`.
+def log_prefix(config: RunConfig, label: str) -> Path:
+    """What the names of a run's logs begin with; they are the study's, since a run that is refused has no folder."""
+    return Path(config.outputs) / config.study / "logs" / f"{label}-{config.student.name}-seed{config.seed}"
 
-    Raises UserError when the folder belongs to another configuration, and `lock.Taken` when another process writes it.
-    Nothing in it is touched then, as in the folder of a run that is done.
+
+class RunFolder:
+    """Opens the folder of a run and holds its lock until `close`. Until `start` nothing else is written.
+
+    With `anew` what is there is nobody's: `start` removes it. Raises UserError when the folder belongs to another
+    configuration, and `lock.Taken` when another process writes it.
     """
 
-    def __init__(self, path: Path, config: RunConfig) -> None:
+    def __init__(self, path: Path, config: RunConfig, *, anew: bool = False) -> None:
         self.path = path
-        self._refuse_other(config)
-        self._lock = RunLock(path)
+        self._config = config
+        self._anew = anew
+        self._has_started = False
+        self._info: dict[str, Any] = {}
+        self._since = monotonic()
+        self._refuse_other()
+        self._lock = RunLock(path, phase="starting")
         try:
-            self._refuse_other(config)  # what another process has written until it gave the lock up
-            self._info = self.read_info(path)
-            if not self.is_done(config.steps):
-                (path / "rollouts").mkdir(exist_ok=True)
-                write_atomically(path / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False))
+            self._refuse_other()  # what another process has written until it gave the lock up
+            if not anew:
+                self._info = self.read_info(path)
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        """Let others write the folder."""
+        """Let others write the folder. One that has nothing but its lock is removed."""
         self._lock.release()
 
-    def _refuse_other(self, config: RunConfig) -> None:
-        if (self.path / "config.yaml").exists() and _holds_work(self.path):
-            problem = other_configuration(self.path, config)
+    def _refuse_other(self) -> None:
+        if not self._anew and (self.path / "config.yaml").exists() and _holds_work(self.path):
+            problem = other_configuration(self.path, self._config)
             if problem is not None:
                 raise UserError(problem)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether what an earlier launch has left is this run's."""
+        return not self._anew
 
     @property
     def checkpoints(self) -> Path:
@@ -108,19 +122,31 @@ class RunFolder:
         self,
         *,
         label: str,
-        config: RunConfig,
         overrides: Sequence[str],
         method_class: str | None = None,
         plugin: Mapping[str, str] | None = None,
+        num_steps: int | None = None,
     ) -> None:
         """Begin, or go on: the first start time and the cost so far are kept.
 
-        `method_class` is `methods.zppo:ZPPO`, None without training; `plugin` the package it is from, with version.
+        `method_class` is `methods.zppo:ZPPO`, None without training; `plugin` the package it is from, with version. A
+        run that is done and goes on stays `done`, with the times and steps of its model, until it has a new one.
         """
+        config = self._config
+        if self._anew:
+            clear(self.path)
+        self._info.setdefault("seconds", self._info.get("cost", {}).get("time/step", 0.0))  # of an earlier version
+        self._lock.enter("running")
+        write_atomically(self.path / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False))
+        self._has_started = True
+        state = {"status": "running", "num_steps": num_steps, "finished": None}
+        if self._is_complete:
+            state = {key: self._info.get(key) for key in state}
         self.set_info(
             schema_version=SCHEMA_VERSION,
-            status="running",
+            **state,
             error=None,
+            last_error=None,
             label=label,
             method=config.method.get("name"),
             method_class=method_class,
@@ -132,15 +158,19 @@ class RunFolder:
             seed=config.seed,
             learning_rate=None if config.method.get("class") is None else config.update.learning_rate,
             overrides=list(overrides),
-            num_steps=None,
             started=self._info.get("started") or _now(),
-            finished=None,
             pid=os.getpid(),
             versions=_versions() | dict(plugin or {}),
             git_commit=_git_commit(),
             machine=platform.node(),
             cost=self._info.get("cost") or {},
         )
+        self._num_steps = num_steps
+
+    @property
+    def _is_complete(self) -> bool:
+        """Whether the folder has what a finished run leaves."""
+        return self._info.get("status") == "done"
 
     @property
     def info(self) -> Mapping[str, Any]:
@@ -148,12 +178,27 @@ class RunFolder:
         return self._info
 
     def set_info(self, **fields: Any) -> None:
-        """Change fields of run.json."""
-        self._info |= fields
+        """Change fields of run.json. `seconds` is the time that the run ran, over all its launches."""
+        now = monotonic()
+        self._info |= fields | {"seconds": round(self._info.get("seconds", 0.0) + now - self._since, 3)}
+        self._since = now
         write_atomically(self.path / "run.json", json.dumps(self._info, indent=2) + "\n")
 
     def finish(self, status: str, error: str | None = None) -> None:
-        self.set_info(status=status, error=error, finished=_now())
+        """How the run has ended. What was done stays done, and its later failure is `last_error`."""
+        if status == "done":
+            self.set_info(status=status, error=None, last_error=None, num_steps=self._num_steps, finished=_now())
+        elif self._is_complete:
+            self.set_info(last_error=error or status)
+        else:
+            self.set_info(status=status, error=error, finished=_now())
+
+    def end(self, status: str, error: str | None = None, *, exit_code: int = os.EX_TEMPFAIL) -> None:
+        """`finish`, or a line of the study's refused.jsonl for a run that had not begun: its folder stays as it is."""
+        if self._has_started:
+            self.finish(status, error)
+        elif error is not None:
+            refuse(self.path, error, exit_code)
 
     def add_cost(self, metrics: Mapping[str, float]) -> None:
         """Sum a step's seconds, tokens and FLOPs into run.json's cost."""
@@ -225,6 +270,7 @@ class RunFolder:
         prompt_texts: Mapping[str, str],
     ) -> None:
         """One row a rollout, `prompt_texts` by group uid; atomically, so that a file is complete or absent."""
+        (self.path / "rollouts").mkdir(exist_ok=True)
         write_rollouts(self.path / "rollouts" / f"step-{step:06d}.parquet", step, groups, samples, prompt_texts)
 
     def keep_rollouts(self, num_steps: int) -> None:
@@ -232,15 +278,9 @@ class RunFolder:
         for file in sorted((self.path / "rollouts").glob("step-*.parquet"))[:-num_steps]:
             file.unlink()
 
-    def log_to_file(self) -> logging.Handler:
-        """Copy what the run logs into run.log."""
-        handler = logging.FileHandler(self.path / "run.log", encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logging.getLogger().addHandler(handler)
-        return handler
-
     def replace_model(self, folder: Path) -> None:
-        """Put a complete model folder in the place of the old one."""
+        """Put a complete model folder in the place of the old one, whose scores are no longer those of the run."""
+        self.set_info(status="running", num_steps=self._num_steps, finished=None)
         if self.model.exists():
             shutil.rmtree(self.model)
         folder.replace(self.model)

@@ -21,7 +21,7 @@ import threading
 import time
 import uuid
 import weakref
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from harness.errors import UserError
@@ -52,6 +52,8 @@ class Owner:
     counter: int = 0
     seconds: float = 0.0
     """Since the lock was taken, by the owner's monotonic clock, at the last renewal."""
+    phase: str = "running"
+    """`starting` until a run has begun: models load, and nothing is written yet."""
 
     @property
     def here(self) -> bool:
@@ -61,6 +63,7 @@ class Owner:
         return f"process {self.pid} on {self.host}" if self.pid else "another process"
 
 
+_FIELDS = tuple(field.name for field in fields(Owner))
 UNKNOWN = Owner(host="", machine="", pid=0, token="")
 """Holds the lock, and has not yet written who it is."""
 
@@ -85,7 +88,7 @@ class RunLock:
     Children do not hold it: the descriptor is closed in forks and in what is executed.
     """
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, *, phase: str = "running") -> None:
         self._path = run_dir / OWNER
         self._owner = Owner(
             host=platform.node(),
@@ -93,10 +96,12 @@ class RunLock:
             pid=os.getpid(),
             token=uuid.uuid4().hex,
             devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
+            phase=phase,
         )
-        beat = _Heartbeat(self._path, self._owner)
+        self._beat = beat = _Heartbeat(self._path, self._owner)
+        new = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
         descriptor, reaches = _take(run_dir)
-        self._finalizer = weakref.finalize(self, _free, descriptor, beat)
+        self._finalizer = weakref.finalize(self, _free, descriptor, beat, new)
         try:
             self._claim(run_dir, reaches)
         except OSError as error:
@@ -108,8 +113,12 @@ class RunLock:
         beat.start()
 
     def release(self) -> None:
-        """Give the folder up; a second call does nothing."""
+        """Give the folder up, and remove it where it came with the lock and has nothing else. Once is enough."""
         self._finalizer()
+
+    def enter(self, phase: str) -> None:
+        """Say in `.lock.json` what the holder is at."""
+        self._beat.enter(phase)
 
     def _claim(self, run_dir: Path, reaches: bool) -> None:
         """Write who holds the lock. `reaches`: `flock` answered, so a claim of this machine is a dead process's."""
@@ -176,16 +185,6 @@ def clear(run_dir: Path) -> None:
             entry.unlink()
 
 
-def remove_run(run_dir: Path) -> None:
-    """Remove what a run has left in its folder. Raises Taken where another process writes it."""
-    if any((run_dir / name).exists() for name in ("run.json", "config.yaml")):
-        lock = RunLock(run_dir)
-        try:
-            clear(run_dir)
-        finally:
-            lock.release()
-
-
 def machine_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -210,19 +209,37 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 def _take(run_dir: Path) -> tuple[int, bool]:
     """The descriptor of the locked file, and whether the file system has `flock` at all."""
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise _unwritable(run_dir, error) from error
     end = time.monotonic() + TRY_SECONDS
-    while (got := _flock(descriptor, fcntl.LOCK_EX)) is False:
+    while True:
+        descriptor = _opened(run_dir, end)
+        got = _flock(descriptor, fcntl.LOCK_EX)
+        if got is not False and _is_at(descriptor, run_dir / LOCK):
+            _descriptors.add(descriptor)
+            return descriptor, got is not None
+        os.close(descriptor)  # held, or its holder has removed it meanwhile
         if time.monotonic() >= end:
-            os.close(descriptor)
             raise Taken(run_dir, _read(run_dir / OWNER) or UNKNOWN)
         time.sleep(TRY_SECONDS / 20)
-    _descriptors.add(descriptor)
-    return descriptor, got is not None
+
+
+def _opened(run_dir: Path, end: float) -> int:
+    while True:
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            return os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except FileNotFoundError as error:  # another process has just given the empty folder up
+            if time.monotonic() >= end:
+                raise _unwritable(run_dir, error) from error
+        except OSError as error:
+            raise _unwritable(run_dir, error) from error
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file still has its name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
 
 
 def _is_held(run_dir: Path) -> bool | None:
@@ -250,12 +267,23 @@ def _flock(descriptor: int, kind: int) -> bool | None:
     return True
 
 
-def _free(descriptor: int, beat: _Heartbeat) -> None:
+def _free(descriptor: int, beat: _Heartbeat, new: list[Path]) -> None:
     """No method of RunLock, so that one which nobody refers to any more is freed."""
     if descriptor in _descriptors:  # not in a fork: the lock and the claim are its parent's
         beat.stop()
+        with contextlib.suppress(OSError):
+            _remove_empty(new)
         _descriptors.discard(descriptor)
         os.close(descriptor)
+
+
+def _remove_empty(new: list[Path]) -> None:
+    """Remove the folders that came with the lock, innermost first, up to one that has more than the lock in it."""
+    if not new or {entry.name for entry in new[0].iterdir()} != {LOCK}:
+        return
+    (new[0] / LOCK).unlink()  # while it is held
+    for folder in new:
+        folder.rmdir()
 
 
 # --- the claim ---
@@ -272,6 +300,11 @@ class _Heartbeat:
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="run lock", daemon=True).start()
+
+    def enter(self, phase: str) -> None:
+        with self._writing:
+            self._owner = replace(self._owner, phase=phase)
+            self._renew()
 
     def stop(self) -> None:
         """Take the claim back."""
@@ -309,7 +342,8 @@ def _write(path: Path, owner: Owner) -> None:
 def _read(path: Path) -> Owner | None:
     """None where there is no claim, or one that a crash of the machine left half written."""
     try:
-        return Owner(**json.loads(path.read_text(encoding="utf-8")))
+        said = json.loads(path.read_text(encoding="utf-8"))
+        return Owner(**{name: said[name] for name in _FIELDS if name in said})  # a later version may say more
     except (OSError, ValueError, TypeError):
         return None
 

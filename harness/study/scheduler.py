@@ -25,8 +25,9 @@ from rich.console import Console
 from harness.errors import UserError
 from harness.process.devices import num_cores
 from harness.process.preemption import handling
-from harness.records.folder import RunFolder, other_configuration
-from harness.records.lock import Owner, Taken, Watch, remove_run
+from harness.records.folder import RunFolder, log_prefix, other_configuration
+from harness.records.lock import Owner, Watch
+from harness.records.refusals import refusal_of
 from harness.study.cells import Cell
 from harness.study.progress import Progress, Row
 from harness.study.slots import Slots
@@ -117,7 +118,8 @@ def summary(outcomes: Sequence[Outcome]) -> str:
 
 
 def log_path(cell: Cell) -> Path:
-    return cell.study_dir / "logs" / f"{cell.label}-{cell.student}-seed{cell.seed}.log"
+    prefix = log_prefix(cell.config, cell.label)
+    return prefix.with_name(f"{prefix.name}.log")
 
 
 def settled(cell: Cell) -> Outcome | None:
@@ -248,27 +250,27 @@ class _Launch:
             cell = self.waiting.popleft()
             if self._is_elsewhere(cell) or self._is_settled(cell, "done"):
                 continue
-            try:
-                if self._is_outdated(cell):
-                    remove_run(cell.run_dir)
-                    del self._outdated[cell.run_dir]
-                job = _start(cell, self.command, num_threads=max(1, num_cores() // self.jobs), gpus=gpus)
-            except Taken:
-                self.waiting.append(cell)
-                return
+            anew = ("--force",) if self._is_outdated(cell) else ()
+            self._outdated.pop(cell.run_dir, None)
+            command = (*self.command, *anew)
+            job = _start(cell, command, num_threads=max(1, num_cores() // self.jobs), gpus=gpus)
             self.running[cell.run_dir] = job
             self.progress.changed(Row(cell.name, "start", note=f"log {job.log}"))
 
     def _end(self, job: _Job) -> None:
         job.kill()  # helpers that a crashed cell left
         cell, code, record = job.cell, job.process.returncode, job.record()
-        if code == 0 and (record.get("status") == "done" or _is_done(cell)):  # by this process, or by a faster one
+        refusal = refusal_of(cell.run_dir, job.process.pid)
+        if refusal is not None:
+            state = "interrupted" if refusal.exit_code == os.EX_TEMPFAIL else "failed"
+            self._finished(outcome_of(cell, state, refusal.error.splitlines()[-1], job.seconds))
+        elif code == 0 and (record.get("status") == "done" or _is_done(cell)):  # by this process, or by a faster one
             self._finished(outcome_of(cell, "done", None, job.seconds))
         elif code == os.EX_TEMPFAIL and not record:  # another process has the lock
             self.waiting.append(cell)
         else:
             is_interrupted = code == os.EX_TEMPFAIL or record.get("status") == "interrupted"
-            error = record["error"] if record.get("status") in ("failed", "interrupted") else None
+            error = record.get("last_error") or record.get("error")
             words = str(error).splitlines()[-1] if error else _last_words(job)
             self._finished(outcome_of(cell, "interrupted" if is_interrupted else "failed", words, job.seconds))
 

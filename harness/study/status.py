@@ -15,6 +15,7 @@ from rich.text import Text
 from harness.errors import UserError, did_you_mean
 from harness.records.folder import RunFolder
 from harness.records.lock import owner_of
+from harness.records.refusals import Refusal, refused_cells
 from harness.study.cells import BASE
 
 TAIL_BYTES = 65_536
@@ -64,6 +65,8 @@ class RunState:
     reward: float | None
     seconds: float | None
     seconds_left: float | None
+    note: str = ""
+    """Why it was refused, or how going on from a run that is done has failed."""
 
 
 def run_states(study_dir: Path) -> list[RunState]:
@@ -72,6 +75,11 @@ def run_states(study_dir: Path) -> list[RunState]:
         siblings = [entry.name for entry in study_dir.parent.glob("*") if entry.is_dir()]
         raise UserError(f"no study '{study_dir.name}' in {study_dir.parent}.{did_you_mean(study_dir.name, siblings)}")
     states = [_run_state(file.parent) for file in study_dir.glob("*/*/seed*/run.json")]
+    states += [
+        _starting(file.parent) for file in study_dir.glob("*/*/seed*/.lock.json") if _is_first_start(file.parent)
+    ]
+    known = {(run.label, run.student, run.seed) for run in states}
+    states += [_refused(refusal) for refusal in refused_cells(study_dir) if refusal.cell not in known]
     if not states:
         raise UserError(f"{study_dir} has no runs yet: start them with zppo sweep or zppo train")
     return sorted(states, key=lambda run: (run.method != BASE, run.student, run.label, run.seed))
@@ -80,19 +88,48 @@ def run_states(study_dir: Path) -> list[RunState]:
 def _run_state(run_dir: Path) -> RunState:
     record, metrics = RunFolder.read_info(run_dir), last_metrics(run_dir)
     state, num_steps, left = record["status"], record["num_steps"], None
-    if state == "running" and owner_of(run_dir) is None:
+    owner = owner_of(run_dir)
+    if owner is not None:
+        state = owner.phase
+    elif state == "running":
         state = "interrupted"
     if state == "running":
         left = seconds_left(metrics, num_steps)
     return RunState(
         record["label"], record["method"], record["student"], record["seed"], state,
         step_of(metrics), num_steps, reward_of(metrics), _seconds(record, run_dir), left,
+        note=f"not prolonged: {record['last_error']}" if record.get("last_error") else "",
     )  # fmt: skip
 
 
+def _is_first_start(run_dir: Path) -> bool:
+    return not (run_dir / "run.json").exists() and owner_of(run_dir) is not None
+
+
+def _starting(run_dir: Path) -> RunState:
+    label, student, seed = run_dir.parts[-3:]
+    owner = owner_of(run_dir)
+    number = int(seed.removeprefix("seed"))
+    seconds = None if owner is None else owner.seconds
+    return RunState(label, _method(label), student, number, "starting", 0, None, None, seconds, None)
+
+
+def _refused(refusal: Refusal) -> RunState:
+    """A launch that left no run; `note` says why."""
+    return RunState(
+        refusal.label, _method(refusal.label), refusal.student, refusal.seed, "refused", 0, None, None, None, None,
+        note=refusal.error.splitlines()[0],
+    )  # fmt: skip
+
+
+def _method(label: str) -> str:
+    return label.partition(",")[0]
+
+
 def _seconds(record: dict[str, Any], run_dir: Path) -> float | None:
-    """Seconds from the run's first start to its end, or to the last sign of life. Pauses count, and changes of the
-    machine's clock: only here, where the run's own monotonic clock is no longer to be had."""
+    """Seconds that the run ran. Of a run that an earlier version wrote, those from its first start to its end."""
+    if "seconds" in record:
+        return float(record["seconds"])
     finished = record["finished"]
     end = datetime.fromisoformat(finished).timestamp() if finished else (run_dir / "run.json").stat().st_mtime
     return max(0.0, end - datetime.fromisoformat(record["started"]).timestamp())
@@ -103,7 +140,8 @@ def status(study_dir: str | Path) -> str:
     table = Table(box=None, pad_edge=False)
     for name in ("run", "student", "seed", "state", "step", "reward", "time", "left"):
         table.add_column(name, justify="left" if name in ("run", "student", "state") else "right", no_wrap=True)
-    for run in run_states(Path(study_dir)):
+    runs = run_states(Path(study_dir))
+    for run in runs:
         times = ["" if seconds is None else format_seconds(seconds) for seconds in (run.seconds, run.seconds_left)]
         step = f"{run.step}/{run.num_steps}" if run.num_steps else ""
         reward = "" if run.reward is None else f"{run.reward:.2f}"
@@ -111,7 +149,9 @@ def status(study_dir: str | Path) -> str:
     console = Console(width=200)
     with console.capture() as capture:
         console.print(table)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+    lines = [line.rstrip() for line in capture.get().splitlines()]
+    lines += [f"{run.state}: {run.label} {run.student} seed{run.seed}: {run.note}" for run in runs if run.note]
+    return "\n".join(lines)
 
 
 def tail(file: Path) -> str:

@@ -93,15 +93,24 @@ def prune(folder: Path, *, keep_last: int, keep_every: int | None) -> None:
 
 
 def complete(folder: Path) -> list[Path]:
-    """Checkpoints that were written to their end, oldest first; they may have been damaged since."""
-    found = (path.parent for path in folder.glob(f"step-*/{STATE}"))
-    return sorted((path for path in found if NAME.fullmatch(path.name)), key=_place)
+    """Checkpoints that were written to their end, oldest first; they may have been damaged since.
+
+    One that a kill left under its second name (`recover`) is among them.
+    """
+    found = [path.parent for path in folder.glob(f"step-*/{STATE}")]
+    found += [old for old in folder.glob(".step-*.old") if (old / STATE).exists() and not _target(old).exists()]
+    return sorted((path for path in found if NAME.fullmatch(_target(path).name)), key=_place)
+
+
+def _target(path: Path) -> Path:
+    """A checkpoint's own name, of the one that it has while it is replaced."""
+    return path.with_name(path.name.removeprefix(".").removesuffix(".old"))
 
 
 def recover(folder: Path) -> None:
     """Clear away what a kill in `save` or `prune` left, and put a checkpoint back that was to be replaced."""
     for old in folder.glob(".step-*.old"):
-        target = folder / old.name.removeprefix(".").removesuffix(".old")
+        target = _target(old)
         if target.exists():
             shutil.rmtree(old)
         else:
@@ -218,7 +227,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 def _place(path: Path) -> tuple[int, int]:
     """Steps, and updates of the next."""
-    found = NAME.fullmatch(path.name)
+    found = NAME.fullmatch(_target(path).name)
     assert found is not None
     return int(found[1]), int(found[2] or 0)
 

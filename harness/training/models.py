@@ -29,7 +29,10 @@ from methods.base import Method
 if TYPE_CHECKING:
     from harness.serving.endpoints import Endpoints
 
-STUDENT_LOG, TEACHER_LOG = "student.server.log", "teacher.server.log"
+
+def server_log(logs: Path, role: str, node: int = 0) -> Path:
+    """The log of a server that a run starts; `logs` is what the name begins with."""
+    return logs.with_name(f"{logs.name}.{role}.server{f'.{node}' if node else ''}.log")
 
 
 class Models(Protocol):
@@ -53,15 +56,15 @@ class Models(Protocol):
 
 
 class LocalModels:
-    """The models in one process. What they start ends with `stack`, and writes its logs into `folder`."""
+    """The models in one process. What they start ends with `stack`; names of its logs begin with `logs`."""
 
-    def __init__(self, config: RunConfig, chat: Chat, *, trained: bool, folder: Path, stack: ExitStack) -> None:
-        self._config, self._chat, self._folder, self._stack = config, chat, folder, stack
+    def __init__(self, config: RunConfig, chat: Chat, *, trained: bool, logs: Path, stack: ExitStack) -> None:
+        self._config, self._chat, self._logs, self._stack = config, chat, logs, stack
         self.student = None if config.student.is_served else load_student(config, chat, trained=trained)
-        self.engine = student_engine(config, chat, self.student, log=folder / STUDENT_LOG, stack=stack)
+        self.engine = student_engine(config, chat, self.student, log=server_log(logs, "student"), stack=stack)
 
     def open_teacher(self, method: Method) -> Teacher:
-        return open_teacher(method, self._config, self._chat, log=self._folder / TEACHER_LOG, stack=self._stack)
+        return open_teacher(method, self._config, self._chat, log=server_log(self._logs, "teacher"), stack=self._stack)
 
     def updater(self, method: Method, teacher: Teacher, clock: StepClock) -> Updater:
         assert self.student is not None

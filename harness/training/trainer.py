@@ -78,6 +78,7 @@ class Trainer:
             chat=chat,
         )
         self._stored_ahead: Sequence[int] = ()
+        self._damaged: list[tuple[Path, str]] = []
         self._saved = (0, 0)
         """Step, and updates of the next, of the newest checkpoint."""
         alarms = Alarms(
@@ -103,12 +104,21 @@ class Trainer:
             timeout=config.rollout.transfer_timeout,
         )
 
-    def train(self) -> None:
-        """Train to the last step. Raises Preempted where a signal ends the run, and RunInterrupted where an endpoint
-        has gone, with all saved that it needs."""
-        step = self._resume()
+    def prepare(self) -> None:
+        """Read the checkpoint to go on from, and give the engine the weights. Changes nothing in the folder.
+
+        Raises UserError where the run cannot go on from what is there, and where the engine has not got the weights.
+        """
+        step, self._damaged = self._resume()
         logger.info("%s", memory_text(self._student, self._config.update, self._config.cluster.world_size))
+        self._note_behind(step)
         self._transfer(0)
+
+    def train(self) -> None:
+        """Train to the last step, once prepared. Raises Preempted where a signal ends the run, and RunInterrupted where
+        an endpoint has gone, with all saved that it needs."""
+        step = self._step_behind
+        self._cut_off_after(step)
         try:
             self._evaluate_after(step)
             while not self._is_last(step):
@@ -271,29 +281,33 @@ class Trainer:
         config = plain(self._config)
         return {"config": comparable(config), "config_digest": digest(config), "schedule": "constant"}
 
-    def _resume(self) -> int:
-        """Load the newest intact checkpoint; returns its step, 0 for a fresh start."""
-        checkpoint.recover(self._folder.checkpoints)
-        found = checkpoint.complete(self._folder.checkpoints)
+    def _resume(self) -> tuple[int, list[tuple[Path, str]]]:
+        """Load the newest intact checkpoint. Returns its step, 0 for a fresh start, and the damaged ones after it."""
+        found = checkpoint.complete(self._folder.checkpoints) if self._folder.goes_on else []
         if found and self._config.resume == "never":
             raise UserError(
                 f"{self._folder.path} holds checkpoints and resume=never: set resume=auto or choose another study"
             )
         checkpoint.seed_rng(self._config.seed)
-        step = self._load(found) if found else 0
+        step, damaged = self._load(found) if found else (0, [])
         if step > self._num_steps:
             raise UserError(f"{self._folder.path} already has {step} steps: set steps={step} or more, or another study")
+        return step, damaged
+
+    def _cut_off_after(self, step: int) -> None:
+        """Clear away what was written after the checkpoint: the run writes it again."""
+        checkpoint.recover(self._folder.checkpoints)
+        for bad, problem in self._damaged:
+            logger.warning("%s is damaged (%s): it is now %s", bad, problem, checkpoint.set_aside(bad).name)
         self._folder.truncate_after(step)
         self._prune(step)
         self._stored_ahead = self._stored.steps_after(step)
         self._stored.keep_only(self._stored_ahead)
         if self._stored_ahead:
             logger.info("the rollouts of step %d to %d are there already", step + 1, self._stored_ahead[-1])
-        self._note_behind(step)
-        return step
 
-    def _load(self, found: Sequence[Path]) -> int:
-        """Load the newest of the checkpoints that is intact, and rename those that are not."""
+    def _load(self, found: Sequence[Path]) -> tuple[int, list[tuple[Path, str]]]:
+        """Load the newest of the checkpoints that is intact."""
         damaged: list[tuple[Path, str]] = []
         for path in reversed(found):
             problem = checkpoint.damage(path) or self._lacks(path)
@@ -316,9 +330,7 @@ class Trainer:
             tensors = checkpoint.load_tensors(path)
             self._updates.progress = Progress.unpack(state["update"], tensors, checkpoint.rng_state())
         logger.info("resumed from %s", path)
-        for bad, problem in damaged:
-            logger.warning("%s is damaged (%s): it is now %s", bad, problem, checkpoint.set_aside(bad).name)
-        return state["step"]
+        return state["step"], damaged
 
     def _lacks(self, path: Path) -> str | None:
         """Why a checkpoint in the middle of a step has not got the step's rollouts; None where all is there."""

@@ -74,6 +74,7 @@ def find_runs(study_dir: Path) -> list[Run]:
     if not study_dir.is_dir():
         raise ValueError(f"no study folder {study_dir}: name one, such as outputs/quickstart")
     runs = [_run(file) for file in sorted(study_dir.glob("*/*/seed*/run.json"))]
+    runs += _refused(study_dir)
     if not runs:
         raise ValueError(f"{study_dir} has no runs: start them with zppo sweep or zppo train")
     return sorted(runs, key=lambda run: (rank(run.info["method"]), by_number(run.info["label"]), run.info["student"],
@@ -120,7 +121,9 @@ def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def seconds_of(info: dict[str, Any]) -> float | None:
-    """Wall time of a run from its first start to its end, pauses included; None while it has no end."""
+    """The time that a run ran, over all its launches; of an earlier version's, from its first start to its end."""
+    if "seconds" in info:
+        return float(info["seconds"])
     if not info.get("finished"):
         return None
     return (datetime.fromisoformat(info["finished"]) - datetime.fromisoformat(info["started"])).total_seconds()
@@ -144,6 +147,22 @@ def _run(file: Path) -> Run:
         error = info.get("error")
         return Run(file.parent, info, info["status"] + (f": {str(error).splitlines()[-1]}" if error else ""))
     return Run(file.parent, info, _why_not_scored(file.parent))
+
+
+def _refused(study_dir: Path) -> list[Run]:
+    """The cells of `refused.jsonl` that have no run, each with its newest line."""
+    file, found = study_dir / "refused.jsonl", {}
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ():
+        try:
+            said = json.loads(line)
+            label, student, seed, error = said["label"], said["student"], said["seed"], str(said["error"])
+        except (ValueError, TypeError, KeyError):
+            continue
+        folder = study_dir / str(label) / str(student) / f"seed{seed}"
+        named = {"label": str(label), "method": str(label).partition(",")[0], "student": str(student), "seed": seed}
+        if not (folder / "run.json").exists():
+            found[folder] = Run(folder, named | {"status": "refused"}, f"refused: {(error.splitlines() or [''])[0]}")
+    return list(found.values())
 
 
 def _number(seed: str) -> int:

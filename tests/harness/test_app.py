@@ -126,30 +126,6 @@ def test_jobs_without_several_runs_is_refused(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_force_removes_the_folder_of_the_run_and_no_other(tmp_path, monkeypatch, capsys):
-    import harness.run.run
-    from harness.records.lock import RunLock
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(harness.run.run, "run", lambda config, overrides: "ran")
-    folders = [tmp_path / "outputs" / "default" / "grpo" / "tiny_xs" / f"seed{seed}" for seed in (0, 1)]
-    for folder in folders:
-        (folder / "model").mkdir(parents=True)
-        (folder / "run.json").write_text("{}")
-    assert main(["train", *TINY]) == 0
-    assert (folders[0] / "model").exists()
-    lock = RunLock(folders[0])
-    assert main(["train", "--force", *TINY]) == 75  # another process writes it
-    lock.release()
-    assert (folders[0] / "model").exists()
-    capsys.readouterr()
-    refused(["train", "--force", *TINY, "method.tauu=1"], capsys)
-    assert (folders[0] / "model").exists()
-    assert main(["train", "--force", *TINY]) == 0
-    assert not (folders[0] / "model").exists() and not (folders[0] / "run.json").exists()
-    assert (folders[1] / "model").exists()
-
-
 @pytest.mark.parametrize("words", [["device=cuda"], ["cluster=1x8", "data.batch_size=48"], ["-m", "device=cuda"]])
 def test_gpus_that_are_not_there_are_one_line_and_leave_nothing(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

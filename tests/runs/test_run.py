@@ -123,7 +123,7 @@ def test_resume_never_refuses_a_folder_with_checkpoints(tmp_path):
 def test_more_steps_than_the_data_give(tmp_path):
     with pytest.raises(UserError, match=r"the data give 8 steps in data.epochs=2; raise data.epochs or lower steps"):
         start(tmp_path, "method=grpo", "steps=9")
-    assert json.loads(next(tmp_path.rglob("run.json")).read_text())["status"] == "failed"
+    assert list(tmp_path.rglob("run.json")) == []
 
 
 def test_cross_family_teacher_is_refused(tmp_path):

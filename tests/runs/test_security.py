@@ -111,7 +111,7 @@ def test_a_run_says_whose_code_it_allowed(tmp_path):
         flags = [f"{role}.trust_remote_code=true" for role in allowed]
         config = from_hydra(compose([*SMALL, f"study=s{len(allowed)}", *flags]))
         folder = RunFolder(tmp_path / str(len(allowed)), config)
-        folder.start(label="grpo", config=config, overrides=[])
+        folder.start(label="grpo", overrides=[])
         assert RunFolder.read_info(folder.path)["trust_remote_code"] == ["tiny_xs"] * len(allowed)
 
 

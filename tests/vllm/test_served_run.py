@@ -53,7 +53,8 @@ def test_off_policy_distillation_from_a_server_of_its_own(tmp_path):
     for row in rows:
         assert row["tokens/teacher_generated"] > 0 and row["teacher/accuracy"] > 0.5
         assert row["train/num_updates"] > 0 and 0.0 < row["train/loss"] < 0.7  # nats; a JSD is at most ln 2
-    assert "POST /v1/completions" in (folder / "teacher.server.log").read_text()
+    (log,) = (folder.parents[2] / "logs").glob("*.teacher.server.log")
+    assert "POST /v1/completions" in log.read_text()
 
 
 def processes_below(trainer: subprocess.Popen[bytes]) -> set[psutil.Process]:

@@ -206,7 +206,7 @@ def test_what_ends_a_first_evaluation_leaves_no_done(tmp_path: Path, monkeypatch
     with monkeypatch.context() as patched:
         patched.setattr(harness.evaluation.evaluate, "evaluate", stop)
         assert main(words) == 130
-    assert seen == ["interrupted"] and json.loads(run_json.read_text())["status"] == "interrupted"
+    assert seen == ["running"] and json.loads(run_json.read_text())["status"] == "interrupted"
     assert main(words) == 0
     assert json.loads(run_json.read_text())["status"] == "done"
     assert {row["n"] for row in scores(run_json.parent / "eval" / "mini").values()} == {"2"}

@@ -24,7 +24,7 @@ def test_path_of_a_run():
 
 
 def test_another_configuration_is_refused_and_nothing_is_touched(tmp_path):
-    folder = RunFolder(tmp_path / "run", make_config())
+    folder = begun(RunFolder(tmp_path / "run", make_config()))
     folder.write_metrics(1, {"rollout/accuracy": 0.5})
     before = {p: p.read_bytes() for p in folder.path.rglob("*") if p.is_file()}
     with pytest.raises(UserError) as error:
@@ -34,23 +34,85 @@ def test_another_configuration_is_refused_and_nothing_is_touched(tmp_path):
     assert before == {p: p.read_bytes() for p in folder.path.rglob("*") if p.is_file()}
 
 
+def begun(folder: RunFolder, **fields) -> RunFolder:
+    folder.start(label="zppo", overrides=[], **fields)
+    return folder
+
+
 def test_more_steps_and_other_threads_are_the_same_run(tmp_path):
-    folder = RunFolder(tmp_path / "run", make_config("steps=5"))
+    folder = begun(RunFolder(tmp_path / "run", make_config("steps=5")))
     folder.write_metrics(1, {})
     folder.close()
-    RunFolder(folder.path, make_config("steps=10", "num_threads=1", "tracker=wandb"))
+    begun(RunFolder(folder.path, make_config("steps=10", "num_threads=1", "tracker=wandb")))
     assert yaml.safe_load((folder.path / "config.yaml").read_text())["steps"] == 10
 
 
 def test_a_folder_without_results_may_be_claimed_again(tmp_path):
-    RunFolder(tmp_path / "run", make_config("seed=0"))
-    RunFolder(tmp_path / "run", make_config("seed=1"))
+    begun(RunFolder(tmp_path / "run", make_config("seed=0")))
+    begun(RunFolder(tmp_path / "run", make_config("seed=1")))
+
+
+def test_nothing_but_the_lock_is_written_before_the_start(tmp_path):
+    path = tmp_path / "s" / "zppo" / "tiny_xs" / "seed0"
+    folder = RunFolder(path, make_config())
+    assert {file.name for file in path.iterdir()} == {".lock", ".lock.json"}
+    assert json.loads((path / ".lock.json").read_text())["phase"] == "starting"
+    folder.end("failed", "no teacher", exit_code=2)
+    folder.close()
+    assert [file.name for file in (tmp_path / "s").iterdir()] == ["refused.jsonl"]
+    folder = begun(RunFolder(path, make_config()))
+    assert json.loads((path / ".lock.json").read_text())["phase"] == "running"
+    folder.close()
+    assert {file.name for file in path.iterdir()} == {".lock", "config.yaml", "run.json"}
+
+
+def test_what_is_done_stays_done_until_there_is_a_new_model(tmp_path):
+    config = make_config("steps=2")
+    folder = begun(RunFolder(tmp_path / "run", config), num_steps=2)
+    folder.finish("done")
+    folder.close()
+    first = RunFolder.read_info(folder.path)
+    longer = begun(RunFolder(folder.path, make_config("steps=3")), num_steps=3)
+    longer.finish("failed", "the teacher is gone")
+    longer.close()
+    info = RunFolder.read_info(folder.path)
+    assert [info[key] for key in ("status", "num_steps", "finished")] == ["done", 2, first["finished"]]
+    assert (info["error"], info["last_error"]) == (None, "the teacher is gone")
+    longer = begun(RunFolder(folder.path, make_config("steps=3")), num_steps=3)
+    (folder.path / "model.tmp").mkdir()
+    longer.replace_model(folder.path / "model.tmp")
+    longer.finish("failed", "no scores")
+    info = RunFolder.read_info(folder.path)
+    assert [info[key] for key in ("status", "num_steps", "error", "last_error")] == ["failed", 3, "no scores", None]
+    longer.finish("done")
+
+
+def test_anew_removes_what_was_there_at_the_start_alone(tmp_path):
+    folder = begun(RunFolder(tmp_path / "run", make_config("seed=0")), num_steps=2)
+    folder.write_metrics(1, {})
+    folder.finish("done")
+    folder.close()
+    again = RunFolder(folder.path, make_config("seed=1"), anew=True)
+    assert (folder.path / "metrics.jsonl").exists() and not again.is_done(None) and not again.goes_on
+    begun(again)
+    assert not (folder.path / "metrics.jsonl").exists() and RunFolder.read_info(folder.path)["status"] == "running"
+
+
+def test_seconds_are_those_that_the_run_ran(tmp_path, monkeypatch):
+    clock = iter([100.0, 103.0, 110.0, 1000.0, 1000.5, 1002.0])
+    monkeypatch.setattr("harness.records.folder.monotonic", lambda: next(clock))
+    folder = begun(RunFolder(tmp_path / "run", make_config()))
+    folder.finish("interrupted")  # ten seconds, and a pause
+    folder.close()
+    folder = begun(RunFolder(folder.path, make_config()))
+    folder.finish("done")
+    assert RunFolder.read_info(folder.path)["seconds"] == 12.0
 
 
 def test_run_json_life(tmp_path):
     config = make_config("steps=2", "seed=7")
     folder = RunFolder(tmp_path / "run", config)
-    folder.start(label="zppo,tau=0.3", config=config, overrides=["seed=7"])
+    folder.start(label="zppo,tau=0.3", overrides=["seed=7"], num_steps=2)
     info = RunFolder.read_info(folder.path)
     keys = ("schema_version", "status", "error", "label", "method", "student", "teacher", "seed")
     assert {key: info[key] for key in keys} == {
@@ -60,7 +122,6 @@ def test_run_json_life(tmp_path):
     assert info["versions"]["torch"] and info["overrides"] == ["seed=7"]
     folder.add_cost({"time/step": 1.5, "tokens/student_generated": 10.0, "rollout/accuracy": 0.5})
     folder.add_cost({"time/step": 2.0})
-    folder.set_info(num_steps=2)
     folder.finish("done")
     info = RunFolder.read_info(folder.path)
     assert info["cost"] == {"time/step": 3.5, "tokens/student_generated": 10.0}
@@ -71,7 +132,7 @@ def test_run_json_life(tmp_path):
 
 def test_resume_cuts_off_what_came_after_the_checkpoint(tmp_path):
     folder = RunFolder(tmp_path / "run", make_config())
-    folder.start(label="zppo", config=make_config(), overrides=[])
+    begun(folder)
     for step in (1, 2, 3):
         folder.write_metrics(step, {"time/step": 1.0})
         event = BufferEvent(event="admit", question_id=f"q{step}", accuracy=0.0, entry_accuracy=0.0, visits=0)
@@ -113,7 +174,7 @@ def test_rollouts_on_disk_literal(tmp_path):
         uid="q/bcq", token_ids=[1, 2, 3, 4, 5], loss_mask=[0, 0, 1, 1, 1], advantages=[0, 0, 1.5, 1.5, 1.5],
         rollout=rollouts[0],
     )  # fmt: skip
-    folder = RunFolder(tmp_path / "run", make_config())
+    folder = begun(RunFolder(tmp_path / "run", make_config()))
     folder.write_rollouts(1, [group], [sample], {"q/bcq": "<prompt>"})
     frame = pd.read_parquet(folder.path / "rollouts" / "step-000001.parquet")
     row = frame.iloc[0].to_dict()

@@ -87,7 +87,7 @@ def study(tmp_path, monkeypatch):
         def cell(self, label: str, what: str, **fields: object) -> Cell:
             student = ModelConfig(name="tiny_s", path="tiny:s")
             config = RunConfig(study="s", outputs=str(tmp_path), student=student, label=label, **fields)
-            RunFolder(tmp_path / "written", config)
+            RunFolder(tmp_path / "written", config).start(label=label, overrides=[])
             (tmp_path / "written" / "config.yaml").rename(tmp_path / f"{label}.yaml")  # freed: nobody refers to it
             (tmp_path / f"{label}.txt").write_text(what)
             return Cell((f"label='{label}'",), label, label, "tiny_s", 0, config)
@@ -150,13 +150,14 @@ def test_what_does_not_change_results_may_differ_and_more_steps_prolong(study):
     assert states(study.run([study.cell("a", "done", steps=4)])) == [("a", "done", None)]
 
 
-def test_force_removes_the_folder_first(study):
+def test_force_is_the_cell_s_to_carry_out_once_it_begins(study):
     cells = study(a="done")
     study.run(cells)
-    stale = cells[0].run_dir / "stale"
-    stale.touch()
+    (cells[0].run_dir / "kept").touch()
     assert [outcome.state for outcome in study.run(cells, force=True)] == ["done"]
-    assert not stale.exists()
+    first, second = (study.folder / "logs" / "a-tiny_s-seed0.log").read_text().split("=== ")[1:]
+    assert "--force" not in first and "--force" in second
+    assert (cells[0].run_dir / "kept").exists()
 
 
 def held(cell: Cell, status: str, during: float = 0.6) -> threading.Thread:

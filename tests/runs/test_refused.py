@@ -1,0 +1,217 @@
+"""A refused command changes nothing: whatever refuses it, and whatever the folder holds."""
+
+import ast
+import hashlib
+import json
+import shutil
+import sys
+import threading
+from pathlib import Path
+from types import CodeType, FrameType
+
+import pytest
+
+from harness.app import main
+from harness.errors import UserError
+from harness.records.folder import RunFolder
+from harness.run import preparation
+from harness.study.status import run_states
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "student=tiny_xs", "method=grpo", "method.group_size=4", "eval=mini", "eval.num_questions=4",
+    "eval.tasks=[arithmetic]", "eval.levels=[1]", "data.batch_size=4", "data.num_questions=40", "data.pool_size=24",
+    "data.levels=[1]", "rollout.max_response_tokens=24", "eval.max_response_tokens=24", "num_threads=1",
+]  # fmt: skip
+
+
+def train(outputs: Path, *overrides: str) -> int:
+    return main(["train", *SMALL, f"outputs={outputs}", *overrides])
+
+
+def run_folder(outputs: Path) -> Path:
+    return outputs / "default" / "grpo" / "tiny_xs" / "seed0"
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """As `sha256sum` gives them, of all files but the lock."""
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".lock"))
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def refused(outputs: Path) -> list[dict]:
+    file = outputs / "default" / "refused.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    outputs = tmp_path_factory.mktemp("finished")
+    assert train(outputs, "steps=1") == 0
+    return outputs
+
+
+@pytest.fixture
+def outputs(finished, tmp_path) -> Path:
+    """A copy of a finished run."""
+    return Path(shutil.copytree(finished, tmp_path / "outputs"))
+
+
+@pytest.mark.parametrize("place", range(len(preparation.CHECKS)), ids=[c.__name__ for c in preparation.CHECKS])
+def test_an_error_in_any_check_leaves_a_finished_folder_as_it_was(outputs, monkeypatch, place):
+    def refuse(run: preparation.Preparation) -> None:
+        raise UserError("refused: mend it")
+
+    checks = [*preparation.CHECKS[:place], refuse]
+    monkeypatch.setattr(preparation, "CHECKS", tuple(checks))
+    before = digests(run_folder(outputs))
+    assert train(outputs, "steps=2") == 2
+    assert digests(run_folder(outputs)) == before and len(before) > 10
+    assert [line["error"] for line in refused(outputs)] == ["refused: mend it"]
+    assert [state.state for state in run_states(outputs / "default")] == ["done"]
+
+
+DEAD = "http://127.0.0.1:9"
+REFUSALS = {
+    "steps=999": "the data give",
+    "resume=never steps=2": "resume=never",
+    "device=cuda": "no GPU",
+    "method=on_policy_kd label=grpo teacher=hf teacher.path=missing": "another configuration",
+    f"steps=2 reward.judge.url={DEAD} reward.judge.model=m reward.judge.retries=0": "another configuration",
+    "steps=2 eval.num_questions=5": "another configuration",
+    "steps=0": "steps",
+    "steps=2 data.pool_size=25": "another configuration",
+}
+
+
+@pytest.mark.parametrize("words", REFUSALS)
+def test_a_refused_command_leaves_a_finished_folder_as_it_was(outputs, capsys, words):
+    before = digests(run_folder(outputs))
+    code = train(outputs, *words.split())
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert code == 2 and len(lines) == 1 and REFUSALS[words] in lines[0]
+    assert digests(run_folder(outputs)) == before
+    assert [state.state for state in run_states(outputs / "default")] == ["done"]
+
+
+def test_force_of_a_refused_command_removes_nothing(outputs):
+    before = digests(run_folder(outputs))
+    assert main(["train", *SMALL, f"outputs={outputs}", "steps=999", "--force"]) == 2
+    assert digests(run_folder(outputs)) == before
+
+
+def test_force_replaces_a_run_and_no_other(outputs):
+    other = shutil.copytree(run_folder(outputs), run_folder(outputs).with_name("seed1"))
+    before = digests(other)
+    (run_folder(outputs) / "model" / "extra").touch()
+    assert main(["train", "--force", *SMALL, f"outputs={outputs}", "steps=1", "method.tauu=1"]) == 2
+    assert (run_folder(outputs) / "model" / "extra").exists()
+    assert main(["train", "--force", *SMALL, f"outputs={outputs}", "steps=1", "eval=none"]) == 0
+    names = {file.name for file in run_folder(outputs).iterdir()}
+    assert {"run.json", "model"} <= names and "eval" not in names
+    assert not (run_folder(outputs) / "model" / "extra").exists() and digests(other) == before
+
+
+def test_a_refused_fresh_cell_leaves_a_line_that_status_and_report_show(outputs, capsys):
+    dead = ["method=on_policy_kd", "rollout.temperature=1", "server.max_wait=0.1", f"teacher.urls=[{DEAD}]"]
+    code = train(outputs, "steps=1", *dead)
+    study = outputs / "default"
+    assert code == 2 and not (study / "on_policy_kd").exists()
+    (line,) = refused(outputs)
+    assert (line["label"], line["student"], line["seed"], line["exit_code"]) == ("on_policy_kd", "tiny_xs", 0, 2)
+    assert DEAD in line["error"]
+    capsys.readouterr()
+    assert main(["status", str(study)]) == 0
+    assert f"refused: on_policy_kd tiny_xs seed0: {line['error']}" in capsys.readouterr().out
+    assert main(["report", str(study)]) == 0
+    page = (study / "report" / "report.md").read_text()
+    assert f"refused: {line['error'][:40]}" in page
+
+
+def test_a_prolonged_run_that_fails_stays_done(outputs, monkeypatch):
+    def fail(*_: object) -> None:
+        raise UserError("no room: make some")
+
+    from harness.training.trainer import Trainer
+
+    before = digests(run_folder(outputs))
+    first = RunFolder.read_info(run_folder(outputs))
+    monkeypatch.setattr(Trainer, "_step", fail)
+    assert train(outputs, "steps=2") == 2
+    info = RunFolder.read_info(run_folder(outputs))
+    kept = ("status", "num_steps", "started", "finished", "error")
+    assert {key: info[key] for key in kept} == {key: first[key] for key in kept}
+    assert (info["status"], info["last_error"]) == ("done", "no room: make some")
+    after = digests(run_folder(outputs))
+    same = [name for name in before if name.startswith(("model/", "eval/"))]
+    assert same and all(after[name] == before[name] for name in same)
+
+
+# --- nothing else refuses a run between its start and its first token ---
+
+
+def raisers() -> dict[tuple[str, str], int]:
+    """Functions of the harness that raise a UserError of their own, by file and name."""
+    errors = {"UserError", "RunInterrupted", "MethodError", "MediaError"}
+    found = {}
+    for file in sorted((ROOT / "harness").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            raised = [n.exc for n in ast.walk(node) if isinstance(n, ast.Raise) and isinstance(n.exc, ast.Call)]
+            if any(getattr(exc.func, "id", getattr(exc.func, "attr", "")) in errors for exc in raised):
+                found[(str(file), node.name)] = node.lineno
+    return found
+
+
+ALLOWED = {
+    ("harness/rollout/actors.py", "_engine"),  # a method asks for a teacher that it does not declare
+    ("harness/rollout/base.py", "room"),  # the longest plain prompt has been compared with the window
+    ("harness/evaluation/student.py", "answer"),  # without an engine
+    # Asked again by the evaluation, with the answer that the check had.
+    ("harness/evaluation/suites.py", "load_suite"),
+    ("harness/evaluation/suites.py", "mini_tasks"),
+    ("harness/data/synthetic.py", "make_questions"),
+    ("harness/data/synthetic.py", "_of_task"),
+    ("harness/data/arithmetic.py", "make_questions"),
+    ("harness/data/arithmetic.py", "_draw"),
+}
+
+
+@pytest.mark.parametrize("method", ["grpo", "zppo", "on_policy_kd", "base"])
+def test_no_other_function_that_refuses_is_called_before_the_first_token(tmp_path, monkeypatch, method):
+    from harness.rollout.transformers_engine import TransformersEngine
+
+    called: set[tuple[str, str]] = set()
+    seen: set[CodeType] = set()
+    sampling: list[bool] = []
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        code = frame.f_code
+        if event == "call" and not sampling and code not in seen:
+            seen.add(code)
+            called.add((code.co_filename, code.co_name))
+
+    start, sample = RunFolder.start, TransformersEngine._sample
+
+    def started(self: RunFolder, **fields: object) -> None:
+        start(self, **fields)  # type: ignore[arg-type]
+        sampling.clear()  # of the probe
+        sys.setprofile(note)
+        threading.setprofile(note)  # the actors' threads
+
+    def sampled(self: TransformersEngine, *args: object) -> object:
+        sampling.append(True)
+        return sample(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(RunFolder, "start", started)
+    monkeypatch.setattr(TransformersEngine, "_sample", sampled)
+    try:
+        options = ["steps=1"] if method != "base" else []
+        lines = [line for line in SMALL if not line.startswith("method")] + [f"method={method}", *options]
+        assert main(["train", *lines, f"outputs={tmp_path}"]) == 0
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    refusing = {(str(Path(file).relative_to(ROOT)), name) for file, name in called & raisers().keys()}
+    assert len(seen) > 20 and refusing - ALLOWED == set()
