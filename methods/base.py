@@ -5,7 +5,7 @@ in packages of their own. Imports no torch.
 """
 
 from methods.advantages import group_advantages
-from methods.contract import Method, MethodConfig, plain_prompt, plain_prompts
+from methods.contract import Method, MethodConfig, MethodError, plain_prompt, plain_prompts
 from methods.distill import DistillationMethod, DistillConfig, distillation_loss
 from methods.losses import (
     cross_entropy_loss,
@@ -25,6 +25,7 @@ __all__ = [
     "DistillationMethod",
     "Method",
     "MethodConfig",
+    "MethodError",
     "PolicyGradientConfig",
     "PolicyGradientMethod",
     "cross_entropy_loss",

@@ -14,7 +14,7 @@ import sys
 import traceback
 import types
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import MISSING, asdict, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from methods import plugins
@@ -89,6 +89,23 @@ def provenance(method: Method | None) -> tuple[str | None, dict[str, str]]:
     return class_path(type(method)), plugins.distribution_of(type(method).__module__)
 
 
+def resolved(method: Method, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The `method` node of a run: name, class, `plugin` (`zppo-maxrl 1.0`) where it comes from one, every option."""
+    plugin = ", ".join(f"{name} {version}" for name, version in provenance(method)[1].items())
+    named = {key: options[key] for key in ("name", "class")} | ({"plugin": plugin} if plugin else {})
+    return named | asdict(method.config)
+
+
+def default_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that the class of a `method` node has by default; empty where there is no such class."""
+    try:
+        cls = method_class(str(options["class"])) if options.get("class") else None
+    except MethodError:
+        return {}
+    every = () if cls is None else fields(cls.Config)
+    return {field.name: field.default for field in every if field.default is not MISSING}
+
+
 def build(options: Mapping[str, Any]) -> Method | None:
     """The method that `{"name": preset, "class": key, **fields}` describes; None for a cell without training.
 
@@ -97,7 +114,7 @@ def build(options: Mapping[str, Any]) -> Method | None:
     missing = [key for key in ("name", "class") if key not in options]
     if missing:
         raise MethodError(f"the method has no '{missing[0]}': choose a preset (method=grpo) or set method.{missing[0]}")
-    values = {key: value for key, value in options.items() if key not in ("name", "class")}
+    values = {key: value for key, value in options.items() if key not in ("name", "class", "plugin")}
     if options["class"] is None:
         if values:
             raise MethodError(f"method={options['name']} does not train, so it has no option '{next(iter(values))}'")

@@ -41,6 +41,7 @@ ELSEWHERE = {
     "harness/commands/test_data.py": "harness.builders.corpus: benchmarks",
     "harness/test_app.py": "harness.commands: machine options reports train",
     "runs/test_nonfinite.py": "harness.training: nonfinite",
+    "runs/test_own_methods.py": "harness.training: credited",
     "runs/test_refused.py": "harness.run: preparation; harness.records: refusals log",
     "runs/test_resume.py": "harness.config: identity; harness.records: files; harness.training: trainer",
     "runs/test_run.py": "harness.run: run; harness.records: rollouts",

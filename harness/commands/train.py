@@ -25,7 +25,7 @@ def run_train(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
         raise UserError("--jobs is how many runs go at a time: add -m to start several, or leave --jobs out")
 
     from harness.config.compose import compose
-    from harness.config.deployment import build_method, check_devices, check_ranks, run_label
+    from harness.config.deployment import check_devices, check_ranks, resolved, run_label
     from harness.config.schema import from_hydra
     from harness.distributed.launch import launch, rank_command
     from harness.distributed.place import this_place
@@ -37,7 +37,7 @@ def run_train(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     if args.print_config:
         _print_config(config)
         return 0
-    build_method(config)
+    config = resolved(config)
     check_ranks(config)
     folder = run_dir(config, run_label(config))
     if args.dry_run:
@@ -70,13 +70,13 @@ def run_sweep(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
 
 
 def _run_study(params: dict[str, str], args: argparse.Namespace) -> int:
-    from harness.config.deployment import build_method, check_devices
+    from harness.config.deployment import check_devices, resolved
     from harness.study.cells import expand
     from harness.study.scheduler import exit_code, run_cells
 
     launcher = [line for line in args.overrides if line.lstrip("+").startswith(("hydra/launcher=", "hydra.launcher."))]
     overrides = [line for line in args.overrides if line not in launcher]
-    cells = expand(params, overrides, config_dir=args.config_dir, check=build_method)
+    cells = expand(params, overrides, config_dir=args.config_dir, resolve=resolved)
     if args.dry_run:
         for cell in cells:
             print(f"{cell.run_dir}\n    zppo train {shlex.join(cell.overrides)}")

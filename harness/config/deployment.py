@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 from harness.config.schema import RunConfig
 from harness.errors import UserError
 from harness.process.devices import has_gpus, visible_gpus
@@ -32,6 +37,20 @@ def build_method(config: RunConfig) -> Method | None:
             "are then the same and every weight is 1; set update.old_logprobs=recompute"
         )
     return method
+
+
+def resolved(config: RunConfig) -> RunConfig:
+    """The configuration with every option of its method, defaults too: what a run records, and is compared by.
+
+    Raises UserError as `build_method`.
+    """
+    method = build_method(config)
+    return config if method is None else replace(config, method=registry.resolved(method, config.method))
+
+
+def default_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that the class of a `method` node has by default, as JSON values."""
+    return dict(json.loads(json.dumps(registry.default_options(options))))
 
 
 def _check_served_teacher(config: RunConfig, method: Method) -> None:

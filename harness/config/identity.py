@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from harness.config.deployment import default_options
 from harness.config.schema import ModelConfig, RunConfig
 
 FREE = (
@@ -45,11 +46,14 @@ def digest(config: Mapping[str, Any]) -> str:
 def differences(stored: Mapping[str, Any], config: RunConfig) -> str | None:
     """`seed=0, not 1, ...`: where what was stored is another run than `config`; None where it is the same.
 
-    A key that the stored configuration does not have came with a later version: it stood at its default.
+    A key that the stored configuration does not have came with a later version: it stood at its default. So do options
+    of its method, which earlier versions stored where they were given alone.
     """
     new, old = _flat(comparable(plain(config))), _flat(comparable(stored))
     teacher = ModelConfig() if stored.get("teacher") is not None else None
     defaults = _flat(comparable(plain(RunConfig(teacher=teacher))))
+    methods = _flat({"method": default_options(config.method) | {"plugin": config.method.get("plugin")}})
+    defaults, new = defaults | methods, methods | new
     was = {key: old.get(key, defaults.get(key)) for key in new.keys() | old.keys()}
     keys = sorted(key for key in was if was[key] != new.get(key))
     if not keys:

@@ -150,6 +150,8 @@ class RunFolder:
             label=label,
             method=config.method.get("name"),
             method_class=method_class,
+            method_options={k: v for k, v in plain(config)["method"].items() if k not in ("name", "class", "plugin")},
+            plugin=config.method.get("plugin"),
             student=config.student.name,
             teacher=config.teacher.name if config.teacher else None,
             trust_remote_code=[

@@ -32,12 +32,16 @@ def write_rollouts(
     samples: Sequence[TrainingSample],
     prompt_texts: Mapping[str, str],
 ) -> None:
-    """Write a row a rollout, `prompt_texts` by group uid; atomically, so that a file is complete or absent."""
-    trained = {id(sample.rollout): sample for sample in samples}
+    """Write a row a rollout, `prompt_texts` by group uid; atomically, so that a file is complete or absent.
+
+    Samples belong to rollouts by (uid, sampler, index): a method may have worked on copies.
+    """
+    trained = {(s.uid, s.rollout.sampler, s.rollout.index): s for s in samples if s.rollout is not None}
     rows = []
     for group in groups:
         for rollout in group.rollouts:
-            sample = trained.get(id(rollout))
+            sample = trained.get((group.uid, rollout.sampler, rollout.index))
+            credited = rollout if sample is None or sample.rollout is None else sample.rollout
             advantage = None
             if sample is not None and sample.advantages is not None:
                 advantage = sample.advantages[-1]
@@ -59,7 +63,7 @@ def write_rollouts(
                     "answer": rollout.answer,
                     "gold": group.prompt.question.answer,
                     "reward": rollout.reward,
-                    "training_reward": rollout.training_reward,
+                    "training_reward": credited.training_reward,
                     "verdict": rollout.verdict,
                     "positive_answer": group.prompt.positive_answer,
                     "negative_answers": list(group.prompt.negative_answers),

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.config.deployment import build_method, check_devices, check_ranks, run_label
+from harness.config.deployment import build_method, check_devices, check_ranks, resolved, run_label
 from harness.config.schema import RunConfig
 from harness.distributed.place import check_place, this_place
 from harness.errors import UserError, disk_error, first_line
@@ -42,12 +42,13 @@ def run(config: RunConfig, *, overrides: Sequence[str] = (), anew: bool = False,
     With several ranks this is rank 0's part; it does not return on another one.
     """
     method = build_method(config)
+    config, kept = resolved(config), resolved(kept or config)
     check_ranks(config)
     place = this_place()
     check_place(config, place)
     check_devices(config)
     if place is None:
-        return _lead(config, method, overrides, None, anew, kept or config)
+        return _lead(config, method, overrides, None, anew, kept)
     from harness.distributed.follower import follow
     from harness.distributed.world import opened
 
@@ -55,7 +56,7 @@ def run(config: RunConfig, *, overrides: Sequence[str] = (), anew: bool = False,
         if place.rank:
             prepare_process(config)
             follow(config, method, world, log_prefix(config, run_label(config)))
-        return _lead(config, method, overrides, world, anew, kept or config)
+        return _lead(config, method, overrides, world, anew, kept)
 
 
 def _lead(

@@ -66,12 +66,12 @@ def expand(
     overrides: list[str],
     *,
     config_dir: str | None = None,
-    check: Callable[[RunConfig], object] | None = None,
+    resolve: Callable[[RunConfig], RunConfig] | None = None,
 ) -> list[Cell]:
     """All cells, base cells first, then by student, method, other swept keys and seed, each in the order given.
 
     `params` are a sweep file's (`compose_sweep`), empty for `zppo train -m`; a value such as `a,b`, `range(0,3)`,
-    `choice(1,2)` or `glob(*)` is swept. `check` refuses further (a method's own options).
+    `choice(1,2)` or `glob(*)` is swept. `resolve` completes a configuration (a method's own options), or refuses it.
     Raises UserError for an unknown or repeated key, an option that does not exist, and any cell that could not run.
     """
     parsed = parse_overrides([f"{key}={value}" for key, value in params.items()] + overrides)
@@ -99,10 +99,7 @@ def expand(
         if other is not cell:
             raise UserError(f"two cells of the sweep share the folder {cell.run_dir}: {_difference(other, cell)}")
     ordered = sorted(cells.values(), key=lambda cell: cell.method != BASE)
-    if check is not None:
-        for cell in ordered:
-            check(cell.config)
-    return ordered
+    return ordered if resolve is None else [replace(cell, config=resolve(cell.config)) for cell in ordered]
 
 
 def make_label(method: str, swept: list[tuple[str, str]]) -> str:

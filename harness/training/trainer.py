@@ -23,6 +23,7 @@ from harness.rollout.actors import LiveActors
 from harness.rollout.base import RolloutEngine
 from harness.training import checkpoint, metrics
 from harness.training.alarms import Alarms
+from harness.training.credited import check_groups, check_samples
 from harness.training.memory import memory_text
 from harness.training.models import Teacher
 from harness.training.step_updates import Progress, StepUpdates
@@ -155,8 +156,10 @@ class Trainer:
         groups = sampled.groups
         self._engine.sleep()
 
+        check_groups(self._method, groups)
         samples = self._method.credit(groups)
         row = metrics.group_metrics(groups) | metrics.sample_metrics(samples)
+        row |= check_samples(self._method, groups, samples)
         row |= self._method.metrics(groups)
         with clock.running("update"):
             row |= self._updates.run(step, samples, self._rng(step, SPLIT))

@@ -145,7 +145,8 @@ def collect_page_runs(runs: Sequence[Run]) -> list[PageRun]:
     for run in runs:
         config, problem = _config(run.folder / "config.yaml")
         configs.append(config)
-        statuses.append("; ".join(filter(None, [run.incomplete or "done", problem])))
+        has_folder = run.info["status"] != "refused"
+        statuses.append("; ".join(filter(None, [run.incomplete or "done", problem if has_folder else None])))
     known = [config for config in configs if config]
     keys = dict.fromkeys(key for config in known for key in config)
     differing = {key for key in keys if len({config.get(key) for config in known}) > 1} - NAMED_KEYS

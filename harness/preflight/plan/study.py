@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.config.compose import compose_sweep, parse_overrides
-from harness.config.deployment import build_method
+from harness.config.deployment import build_method, resolved
 from harness.config.schema import ModelConfig
 from harness.errors import UserError
 from harness.models.shapes import ModelShape, shape_of
@@ -68,7 +68,7 @@ def plan_study(
     params: dict[str, str] = {}
     if chosen:
         params, rest = compose_sweep(chosen[0], rest, config_dir)
-    cells = expand(params, rest, config_dir=config_dir, check=build_method)
+    cells = expand(params, rest, config_dir=config_dir, resolve=resolved)
     shapes: dict[str, ModelShape] = {}
     pairs: dict[tuple[str, str], tuple[ModelConfig, ModelConfig]] = {}
     plans = []

@@ -7,7 +7,7 @@ from importlib.resources import files
 import pytest
 
 from harness.config.compose import compose, compose_sweep, group_options
-from harness.config.deployment import build_method
+from harness.config.deployment import build_method, resolved
 from harness.config.schema import RunConfig, UpdateConfig, from_hydra
 from harness.errors import UserError
 from harness.study.cells import expand
@@ -45,7 +45,7 @@ def test_every_option_composes(group, option):
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_sweep_expands(name):
     params, rest = compose_sweep(name, [])
-    assert expand(params, rest, check=build_method)
+    assert expand(params, rest, resolve=resolved)
 
 
 def test_nothing_of_it_needs_torch():
@@ -58,7 +58,7 @@ class Blocked:
 sys.meta_path.insert(0, Blocked())
 from harness.config.compose import compose, compose_sweep, group_options
 from harness.config.schema import from_hydra
-from harness.run.run import build_method
+from harness.config.deployment import build_method, resolved
 from harness.study.cells import expand
 from harness.commands.methods import methods_text
 import harness.app, harness.study.scheduler, reports.report
@@ -66,7 +66,7 @@ for method in group_options("method"):
     build_method(from_hydra(compose([f"method={method}", "student=qwen3_5_0_8b"])))
 for student in ("tiny_s", "smollm2_135m"):
     build_method(from_hydra(compose([f"student={student}", "method=grpo"])))
-expand(*compose_sweep("quickstart", []), check=build_method)
+expand(*compose_sweep("quickstart", []), resolve=resolved)
 methods_text()
 assert "torch" not in sys.modules
 print("composed")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from harness.config.compose import compose, compose_sweep
+from harness.config.deployment import resolved
 from harness.config.schema import from_hydra
 from harness.errors import UserError
 from harness.study.cells import MAX_LABEL_CHARS, expand, make_label
@@ -138,10 +139,16 @@ def test_what_a_user_can_get_wrong_is_one_line(overrides, message):
     assert "\n" not in str(caught.value)
 
 
-def test_the_callers_check_sees_every_configuration():
-    seen = []
-    expand({}, ["method=grpo,base"], check=lambda config: seen.append(config.method["name"]))
-    assert seen == ["base", "grpo"]
+def test_cells_have_every_option_of_their_method():
+    base, grpo = expand({}, ["method=grpo,base", "method.tau=0.25"], resolve=resolved)
+    assert base.config.method == {"name": "base", "class": None}
+    options = grpo.config.method
+    assert (options["tau"], options["group_size"], options["clip_ratio_high"], "plugin" in options) == (
+        0.25,
+        8,
+        0.28,
+        False,
+    )
 
 
 def test_folder_names_of_awkward_values():
