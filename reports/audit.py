@@ -5,7 +5,6 @@ Reads a run folder only, one step's rollouts at a time, and of those the columns
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from reports.runs.damage import json_rows
 from reports.runs.rollouts import read_rollouts, rollout_files
 
 CANDIDATE_KINDS = ("bcq", "ncq")
@@ -96,8 +96,10 @@ def _shares(replies: Replies, kind: str, verdicts: Sequence[bool]) -> str:
 
 def _buffer_events(file: Path) -> list[dict[str, Any]]:
     """Every complete line: a run that is writing right now may have half a last one. Empty where there is no file."""
-    lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []
-    return [json.loads(line) for line in lines]
+    rows, num_damaged = json_rows(file)
+    if num_damaged:
+        raise ValueError(f"{file}: {num_damaged} lines cannot be read: copy the file again, or remove these lines")
+    return rows
 
 
 def _buffer_sections(events: list[dict[str, Any]]) -> list[str]:

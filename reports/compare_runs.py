@@ -11,8 +11,9 @@ import pandas as pd
 import yaml
 
 from reports.cost import duration, run_cost
-from reports.plots.data import RUN_KEYS, read_lines
+from reports.plots.data import RUN_KEYS
 from reports.runs.collect import Run, flatten, score_files
+from reports.runs.damage import json_rows
 
 ABSENT = "(absent)"
 SAME = "  the same"
@@ -175,7 +176,7 @@ def _marks(run: Run) -> dict[tuple[str, str], dict[str, float]]:
     found: dict[tuple[str, str], dict[str, float]] = {}
     for scores in score_files(run.folder):
         file = scores.with_name("rows.jsonl")
-        for row in read_lines(file):
+        for row in json_rows(file)[0]:
             if not {"benchmark", "uid", "score"} <= row.keys():
                 raise ValueError(f"{file} has rows without benchmark, uid or score: evaluate the run again")
             found.setdefault((file.parent.name, row["benchmark"]), {})[row["uid"]] = float(row["score"])

@@ -25,6 +25,7 @@ from reports.page.rollouts import collect_rollouts
 from reports.published import STUDY as PUBLISHED
 from reports.published import published_scores
 from reports.runs.collect import BASE, Run, find_runs, long_table
+from reports.runs.damage import damage
 from reports.sections import bootstrap_markdown, comparison_section, page_tables, verdict_lines
 from reports.significance import read_rows, significance_table
 from reports.tables import Comparison, compare, to_csv, to_latex
@@ -71,7 +72,7 @@ def write_report(
     with ProcessPoolExecutor(1, get_context("spawn")) as beside:
         drawn = beside.submit(draw_figures, runs, scores, folder)
         bootstrap = bootstrap_table(scores)
-        tests = _tests(runs, scores, baseline)
+        tests, unread = _tests(runs, scores, baseline)
         costs = [("cost", cost_table(runs, scores)), ("equal_cost", equal_cost(runs, scores))] if runs else []
         rollouts, remarks = collect_rollouts(runs)
         figures = drawn.result()
@@ -86,7 +87,7 @@ def write_report(
     title = " and ".join(_study_name(study) for study in studies)
     paper = compare(_source(PUBLISHED)[1]) if with_published else []
     sections = _table_sections(tables, tests, _paper_beside(tables, paper))
-    incomplete = _incomplete(runs)
+    incomplete = [*_incomplete(runs), *_damaged(runs, unread)]
     tiny = [TINY_NOTE] if any(str(run.info["student"]).startswith("tiny") for run in runs) else []
     parts = [f"# {title}", *sections]
     if not bootstrap.empty:
@@ -154,13 +155,14 @@ def _check_baseline(scores: pd.DataFrame, baseline: str | None) -> None:
         raise ValueError(f"--baseline {baseline}: no run is labelled so; labels here: {', '.join(labels)}")
 
 
-def _tests(runs: Sequence[Run], scores: pd.DataFrame, baseline: str | None) -> pd.DataFrame:
-    """Paired tests against the baseline; empty where no run has rows, or there is nothing to compare."""
+def _tests(runs: Sequence[Run], scores: pd.DataFrame, baseline: str | None) -> tuple[pd.DataFrame, list[str]]:
+    """Paired tests against the baseline, and which rows are damaged. Empty where there is nothing to compare."""
     labels = list(dict.fromkeys(scores["label"]))
     chosen = baseline or next((label for label in (SUBJECT, BASE) if label in labels), None)
     if chosen is None or not runs or len(labels) < 2:
-        return pd.DataFrame()
-    return significance_table(scores, read_rows(runs), chosen)
+        return pd.DataFrame(), []
+    rows, damaged = read_rows(runs)
+    return significance_table(scores, rows, chosen), damaged
 
 
 def _paper_beside(tables: Sequence[Comparison], paper: Sequence[Comparison]) -> dict[tuple[str, str], Comparison]:
@@ -186,6 +188,14 @@ def _incomplete(runs: Sequence[Run]) -> list[str]:
     if not lines:
         return []
     return [f"## Incomplete\n\n{len(lines)} of {len(runs)} runs are in no table.\n\n" + "\n".join(lines)]
+
+
+def _damaged(runs: Sequence[Run], unread: Sequence[str]) -> list[str]:
+    lines = [f"- {run.name}: {phrase}" for run in runs for phrase in damage(run.folder, run.info)]
+    lines += [line for line in unread if not any(line.partition(": ")[0] in other for other in lines)]
+    if not lines:
+        return []
+    return ["## Damaged\n\nWhat is missing or cannot be read is left out of figures and tests.\n\n" + "\n".join(lines)]
 
 
 def _csv(table: pd.DataFrame) -> str:

@@ -34,13 +34,14 @@ _RUN = ["label", "student", "seed"]
 _FIELDS = pa.schema([("benchmark", pa.string()), ("question_id", pa.string()), ("score", pa.float64())])
 
 
-def read_rows(runs: Sequence[Run]) -> pd.DataFrame:
-    """A row a response of the complete runs: label, student, seed, suite, benchmark, question_id, score (0 to 1).
+def read_rows(runs: Sequence[Run]) -> tuple[pd.DataFrame, list[str]]:
+    """Responses, and a line for each file that is left out because it is damaged.
 
-    Only these fields are parsed. Runs without `rows.jsonl` have no rows. Raises ValueError for a file that is no
-    JSON lines with these fields.
+    A row a response of the complete runs: label, student, seed, suite, benchmark, question_id, score (0 to 1).
+
+    Only these fields are parsed. Runs without `rows.jsonl` have no rows.
     """
-    tables = []
+    tables, damaged = [], []
     for run in runs:
         for file in sorted(run.folder.glob("eval/*/rows.jsonl")) if run.incomplete is None else ():
             options = pa.json.ReadOptions(block_size=BLOCK_BYTES)
@@ -49,13 +50,16 @@ def read_rows(runs: Sequence[Run]) -> pd.DataFrame:
                 continue
             try:
                 rows = pa.json.read_json(file, read_options=options, parse_options=parsing).to_pandas()
-            except pa.ArrowInvalid as error:
-                raise ValueError(f"{file}: {str(error).splitlines()[0]}: evaluate the run again") from None
+            except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+                damaged.append(f"- {run.name}: {file.name} of {file.parent.name}: {str(error).splitlines()[0]}")
+                continue
             if rows.isna().any(axis=None):
-                raise ValueError(f"{file}: a row lacks {', '.join(_FIELDS.names)}: evaluate the run again")
+                lacking = ", ".join(_FIELDS.names)
+                damaged.append(f"- {run.name}: {file.name} of {file.parent.name}: a row lacks {lacking}")
+                continue
             tables.append(rows.assign(suite=file.parent.name, **{name: run.info[name] for name in _RUN}))
     names = [*_RUN, "suite", *_FIELDS.names]
-    return pd.concat(tables, ignore_index=True)[names] if tables else pd.DataFrame(columns=names)
+    return (pd.concat(tables, ignore_index=True)[names] if tables else pd.DataFrame(columns=names)), damaged
 
 
 def significance_table(

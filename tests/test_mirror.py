@@ -41,10 +41,11 @@ ELSEWHERE = {
     "harness/commands/test_data.py": "harness.builders.corpus: benchmarks",
     "harness/test_app.py": "harness.commands: machine options reports train",
     "runs/test_nonfinite.py": "harness.training: nonfinite",
+    "runs/test_damaged.py": "harness.records: read; reports.runs: damage",
     "runs/test_own_methods.py": "harness.training: credited",
     "runs/test_refused.py": "harness.run: preparation; harness.records: refusals log",
     "runs/test_resume.py": "harness.config: identity; harness.records: files; harness.training: trainer",
-    "runs/test_run.py": "harness.run: run; harness.records: rollouts",
+    "runs/test_run.py": "harness.run: run; harness.records: rollouts; harness.process: modes",
     "runs/media/test_packer.py": "harness.models: vision",
     # Need several ranks, vLLM, or are themselves tools of tests.
     "distributed/test_gradients.py": "harness.distributed: messages sharding updater weights; harness.testing: ranks",

@@ -33,11 +33,10 @@ def run_train(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     from harness.records.folder import run_dir
     from harness.run.run import run
 
-    config = from_hydra(compose(args.overrides, config_dir=args.config_dir))
+    config = resolved(from_hydra(compose(args.overrides, config_dir=args.config_dir)))
     if args.print_config:
         _print_config(config)
         return 0
-    config = resolved(config)
     check_ranks(config)
     folder = run_dir(config, run_label(config))
     if args.dry_run:

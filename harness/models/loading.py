@@ -28,6 +28,7 @@ from transformers.utils import cached_file
 
 from harness.config.schema import ModelConfig
 from harness.errors import UserError, first_line
+from harness.process.modes import follow_umask
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
@@ -192,6 +193,7 @@ def save_model(model: PreTrainedModel, source: ModelConfig, out_dir: str | Path)
     The folder loads with `from_pretrained` and needs nothing of `source`.
     """
     model.save_pretrained(out_dir)
+    follow_umask(*Path(out_dir).glob("*.safetensors"))
     load_tokenizer(source).save_pretrained(out_dir)
     for name in PROCESSOR_FILES:
         if (file := source_file(source, name)) is not None:

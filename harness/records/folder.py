@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import math
 import os
 import platform
 import shutil
@@ -26,8 +27,9 @@ from harness.data.replay import BufferEvent
 from harness.errors import UserError
 from harness.records.files import append_rows, write_atomically
 from harness.records.lock import RunLock, clear
+from harness.records.read import read_json, read_rows, read_yaml
 from harness.records.refusals import refuse
-from harness.records.rollouts import write_rollouts
+from harness.records.rollouts import is_readable, write_rollouts
 from harness.types import RolloutGroup, TrainingSample
 
 SCHEMA_VERSION = 2
@@ -35,7 +37,7 @@ SCHEMA_VERSION = 2
 
 def other_configuration(path: Path, config: RunConfig) -> str | None:
     """Why the run in a folder is not the one of `config`, in one line with the remedy; None where it is."""
-    different = differences(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")), config)
+    different = differences(read_yaml(path / "config.yaml"), config)
     if different is None:
         return None
     return (
@@ -111,8 +113,8 @@ class RunFolder:
 
     @staticmethod
     def read_info(path: Path) -> dict[str, Any]:
-        file = path / "run.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        """What run.json says; empty where there is none. Raises `read.Damaged`."""
+        return read_json(path / "run.json")
 
     def is_done(self, steps: int | None) -> bool:
         """Whether the run has finished with as many steps as are asked for (None: as many as the data give)."""
@@ -126,11 +128,13 @@ class RunFolder:
         method_class: str | None = None,
         plugin: Mapping[str, str] | None = None,
         num_steps: int | None = None,
+        lost_records: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         """Begin, or go on: the first start time and the cost so far are kept.
 
-        `method_class` is `methods.zppo:ZPPO`, None without training; `plugin` the package it is from, with version. A
-        run that is done and goes on stays `done`, with the times and steps of its model, until it has a new one.
+        `method_class` is `methods.zppo:ZPPO`, None without training; `plugin` the package it is from, with version.
+        `lost_records` is what the method of that name gives. A run that is done and goes on stays `done`, with the
+        times and steps of its model, until it has a new one.
         """
         config = self._config
         if self._anew:
@@ -147,6 +151,7 @@ class RunFolder:
             **state,
             error=None,
             last_error=None,
+            lost_records=lost_records or None,
             label=label,
             method=config.method.get("name"),
             method_class=method_class,
@@ -217,21 +222,33 @@ class RunFolder:
             file = self.path / name
             if not file.exists():
                 continue
-            kept = [line for line in file.read_text(encoding="utf-8").splitlines() if _complete_until(line, step)]
-            write_atomically(file, "".join(line + "\n" for line in kept))
+            kept = [row for row in read_rows(file)[0] if _step_of(row) <= step]
+            write_atomically(file, "".join(json.dumps(row) + "\n" for row in kept))
             if name == "metrics.jsonl":
-                for row in map(json.loads, kept):
+                for row in kept:
                     for key, value in row.items():
                         if key.startswith(("time/", "tokens/", "flops/")):
                             costs[key] = costs.get(key, 0.0) + value
         rollouts = self.path / "rollouts"
-        later = [f for f in rollouts.glob("step-*.parquet") if int(f.stem.removeprefix("step-")) > step]
+        later = [f for f in rollouts.glob("step-*.parquet") if _number(f) > step]
         for file in (*later, *rollouts.glob("*.tmp")):
             file.unlink()
         for file in (self.path / "alarms").glob("step_*.json"):  # so that as many are kept as without the interruption
             if int(file.stem.split("_")[1]) > step:
                 file.unlink()
         self._info["cost"] = costs
+
+    def lost_records(self, step: int) -> dict[str, list[int]]:
+        """The steps up to `step` whose metrics or rollouts are missing or damaged, by file; what was removed on purpose
+        (`rollouts.keep`) is not lost. What an earlier launch found is lost still."""
+        found = {_step_of(row) for row in read_rows(self.path / "metrics.jsonl")[0]}
+        first = max(1, self._info.get("rollouts_from", 1))
+        files = {number: self.path / "rollouts" / f"step-{number:06d}.parquet" for number in range(first, step + 1)}
+        lost = {
+            "metrics.jsonl": [number for number in range(1, step + 1) if number not in found],
+            "rollouts": [number for number, file in files.items() if not is_readable(file)],
+        }
+        return {name: steps for name, steps in lost.items() if steps}
 
     def write_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         append_rows(self.path / "metrics.jsonl", [{"step": step} | dict(metrics)])
@@ -277,7 +294,10 @@ class RunFolder:
 
     def keep_rollouts(self, num_steps: int) -> None:
         """Remove the rollouts of all but the newest steps."""
-        for file in sorted((self.path / "rollouts").glob("step-*.parquet"))[:-num_steps]:
+        files = sorted((self.path / "rollouts").glob("step-*.parquet"))
+        if len(files) > num_steps:
+            self.set_info(rollouts_from=_number(files[-num_steps]))  # before any is removed: it is not lost
+        for file in files[:-num_steps]:
             file.unlink()
 
     def replace_model(self, folder: Path) -> None:
@@ -302,11 +322,14 @@ def _holds_work(path: Path) -> bool:
     return any((path / name).exists() for name in ("metrics.jsonl", "checkpoints", "model", "eval"))
 
 
-def _complete_until(line: str, step: int) -> bool:
-    try:
-        return json.loads(line)["step"] <= step
-    except json.JSONDecodeError:  # a line that a kill cut short: its step is written again
-        return False
+def _step_of(row: Mapping[str, Any]) -> float:
+    """The step of a row; a row that has none is of no step."""
+    step = row.get("step")
+    return step if isinstance(step, int) else math.inf
+
+
+def _number(file: Path) -> int:
+    return int(file.stem.removeprefix("step-"))
 
 
 def _now() -> str:

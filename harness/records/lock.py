@@ -31,6 +31,8 @@ HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
 SETTLE_SECONDS = 1.0
 """How long a claim over another machine's dead one stands before it counts, so that of two claims the later wins."""
+UNSURE = (errno.ESTALE, errno.EIO)
+"""A network file system that answers so does not know who holds the lock: somebody does."""
 TRY_SECONDS = 1.0
 """How long a held lock is tried again: who only looks (`owner_of`) holds it for a moment."""
 
@@ -125,6 +127,8 @@ class RunLock:
         for aside in run_dir.glob(f"{OWNER}.*"):  # of a holder that was killed while it wrote
             aside.unlink(missing_ok=True)
         other = _read(self._path)
+        if other is UNKNOWN:
+            raise Taken(run_dir, UNKNOWN)
         if other is None or (other.here and reaches):
             _write(self._path, self._owner)
             return
@@ -212,6 +216,8 @@ def _take(run_dir: Path) -> tuple[int, bool]:
     end = time.monotonic() + TRY_SECONDS
     while True:
         descriptor = _opened(run_dir, end)
+        if descriptor is None:
+            raise Taken(run_dir, UNKNOWN)
         got = _flock(descriptor, fcntl.LOCK_EX)
         if got is not False and _is_at(descriptor, run_dir / LOCK):
             _descriptors.add(descriptor)
@@ -222,7 +228,8 @@ def _take(run_dir: Path) -> tuple[int, bool]:
         time.sleep(TRY_SECONDS / 20)
 
 
-def _opened(run_dir: Path, end: float) -> int:
+def _opened(run_dir: Path, end: float) -> int | None:
+    """None where the file system cannot say what is there."""
     while True:
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
@@ -231,7 +238,11 @@ def _opened(run_dir: Path, end: float) -> int:
             if time.monotonic() >= end:
                 raise _unwritable(run_dir, error) from error
         except OSError as error:
-            raise _unwritable(run_dir, error) from error
+            if error.errno not in UNSURE:
+                raise _unwritable(run_dir, error) from error
+            if time.monotonic() >= end:
+                return None
+            time.sleep(TRY_SECONDS / 20)
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
@@ -246,8 +257,8 @@ def _is_held(run_dir: Path) -> bool | None:
     """Whether a process of this machine holds the lock; None where the file system has no `flock`."""
     try:
         descriptor = os.open(run_dir / LOCK, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno in UNSURE
     try:
         got = _flock(descriptor, fcntl.LOCK_SH)
     finally:
@@ -261,6 +272,8 @@ def _flock(descriptor: int, kind: int) -> bool | None:
     except BlockingIOError:
         return False
     except OSError as error:
+        if error.errno in UNSURE:
+            return False
         if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             return None
         raise
@@ -322,7 +335,7 @@ class _Heartbeat:
 
     def _renew(self) -> None:
         now = _read(self._path)
-        if now is not None and now.token != self._owner.token:
+        if now is not None and now is not UNKNOWN and now.token != self._owner.token:
             logger.critical("%s is being written by %s as well: this process leaves it", self._path.parent, now)
             os._exit(os.EX_TEMPFAIL)  # at once: nothing more may be written
         seconds = time.monotonic() - self._started
@@ -340,11 +353,13 @@ def _write(path: Path, owner: Owner) -> None:
 
 
 def _read(path: Path) -> Owner | None:
-    """None where there is no claim, or one that a crash of the machine left half written."""
+    """UNKNOWN where the file system cannot say. None where there is no claim, or one that a crash left half written."""
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
         return Owner(**{name: said[name] for name in _FIELDS if name in said})  # a later version may say more
-    except (OSError, ValueError, TypeError):
+    except OSError as error:
+        return UNKNOWN if error.errno in UNSURE else None
+    except (ValueError, TypeError):
         return None
 
 

@@ -25,6 +25,14 @@ ROLLOUT_SCHEMA = pa.schema(
 )  # fmt: skip
 
 
+def is_readable(file: Path) -> bool:
+    """Whether a step's file is there, with its beginning and its end."""
+    try:
+        return "response_text" in pq.read_schema(file).names
+    except (OSError, pa.ArrowInvalid):
+        return False
+
+
 def write_rollouts(
     file: Path,
     step: int,

@@ -30,10 +30,9 @@ from rich.console import Console
 
 from harness.config.compose import compose_launcher, group_options
 from harness.errors import UserError, did_you_mean
-from harness.records.folder import RunFolder
 from harness.records.lock import owner_of
 from harness.study.cells import Cell
-from harness.study.scheduler import COMMAND, Outcome, exit_code, outcome_of, settled, stop_seconds, summary
+from harness.study.scheduler import COMMAND, Outcome, exit_code, outcome_of, read_record, settled, stop_seconds, summary
 
 REQUEUE_SIGNAL = signal.SIGUSR2
 """submitit's word to a job that its time is over; its handler puts the job back into the queue."""
@@ -107,7 +106,7 @@ def check_launcher(hydra_overrides: Sequence[str]) -> None:
 
 def _outcome(cell: Cell) -> Outcome:
     """How a cell stands now, read off its folder."""
-    record, owner = RunFolder.read_info(cell.run_dir), owner_of(cell.run_dir)
+    record, owner = read_record(cell.run_dir), owner_of(cell.run_dir)
     if owner is not None:
         return outcome_of(cell, "elsewhere", str(owner))
     if (outcome := settled(cell)) is not None:

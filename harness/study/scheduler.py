@@ -27,6 +27,7 @@ from harness.process.devices import num_cores
 from harness.process.preemption import handling
 from harness.records.folder import RunFolder, log_prefix, other_configuration
 from harness.records.lock import Owner, Watch
+from harness.records.read import Damaged
 from harness.records.refusals import refusal_of
 from harness.study.cells import Cell
 from harness.study.progress import Progress, Row
@@ -124,12 +125,16 @@ def log_path(cell: Cell) -> Path:
 
 def settled(cell: Cell) -> Outcome | None:
     """The outcome of a cell that nobody runs and that is not to be started, or None."""
-    record = RunFolder.read_info(cell.run_dir)
-    if not record or record["status"] != "done":
-        return None  # a run that is not done goes on, or refuses by itself what is not its own
-    if problem := other_configuration(cell.run_dir, cell.config):
+    try:
+        record = RunFolder.read_info(cell.run_dir)
+        if record.get("status") != "done":
+            return None  # a run that is not done goes on, or refuses by itself what is not its own
+        problem = other_configuration(cell.run_dir, cell.config)
+    except Damaged as error:
+        return outcome_of(cell, "failed", str(error))
+    if problem:
         return outcome_of(cell, "refused", problem)
-    prolonged = cell.config.steps is not None and record["num_steps"] not in (None, cell.config.steps)
+    prolonged = cell.config.steps is not None and record.get("num_steps") not in (None, cell.config.steps)
     return None if prolonged else outcome_of(cell, "skipped", None)
 
 
@@ -160,7 +165,7 @@ class _Launch:
         self.outcomes: dict[Path, Outcome] = {}
         self._watches = {cell.run_dir: Watch(cell.run_dir) for cell in cells}
         # What `force` removes is what was there at the start, not what another launcher has finished since.
-        self._outdated = {cell.run_dir: RunFolder.read_info(cell.run_dir) for cell in cells} if force else {}
+        self._outdated = {cell.run_dir: _written(cell.run_dir) for cell in cells} if force else {}
 
     def run(self) -> None:
         for cell in self.cells:
@@ -200,7 +205,7 @@ class _Launch:
         job, (_, owner) = self.running.get(path), self.elsewhere.get(path, (cell, None))
         if job is None and owner is None:
             return Row(cell.name, "waiting")
-        metrics, record = last_metrics(path), RunFolder.read_info(path) if job is None else job.record()
+        metrics, record = last_metrics(path), read_record(path) if job is None else job.record()
         num_steps = record.get("num_steps")
         state, seconds = ("running", job.seconds) if job else ("elsewhere", owner.seconds if owner else None)
         note = str(owner) if job is None else f"GPU {','.join(job.gpus)}" if job.gpus else ""
@@ -220,7 +225,7 @@ class _Launch:
         return True
 
     def _is_outdated(self, cell: Cell) -> bool:
-        return self._outdated.get(cell.run_dir) == RunFolder.read_info(cell.run_dir)
+        return cell.run_dir in self._outdated and self._outdated[cell.run_dir] == _written(cell.run_dir)
 
     def _is_elsewhere(self, cell: Cell) -> bool:
         """Whether another process runs a cell, which then is waited for."""
@@ -298,8 +303,8 @@ class _Job:
 
     def record(self) -> dict[str, Any]:
         """`run.json` as this process wrote it; empty while the folder has none, or an earlier attempt's."""
-        record = RunFolder.read_info(self.cell.run_dir)
-        return record if record and record["pid"] == self.process.pid else {}
+        record = read_record(self.cell.run_dir)
+        return record if record.get("pid") == self.process.pid else {}
 
     def kill(self) -> None:
         """The process and what it started."""
@@ -323,6 +328,22 @@ def _start(cell: Cell, command: Sequence[str], *, num_threads: int, gpus: tuple[
             line, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment, start_new_session=True
         )
     return _Job(cell, process, log, gpus)
+
+
+def read_record(run_dir: Path) -> dict[str, Any]:
+    """`run.json`, to be shown; empty where it is missing or damaged."""
+    try:
+        return RunFolder.read_info(run_dir)
+    except Damaged:
+        return {}
+
+
+def _written(run_dir: Path) -> bytes | None:
+    """`run.json` as it stands, damaged or not."""
+    try:
+        return (run_dir / "run.json").read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 def _last_words(job: _Job) -> str:

@@ -12,13 +12,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.errors import UserError, did_you_mean
+from harness.errors import UserError, did_you_mean, first_line
 from harness.records.folder import RunFolder
 from harness.records.lock import owner_of
+from harness.records.read import Damaged
 from harness.records.refusals import Refusal, refused_cells
 from harness.study.cells import BASE
 
 TAIL_BYTES = 65_536
+SHOWN = ("status", "num_steps", "label", "method", "student", "seed", "started", "finished")
 
 
 def format_seconds(seconds: float) -> str:
@@ -32,9 +34,10 @@ def last_metrics(run_dir: Path) -> dict[str, Any]:
     """The last complete line of `metrics.jsonl`; empty before the first step."""
     try:
         lines = tail(run_dir / "metrics.jsonl").split("\n")[:-1]
-    except FileNotFoundError:
+        row = json.loads(lines[-1]) if lines else {}
+    except (OSError, ValueError, RecursionError):
         return {}
-    return json.loads(lines[-1]) if lines else {}
+    return row if isinstance(row, dict) else {}
 
 
 def reward_of(metrics: dict[str, Any]) -> float | None:
@@ -76,17 +79,26 @@ def run_states(study_dir: Path) -> list[RunState]:
         raise UserError(f"no study '{study_dir.name}' in {study_dir.parent}.{did_you_mean(study_dir.name, siblings)}")
     states = [_run_state(file.parent) for file in study_dir.glob("*/*/seed*/run.json")]
     states += [
-        _starting(file.parent) for file in study_dir.glob("*/*/seed*/.lock.json") if _is_first_start(file.parent)
+        _without_record(file.parent, "starting")
+        for file in study_dir.glob("*/*/seed*/.lock.json")
+        if _is_first_start(file.parent)
     ]
     known = {(run.label, run.student, run.seed) for run in states}
-    states += [_refused(refusal) for refusal in refused_cells(study_dir) if refusal.cell not in known]
+    states += [_refused(study_dir, refusal) for refusal in refused_cells(study_dir) if refusal.cell not in known]
     if not states:
         raise UserError(f"{study_dir} has no runs yet: start them with zppo sweep or zppo train")
     return sorted(states, key=lambda run: (run.method != BASE, run.student, run.label, run.seed))
 
 
 def _run_state(run_dir: Path) -> RunState:
-    record, metrics = RunFolder.read_info(run_dir), last_metrics(run_dir)
+    metrics = last_metrics(run_dir)
+    try:
+        record = RunFolder.read_info(run_dir)
+        missing = [name for name in SHOWN if name not in record]
+        if missing:
+            raise Damaged(run_dir / "run.json", f"it has no {missing[0]}")
+    except Damaged as error:
+        return _without_record(run_dir, "damaged", str(error))
     state, num_steps, left = record["status"], record["num_steps"], None
     owner = owner_of(run_dir)
     if owner is not None:
@@ -106,24 +118,18 @@ def _is_first_start(run_dir: Path) -> bool:
     return not (run_dir / "run.json").exists() and owner_of(run_dir) is not None
 
 
-def _starting(run_dir: Path) -> RunState:
+def _without_record(run_dir: Path, state: str, note: str = "") -> RunState:
+    """A cell whose run.json says nothing, by its folder's name."""
     label, student, seed = run_dir.parts[-3:]
-    owner = owner_of(run_dir)
-    number = int(seed.removeprefix("seed"))
-    seconds = None if owner is None else owner.seconds
-    return RunState(label, _method(label), student, number, "starting", 0, None, None, seconds, None)
+    digits = seed.removeprefix("seed")
+    number = int(digits) if digits.isdecimal() else -1
+    return RunState(label, label.partition(",")[0], student, number, state, 0, None, None, None, None, note)
 
 
-def _refused(refusal: Refusal) -> RunState:
-    """A launch that left no run; `note` says why."""
-    return RunState(
-        refusal.label, _method(refusal.label), refusal.student, refusal.seed, "refused", 0, None, None, None, None,
-        note=refusal.error.splitlines()[0],
-    )  # fmt: skip
-
-
-def _method(label: str) -> str:
-    return label.partition(",")[0]
+def _refused(study_dir: Path, refusal: Refusal) -> RunState:
+    """A launch that left no run."""
+    run_dir = study_dir / refusal.label / refusal.student / f"seed{refusal.seed}"
+    return _without_record(run_dir, "refused", first_line(UserError(refusal.error)))
 
 
 def _seconds(record: dict[str, Any], run_dir: Path) -> float | None:

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 
 from harness.data.images import MediaError
 from harness.models.chat import Chat
+from harness.process.modes import follow_umask
 from harness.records.files import put_in_place, sync
 from harness.types import MediaLimits, Prompt, Question, Rollout, RolloutGroup
 from methods.base import Method
@@ -80,6 +81,7 @@ class StoredSteps:
         path = self._path(step)
         aside = path.with_suffix(".tmp")
         save_file(tensors, aside, metadata={"sha256": _digest(tensors)})
+        follow_umask(aside)
         sync(aside)
         put_in_place(aside, path)
 

@@ -79,6 +79,8 @@ class Trainer:
             chat=chat,
         )
         self._stored_ahead: Sequence[int] = ()
+        self.lost_records: dict[str, list[int]] = {}
+        """Steps before the checkpoint whose metrics or rollouts are gone, by file."""
         self._damaged: list[tuple[Path, str]] = []
         self._saved = (0, 0)
         """Step, and updates of the next, of the newest checkpoint."""
@@ -111,6 +113,9 @@ class Trainer:
         Raises UserError where the run cannot go on from what is there, and where the engine has not got the weights.
         """
         step, self._damaged = self._resume()
+        self.lost_records = self._folder.lost_records(step)
+        for name, steps in self.lost_records.items():
+            logger.warning("%s: %s of step %s is lost: missing or damaged", self._folder.path, name, _ranges(steps))
         logger.info("%s", memory_text(self._student, self._config.update, self._config.cluster.world_size))
         self._note_behind(step)
         self._transfer(0)
@@ -352,6 +357,17 @@ class Trainer:
             raise UserError(
                 f"{path} is a checkpoint of another run ({different}): remove it, or choose another study=NAME"
             )
+
+
+def _ranges(steps: Sequence[int]) -> str:
+    """`2, 5-7`"""
+    parts: list[list[int]] = []
+    for step in steps:
+        if parts and step == parts[-1][-1] + 1:
+            parts[-1][1:] = [step]
+        else:
+            parts.append([step])
+    return ", ".join("-".join(map(str, part)) for part in parts)
 
 
 def _num_parameters(model: LanguageModel) -> int:

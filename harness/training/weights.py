@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from harness.errors import UserError
+from harness.process.modes import follow_umask
 from harness.records.files import sha256, sync
 from harness.training.optimizer import load_state_tensors, state_tensors
 
@@ -130,6 +131,7 @@ def shard_name(kind: str, shard: int, num_shards: int) -> str:
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """Write and flush a file; returns its sum under its name."""
     save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, path)
+    follow_umask(path)
     sync(path)
     return {path.name: sha256(path)}
 

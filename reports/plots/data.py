@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -13,24 +12,10 @@ import pandas as pd
 
 from reports.runs.cards import BLOCK, comparable
 from reports.runs.collect import Run
+from reports.runs.damage import json_rows
 
 RUN_KEYS = ("label", "student", "seed")
 EVENTS = {"admit": "admitted", "graduate": "graduated", "evict": "evicted"}
-
-
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """Every complete line of a `.jsonl` file: a run that is writing right now may have half a last one.
-
-    Empty where there is no file. Raises ValueError, one line, where a complete line is no JSON.
-    """
-    lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file} line {number} is broken: remove that line, or copy the file again") from error
-    return rows
 
 
 def load_metrics(runs: Sequence[Run]) -> pd.DataFrame:
@@ -48,7 +33,7 @@ def load_metrics(runs: Sequence[Run]) -> pd.DataFrame:
 @lru_cache(maxsize=256)
 def _metrics(file: Path, size: int, mtime_ns: int) -> pd.DataFrame:
     """The lines of a file in this state: a report asks for them several times."""
-    return pd.DataFrame(read_lines(file))
+    return pd.DataFrame(json_rows(file)[0])
 
 
 def load_events(runs: Sequence[Run]) -> pd.DataFrame:
@@ -61,8 +46,8 @@ def load_events(runs: Sequence[Run]) -> pd.DataFrame:
     for run in runs:
         rows = [
             {name: row[name] for name in names}
-            for row in read_lines(run.folder / "buffer.jsonl")
-            if row["event"] in EVENTS
+            for row in json_rows(run.folder / "buffer.jsonl")[0]
+            if row.get("event") in EVENTS and row.keys() >= set(names)
         ]
         if rows:
             tables.append(_with_keys(run, rows))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections.abc import Sequence
@@ -134,7 +133,9 @@ def _run(file: Path) -> Run:
     named = {"label": label, "method": label.partition(",")[0], "student": student, "seed": _number(seed)}
     try:
         info = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
+        if not isinstance(info, dict):
+            raise ValueError
+    except (ValueError, RecursionError):
         return Run(file.parent, named | {"status": "unreadable"}, "run.json is no JSON: half written, or damaged")
     wanted = ["status", *(column.field for column in COLUMNS if column.source == "run.json" and column.required)]
     missing = [name for name in wanted if info.get(name) is None]
@@ -174,8 +175,10 @@ def _why_not_scored(folder: Path) -> str | None:
     """Why a finished run has no scores; None if it has. Every score file has to have the required columns."""
     files = score_files(folder)
     for file in files:
-        with file.open(encoding="utf-8", newline="") as lines:
-            header = next(csv.reader(lines), [])
+        try:
+            header = list(pd.read_csv(file, dtype=str).columns)  # all of it: what cannot be read is said here
+        except (ValueError, OSError) as error:
+            return f"{file.relative_to(folder)} cannot be read ({str(error).splitlines()[0]}): evaluate the run again"
         for column in COLUMNS:
             if column.source == "scores.csv" and column.required and column.field not in header:
                 return f"{file.relative_to(folder)} has no column '{column.field}': evaluate the run again"

@@ -230,3 +230,16 @@ def test_bad_media_are_skipped_counted_and_named_up_to_the_limit(tmp_path, caplo
     log = (folder / "run.log").read_text()
     assert "22 questions (2 bad, 0 with more" in log
     assert "d.jsonl:2: image" in log and "d.jsonl:3: video" in log and "missing.mp4 does not exist" in log
+
+
+def test_every_file_follows_the_umask(tmp_path):
+    import os
+
+    before = os.umask(0o027)
+    try:
+        folder = start(tmp_path, "method=grpo", "steps=1")
+    finally:
+        os.umask(before)
+    modes = {str(p.relative_to(folder)): oct(p.stat().st_mode & 0o777) for p in folder.rglob("*") if p.is_file()}
+    assert "model/model.safetensors" in modes and set(modes.values()) == {"0o640"}, modes
+    assert not [name for name in modes if name.endswith(".mode")]

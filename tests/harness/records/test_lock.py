@@ -264,3 +264,20 @@ def test_a_run_that_is_done_keeps_its_files(tmp_path):
     with contextlib.closing(RunFolder(tmp_path / "run", again)) as folder:
         assert folder.is_done(5)
     assert {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in before} == before
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO])
+@pytest.mark.parametrize("where", ["open", "flock"])
+def test_a_file_system_that_cannot_say_means_somebody_holds_it(tmp_path, short, monkeypatch, number, where):
+    """As a server of NFS answers that was restarted: nothing may be written, and nobody's claim is stale."""
+    RunLock(tmp_path).release()
+    (tmp_path / "run.json").write_text("{}")
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(lock.os if where == "open" else lock.fcntl, where, fail)
+    assert owner_of(tmp_path) is lock.UNKNOWN
+    with pytest.raises(Taken, match="is being written by another process"):
+        RunLock(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {LOCK, "run.json"}

@@ -14,6 +14,7 @@ from reports.plots.dynamics import off_scale, seed_curves, smoothing
 from reports.plots.gains import gains_over_base, ordered
 from reports.plots.style import looks, shades, wrap
 from reports.runs.collect import find_runs
+from reports.runs.damage import damage
 
 
 def scores(*rows, protocol="p"):
@@ -186,14 +187,15 @@ def test_wrap_and_listing():
     assert listing(["a", "b"]) == "a, b" and listing(list("abcdef")) == "a, b, c, d and 2 more"
 
 
-def test_metrics_keep_whole_lines_only_and_a_broken_line_is_named(write_run, tmp_path):
+def test_metrics_keep_complete_lines_only_and_a_broken_line_is_named(write_run, tmp_path):
     folder = write_run("grpo", accuracies=[0.1, 0.2])
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "rollout/acc')  # a run that is writing right now
     assert load_metrics(find_runs(tmp_path / "study"))["step"].tolist() == [1, 2]
     (folder / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2, nonsense}\n{"step": 3}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl"):
-        load_metrics(find_runs(tmp_path / "study"))
+    (run,) = find_runs(tmp_path / "study")
+    assert load_metrics([run])["step"].tolist() == [1, 3]
+    assert damage(run.folder, run.info) == ("metrics.jsonl has 2 of 3 steps",)
 
 
 def test_the_cheapest_run_sets_the_line():

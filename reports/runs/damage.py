@@ -1,0 +1,69 @@
+"""Which files of a run are damaged or incomplete: a report leaves them out and says so."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+
+def json_rows(file: Path, *, is_written: bool = False) -> tuple[list[dict[str, Any]], int]:
+    """The objects of a file with one a line, and how many lines are none. No file has no rows.
+
+    A run that is writing right now may have half a last line: it counts only where `is_written`.
+    """
+    try:
+        *lines, rest = file.read_bytes().split(b"\n")
+    except OSError:
+        return [], 0
+    rows, num_damaged = [], 0
+    for line in [*lines, rest] if rest and (is_written or _object(rest) is not None) else lines:
+        found = _object(line)
+        if found is None:
+            num_damaged += 1
+        else:
+            rows.append(found)
+    return rows, num_damaged
+
+
+def damage(folder: Path, info: dict[str, Any]) -> tuple[str, ...]:
+    """What is missing or cannot be read of a run's records, a phrase each; empty where all is there."""
+    found = [f"lost: {_lost(info['lost_records'])}"] if isinstance(info.get("lost_records"), dict) else []
+    done = info.get("status") == "done"
+    metrics, num_damaged = json_rows(folder / "metrics.jsonl", is_written=done)
+    steps = [row["step"] for row in metrics if isinstance(row.get("step"), int)]
+    saved = [int(path.name[5:11]) for path in folder.glob("checkpoints/step-??????")] if done else []
+    last = max([*steps, *saved, 0])
+    if num_damaged or len(set(steps)) < last:
+        found.append(f"metrics.jsonl has {len(set(steps))} of {max(last, len(steps) + num_damaged)} steps")
+    events, num_damaged = json_rows(folder / "buffer.jsonl", is_written=done)
+    num_events = sum(int(row.get("buffer/events", 0)) for row in metrics)
+    if num_damaged or (done and len(events) < num_events):
+        found.append(f"buffer.jsonl has {len(events)} of {max(num_events, len(events) + num_damaged)} events")
+    for scores in sorted(folder.glob("eval/*/scores.csv")):
+        rows = scores.with_name("rows.jsonl")
+        if rows.exists() and (num_lines := rows.read_bytes().count(b"\n")) < (expected := _num_rows(scores)):
+            found.append(f"{rows.relative_to(folder)} has {num_lines} of {expected} rows")
+    return tuple(found)
+
+
+def _lost(steps: dict[str, Any]) -> str:
+    return "; ".join(f"{name} of step {', '.join(map(str, numbers))}" for name, numbers in steps.items())
+
+
+def _num_rows(scores: Path) -> int:
+    """The responses that a score file counts; 0 where it does not say."""
+    try:
+        with scores.open(encoding="utf-8", newline="") as lines:
+            return sum(int(float(row.get("n") or 0)) for row in csv.DictReader(lines))
+    except (ValueError, OSError, csv.Error):
+        return 0
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

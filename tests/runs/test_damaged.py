@@ -1,0 +1,144 @@
+"""Damage is noticed and named, and the rest goes on: resume, status, report and sweeps over a damaged folder."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from harness.app import main
+from harness.records.folder import RunFolder
+
+SMALL = [
+    "student=tiny_xs", "eval=mini", "eval.num_questions=4", "eval.tasks=[arithmetic]", "eval.levels=[1]",
+    "eval.max_response_tokens=16", "data.batch_size=2", "data.num_questions=20", "data.pool_size=12",
+    "data.levels=[1]", "method.group_size=4", "rollout.max_response_tokens=16", "num_threads=1",
+]  # fmt: skip
+
+
+def train(outputs: Path, *overrides: str) -> int:
+    return main(["train", *SMALL, "method=grpo", f"outputs={outputs}", *overrides])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """Two runs of three steps."""
+    outputs = tmp_path_factory.mktemp("finished")
+    assert [train(outputs, "steps=3", "checkpoint.every=1", f"seed={seed}") for seed in (0, 1)] == [0, 0]
+    return outputs
+
+
+@pytest.fixture
+def study(finished, tmp_path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "outputs")) / "default"
+
+
+def cell(study: Path, seed: int = 0) -> Path:
+    return study / "grpo" / "tiny_xs" / f"seed{seed}"
+
+
+def damage_line(file: Path, number: int) -> None:
+    lines = file.read_text().splitlines(keepends=True)
+    lines[number] = lines[number][: len(lines[number]) // 2] + "\n"
+    file.write_text("".join(lines))
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def halve(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def list_instead(file: Path) -> None:
+    file.write_text("[1, 2]\n")
+
+
+def invalid_bytes(file: Path) -> None:
+    file.write_bytes(b"\xff\xfe{}\x00")
+
+
+DAMAGES = [empty, halve, list_instead, invalid_bytes]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [("run.json", damage) for damage in DAMAGES]
+    + [("config.yaml", damage) for damage in DAMAGES if damage is not halve],  # half of it is another configuration
+)
+def test_a_damaged_record_is_one_line_with_its_path(study, capsys, name, damage):
+    damage(cell(study) / name)
+    before = {p: p.read_bytes() for p in cell(study).rglob("*") if p.is_file() and not p.name.startswith(".lock")}
+    assert train(study.parent, "steps=4") == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert line.startswith(f"error: {cell(study) / name} cannot be read (") and "remove the run folder" in line
+    assert {p: p.read_bytes() for p in before} == before
+    assert main(["status", str(study)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("done") >= 1 and ("damaged" in shown) is (name == "run.json")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_sweep_goes_on_past_a_damaged_cell(study, capsys, damage):
+    damage(cell(study) / "run.json")
+    words = [*SMALL, "method=grpo", "seed=0,1", f"outputs={study.parent}", "steps=3", "checkpoint.every=1"]
+    assert main(["train", "-m", *words]) == 1
+    out = capsys.readouterr().out
+    assert "2 cells: 1 skipped, 1 failed" in out
+    assert f"failed: grpo tiny_xs seed0: {cell(study) / 'run.json'} cannot be read (" in out
+
+
+def test_what_earlier_steps_have_lost_is_named_at_resume_and_in_the_report(study, capsys, caplog):
+    damage_line(cell(study) / "metrics.jsonl", 1)
+    halve(cell(study) / "rollouts" / "step-000001.parquet")
+    (cell(study) / "rollouts" / "step-000003.parquet").unlink()
+    assert train(study.parent, "steps=4", "checkpoint.every=1") == 0
+    info = RunFolder.read_info(cell(study))
+    assert info["lost_records"] == {"metrics.jsonl": [2], "rollouts": [1, 3]}
+    assert f"{cell(study)}: rollouts of step 1, 3 is lost: missing or damaged" in caplog.text
+    rows = [json.loads(line) for line in (cell(study) / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 3, 4]
+    assert main(["report", str(study)]) == 0
+    text = (study / "report" / "report.md").read_text()
+    assert "grpo tiny_xs seed0: lost: metrics.jsonl of step 2; rollouts of step 1, 3" in text
+
+
+def test_a_line_that_a_kill_cut_short_is_no_loss(study):
+    with (cell(study) / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "ti')
+    assert train(study.parent, "steps=4", "checkpoint.every=1") == 0
+    assert RunFolder.read_info(cell(study))["lost_records"] is None
+
+
+def test_rollouts_that_were_removed_on_purpose_are_not_lost(tmp_path):
+    assert train(tmp_path, "steps=3", "checkpoint.every=1", "rollouts.keep=1") == 0
+    assert train(tmp_path, "steps=4", "checkpoint.every=1") == 0
+    folder = cell(tmp_path / "default")
+    assert {p.name for p in (folder / "rollouts").iterdir()} == {"step-000003.parquet", "step-000004.parquet"}
+    assert RunFolder.read_info(folder)["lost_records"] is None
+
+
+DAMAGED = {
+    "metrics.jsonl": (halve, "metrics.jsonl has 1 of 3 steps"),
+    "buffer.jsonl": (list_instead, "buffer.jsonl has 0 of "),
+    "rollouts/step-000002.parquet": (invalid_bytes, "step-000002.parquet"),
+    "eval/mini/rows.jsonl": (halve, "eval/mini/rows.jsonl has "),
+    "eval/mini/scores.csv": (invalid_bytes, "scores.csv"),
+    "config.yaml": (invalid_bytes, "config.yaml cannot be read"),
+    "run.json": (list_instead, "run.json is no JSON"),
+}
+
+
+def test_the_report_of_a_study_with_damaged_cells_names_each(study, capsys):
+    for seed, (name, (damage, _)) in enumerate(DAMAGED.items(), 2):
+        shutil.copytree(cell(study, 1), cell(study, seed))
+        info = RunFolder.read_info(cell(study, seed)) | {"seed": seed}
+        (cell(study, seed) / "run.json").write_text(json.dumps(info))
+        damage(cell(study, seed) / name)
+    assert main(["report", str(study)]) == 0
+    text = (study / "report" / "report.md").read_text()
+    page = (study / "report" / "index.html").read_text()
+    for seed, (_, phrase) in enumerate(DAMAGED.values(), 2):
+        assert any(f"seed{seed}" in line and phrase in line for line in (text + page).splitlines()), phrase
+    assert "seed0: " not in text and "seed1: " not in text
