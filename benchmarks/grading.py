@@ -63,7 +63,7 @@ def rate(cases: list[Case], config: RewardConfig, name: str) -> None:
             counts.update(grade.verdict for grade in grades)
             unexpected += sum(not as_expected(case, g.verdict) for case, g in zip(block, grades, strict=True))
         seconds = time.perf_counter() - started
-        verdicts = ", ".join(f"{counts[name]} {name}" for name in ("correct", "wrong", "unparsable", "timeout"))
+        verdicts = ", ".join(f"{counts[name]} {name}" for name in ("correct", "wrong", "unparsable", "timeout", "ungraded"))
         print(
             f"{name}: {len(cases)} gradings in {seconds:.1f} s, {len(cases) / seconds:.0f}/s; {verdicts}; "
             f"{unexpected} unexpected; {grader.num_replaced} workers replaced",

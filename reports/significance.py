@@ -32,25 +32,31 @@ DECIMALS = 9
 _CELL = ["student", "suite", "benchmark", "label"]
 _RUN = ["label", "student", "seed"]
 _FIELDS = pa.schema([("benchmark", pa.string()), ("question_id", pa.string()), ("score", pa.float64())])
+_VERDICT = pa.field("verdict", pa.string())
+UNGRADED = "ungraded"
+"""The verdict of a response that has no score."""
 
 
 def read_rows(runs: Sequence[Run]) -> pd.DataFrame:
     """A row a response of the complete runs: label, student, seed, suite, benchmark, question_id, score (0 to 1).
 
-    Only these fields are parsed. Runs without `rows.jsonl` have no rows. Raises ValueError for a file that is no
+    Only these fields, and the verdict, are parsed. Responses without a verdict are left out. Runs without `rows.jsonl`
+    have no rows. Raises ValueError for a file that is no
     JSON lines with these fields.
     """
     tables = []
     for run in runs:
         for file in sorted(run.folder.glob("eval/*/rows.jsonl")) if run.incomplete is None else ():
             options = pa.json.ReadOptions(block_size=BLOCK_BYTES)
-            parsing = pa.json.ParseOptions(explicit_schema=_FIELDS, unexpected_field_behavior="ignore")
+            schema = _FIELDS.append(_VERDICT)
+            parsing = pa.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
             if file.stat().st_size == 0:
                 continue
             try:
                 rows = pa.json.read_json(file, read_options=options, parse_options=parsing).to_pandas()
             except pa.ArrowInvalid as error:
                 raise ValueError(f"{file}: {str(error).splitlines()[0]}: evaluate the run again") from None
+            rows = rows.loc[rows["verdict"] != UNGRADED, _FIELDS.names]
             if rows.isna().any(axis=None):
                 raise ValueError(f"{file}: a row lacks {', '.join(_FIELDS.names)}: evaluate the run again")
             tables.append(rows.assign(suite=file.parent.name, **{name: run.info[name] for name in _RUN}))

@@ -122,9 +122,12 @@ def _evaluate(config: RunConfig, out_dir: Path, label: str) -> str:
         if config.eval.stage != "judge":
             engine, identity = live_student(config, out_dir / "student.server.log", stack)
         name = f"{label}/{config.student.name}"
-        evaluate(config.eval, engine, grader, out_dir=out_dir, model_name=name, identity=identity)
+        rows = evaluate(config.eval, engine, grader, out_dir=out_dir, model_name=name, identity=identity)
     if config.eval.stage == "generate":
         return f"Generated: {out_dir / 'responses.jsonl'}; score them with stage=judge"
+    if not any(row["n"] for row in rows):
+        holes = json.loads((out_dir / "protocol.json").read_text(encoding="utf-8"))["holes"]
+        raise UserError(next(iter(holes.values())))
     return _text(out_dir)
 
 
