@@ -194,7 +194,7 @@ class RolloutGroup:
 
 
 def comparable(rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """The graded ones of a group's rollouts; none where fewer than two of several are: one has nothing to stand against.
+    """The graded ones of a group's rollouts; none where fewer than two of several are: one alone compares with nothing.
 
     Example: verdicts [correct, ungraded, wrong] leave two, [correct, ungraded] none, and [correct] alone is kept.
     """

@@ -39,7 +39,7 @@ class PageText:
 
 @dataclass(frozen=True)
 class PageResponse:
-    """One rollout; `reward`, `advantage` and `training_reward` are None where there is none, `match` for plain prompts."""
+    """One rollout. Rewards and `advantage` are None where there is none, `match` for plain prompts."""
 
     text: PageText
     sampler: str
