@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -87,7 +88,7 @@ def _evaluate_model(model: str, suite: str, overrides: list[str], config_dir: st
     folder = run_dir(config, run_label(config))
     if RunFolder.read_info(folder).get("status") != "done":  # a run that trains nothing: the study's tables list runs
         run(dataclasses.replace(config, eval=EvalConfig(media=config.eval.media)), overrides=words)
-    if any(folder.glob("eval/*/scores.csv")):
+    if any(row["n"] != "0" for file in folder.glob("eval/*/scores.csv") for row in _score_rows(file)):
         return _evaluate(config, folder / "eval" / suite, run_label(config))
     # Its scores are all that such a run is: it is not done before it has some, however this process ends.
     _set_status(folder, "interrupted")
@@ -98,6 +99,11 @@ def _evaluate_model(model: str, suite: str, overrides: list[str], config_dir: st
         raise
     _set_status(folder, "done")
     return text
+
+
+def _score_rows(file: Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
 
 
 def _set_status(folder: Path, status: str, error: str | None = None) -> None:
@@ -133,9 +139,7 @@ def _evaluate(config: RunConfig, out_dir: Path, label: str) -> str:
 
 def _text(out_dir: Path) -> str:
     """The scores as the file has them, aligned."""
-    import csv
-
-    rows = list(csv.DictReader((out_dir / "scores.csv").open(encoding="utf-8")))
+    rows = _score_rows(out_dir / "scores.csv")
     counts = ("num_truncated", "num_unparsable", "num_timeout", "num_judged", "num_malformed")
     shown = ("benchmark", "family", "score", "stderr", "n", *counts)
     cells = [shown, *([row[name] or "-" for name in shown] for row in rows)]
