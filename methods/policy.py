@@ -72,8 +72,8 @@ class PolicyGradientMethod(Method):
     def credit(self, groups: Sequence[RolloutGroup]) -> list[TrainingSample]:
         """One sample a rollout of `members`, advantages by Eqs. 1-6 over all groups.
 
-        Rollouts without a verdict are kept from `advantages`, and whole groups where too few have one. Their advantage
-        is 0, and their tokens stay in the denominator.
+        Rollouts without a verdict are kept from `advantages`, and groups where too few have one. Their advantage is 0,
+        and their tokens stay in the denominator.
         """
         parts = [self._graded_part(group) for group in groups]
         compared = [part for part in parts if part is not None]

@@ -17,7 +17,7 @@ SEEDS = "seeds"
 SUBJECT = "zppo"
 """The label whose lead over the others is the default delta row."""
 MALFORMED_MARK = " †"
-"""Behind the name of a benchmark with more malformed verdicts than `MAX_MALFORMED`."""
+"""At the name of a benchmark with more malformed verdicts than `MAX_MALFORMED`."""
 MAX_MALFORMED = 0.01
 """Share of the judge's replies that may be no verdicts before a column is marked: they count as wrong."""
 

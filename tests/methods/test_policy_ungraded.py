@@ -19,7 +19,7 @@ from methods.teacher_response import TeacherResponse
 
 @pytest.fixture
 def group(rollout):
-    """`group("a", "10?")`: a student's group, one character a rollout: its reward, `?` for ungraded, `t` for timeout."""
+    """`group("a", "10?t")`: a student's group, a character a rollout: its reward, `?` for ungraded, `t` for timeout."""
 
     def make(uid: str, replies: str, sampler: str = "student", kind: str = "plain") -> RolloutGroup:
         rollouts = []
@@ -117,7 +117,7 @@ def test_a_plugin_that_forms_its_own_advantages_is_given_the_graded_ones(group):
     method = OverTheMean(PolicyGradientConfig())
     groups = [group("a", "1?00"), group("b", "????"), group("c", "11")]
     assert advantages(method, *groups) == pytest.approx([2.0, 0.0, -1.0, -1.0, 0, 0, 0, 0, 0, 0])
-    assert [len(one.rollouts) for one in groups] == [4, 4, 2]  # the groups themselves stay whole
+    assert [len(one.rollouts) for one in groups] == [4, 4, 2]  # the groups themselves keep all
 
 
 def test_a_plugin_whose_numbers_do_not_fit_the_graded_ones_is_told(group):

@@ -43,7 +43,7 @@ def zppo(**options) -> ZPPO:
 def test_no_prompt_lists_or_shows_them(models, batch_of):
     method = zppo()
     groups = method.collect(batch_of("a b c d e"), models, np.random.default_rng(0))
-    assert [line for line in models.log if line.startswith("teacher x")] == ["teacher x2: b/teacher d/teacher e/teacher"]
+    assert "teacher x2: b/teacher d/teacher e/teacher" in models.log
     assert sorted(g.uid for g in groups if g.prompt.kind != "plain") == ["b/bcq", "b/ncq", "e/bcq", "e/ncq"]
     texts = {uid: prompt.messages[-1]["content"] for uid, prompt in models.prompts.items()}
     assert "\\boxed{0}, \\boxed{3}." in texts["b/ncq"] and "\\boxed{1}, \\boxed{2}, \\boxed{3}." in texts["e/ncq"]

@@ -265,7 +265,7 @@ def test_a_judge_that_dies_in_the_middle_leaves_holes_that_a_later_one_fills(
     assert main(["report", "--compare", str(folder.parents[1]), str(folder.parents[1])]) == 0
     assert capsys.readouterr().out.count("no score of A and B") == 2
     responses = (folder / "responses.jsonl").read_bytes()
-    # Another judge is asked about these three alone. One of its replies is out of form: wrong, and the column is marked.
+    # Another judge is asked about these three alone. One of its replies is out of form: wrong, and its column marked.
     with serve(plan=lambda number, body: saying("Yes.") if number == 0 else None) as server:
         assert main([*words, "stage=judge", f"eval.judge.url={server.url}"]) == 0
     assert len(server.requests) == 3 and (folder / "responses.jsonl").read_bytes() == responses

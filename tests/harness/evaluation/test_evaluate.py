@@ -98,7 +98,7 @@ def test_a_row_whose_grader_was_lost_twice_is_a_hole_until_it_is_graded(
             "arithmetic_l1": "arithmetic_l1: the grader gave no verdict on 1 of 4: two of its workers were lost at an "
             "answer, see the log; the responses are kept, stage=judge goes on from them"
         }
-        again = evaluate(replace(two_levels, stage="judge"), None, grader, out_dir=tmp_path, model_name="", identity=None)
+        again = run(replace(two_levels, stage="judge"), None, grader, tmp_path)
     assert [(row["score"], row["n"]) for row in again] == [(100.0, 4), (100.0, 4)]
 
 

@@ -113,7 +113,9 @@ def test_16_replies_out_of_form_before_any_verdict_stop_the_pass(start: Start, t
         with pytest.raises(MalformedReplies) as caught:
             judge(many(30), client, cache)
         message = str(caught.value)
-        assert message.startswith(r"none of the judge's first 16 replies is a verdict; the first is 'Sure 0!\x1b[2J\nxx")
+        assert message.startswith(
+            "none of the judge's first 16 replies is a verdict; the first is 'Sure 0!\\x1b[2J\\nx"
+        )
         assert "eval.judge.max_tokens" in message and "\n" not in message and len(message) < 500
         assert len(read_cache(cache)) == 3  # the 13 are asked about again
     assert len(server.requests) == 3 + 13 + 13

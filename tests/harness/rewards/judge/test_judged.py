@@ -252,7 +252,7 @@ def test_a_run_goes_on_without_some_verdicts(
     monkeypatch.setattr(evaluate, "evaluate", lambda config, engine, grader, **names: graders.append(grader) or [])
 
     def plan(number: int, body: Any) -> Fault | None:
-        """No reply about 31, which is all that one question gets, and about a reply or two of others; 61 by no verdict."""
+        """No reply about 31, all that one question gets, nor about single answers to others; no verdict about 61."""
         answer = read_sections(body["messages"][-1]["content"])["answer"]
         return Fault(status=500) if answer in ("31", "56", "69") else saying("Yes.") if answer == "61" else None
 
