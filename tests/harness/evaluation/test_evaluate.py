@@ -75,7 +75,7 @@ def test_answers_at_the_graders_limits_are_counted(
 
 
 def test_a_row_whose_grader_was_lost_twice_is_a_hole_until_it_is_graded(
-    two_levels: EvalConfig, make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    two_levels: EvalConfig, make_engine: MakeEngine, grader: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, killed = Worker.run, []
 
@@ -87,9 +87,10 @@ def test_a_row_whose_grader_was_lost_twice_is_a_hole_until_it_is_graded(
         return real(worker, jobs)
 
     monkeypatch.setattr(Worker, "run", run_killed)
-    engine = make_engine(lambda prompt: (f"\\boxed{{{prompt.question.answer}.0}}", "stop"))  # takes a library
-    with Grader(RewardConfig()) as grader:
-        scores = run(two_levels, engine, grader, tmp_path)
+    forms = {"eval/arithmetic_l1/0": ".0"}  # takes a library, as no integer does
+    engine = make_engine(lambda p: (f"\\boxed{{{p.question.answer}{forms.get(p.uid, '')}}}", "stop"))
+    with Grader(RewardConfig()) as lost:
+        scores = run(two_levels, engine, lost, tmp_path)
         assert [(row["score"], row["n"]) for row in scores] == [("", 0), (100.0, 4)]
         rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
         assert [(row["score"], row["verdict"]) for row in rows] == [(None, "ungraded")] + [(1.0, "correct")] * 7
@@ -98,7 +99,7 @@ def test_a_row_whose_grader_was_lost_twice_is_a_hole_until_it_is_graded(
             "arithmetic_l1": "arithmetic_l1: the grader gave no verdict on 1 of 4: two of its workers were lost at an "
             "answer, see the log; the responses are kept, stage=judge goes on from them"
         }
-        again = run(replace(two_levels, stage="judge"), None, grader, tmp_path)
+    again = run(replace(two_levels, stage="judge"), None, grader, tmp_path)
     assert [(row["score"], row["n"]) for row in again] == [(100.0, 4), (100.0, 4)]
 
 

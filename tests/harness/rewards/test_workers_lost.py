@@ -123,9 +123,9 @@ def kill_twice(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[int]]:
 
 @pytest.fixture
 def answers(tmp_path: Path) -> str:
-    """Three answers to 1/2, the last wrong."""
+    """Two answers to 1/2: the first needs a library."""
     file = tmp_path / "answers.jsonl"
-    rows = [{"id": i, "response": boxed(answer), "gold": "1/2"} for i, answer in enumerate(["0.5", "0.50", "0.6"])]
+    rows = [{"id": i, "response": boxed(answer), "gold": "1/2"} for i, answer in enumerate(["0.5", "1/2"])]
     file.write_text("\n".join(map(json.dumps, rows)))
     return str(file)
 
@@ -136,7 +136,7 @@ def test_a_worker_that_is_killed_twice_says_nothing_about_the_answer(
     killed = kill_twice("grade")
     assert main(["grade", answers]) == 0
     found = [json.loads(line)["verdict"] for line in capsys.readouterr().out.splitlines()]
-    assert found == ["ungraded", "correct", "wrong"] and len(set(killed)) == 2
+    assert found == ["ungraded", "correct"] and len(set(killed)) == 2
     assert [message.partition(": ")[2] for message in caplog.messages] == [
         "its answer is graded once more", "its answer stays ungraded",
     ]  # fmt: skip
