@@ -13,10 +13,12 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import get_args
 
 from benchmarks.grading_cases import PAIRS, Case, boxed, hostile, question
 from harness.config.schema import RewardConfig
 from harness.rewards.workers import Grader
+from harness.types import Verdict
 
 Judge = Callable[[str, str], bool]
 """Whether an answer is right, given the gold answer."""
@@ -63,7 +65,7 @@ def rate(cases: list[Case], config: RewardConfig, name: str) -> None:
             counts.update(grade.verdict for grade in grades)
             unexpected += sum(not as_expected(case, g.verdict) for case, g in zip(block, grades, strict=True))
         seconds = time.perf_counter() - started
-        verdicts = ", ".join(f"{counts[name]} {name}" for name in ("correct", "wrong", "unparsable", "timeout"))
+        verdicts = ", ".join(f"{counts[name]} {name}" for name in get_args(Verdict))
         print(
             f"{name}: {len(cases)} gradings in {seconds:.1f} s, {len(cases) / seconds:.0f}/s; {verdicts}; "
             f"{unexpected} unexpected; {grader.num_replaced} workers replaced",

@@ -8,6 +8,7 @@ sequence, G rollouts of a group.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -22,7 +23,8 @@ PromptKind = Literal["plain", "bcq", "ncq", "hint", "prefix", "extra", "compress
 """`plain` groups decide mastery; `extra` is another group on its prompt; the last two ask the teacher to rewrite."""
 Sampler = Literal["student", "teacher"]
 FinishReason = Literal["stop", "length"]
-Verdict = Literal["correct", "wrong", "unparsable", "timeout"]
+Verdict = Literal["correct", "wrong", "unparsable", "timeout", "ungraded"]
+"""`timeout`: the answer used up its own CPU time, reward 0. `ungraded`: nobody could say, so there is no reward."""
 Match = Literal["positive", "negative", "other"]
 Message = dict[str, str]  # {"role": ..., "content": ...}
 
@@ -144,15 +146,23 @@ class Rollout:
     """What the prompt shows with its text: the very thing that sampler, trainer and teacher are given."""
     answer: str | None = None
     reward: float = 0.0
+    """Says nothing where the verdict is `ungraded`."""
     verdict: Verdict = "wrong"
     training_reward: float | None = None
     """What `credit` is to use in the place of `reward`, if anything: a shaped or a random reward. Records, buffer and
     metrics keep the graded one."""
 
+    @property
+    def is_graded(self) -> bool:
+        return self.verdict != "ungraded"
+
 
 @dataclass(kw_only=True)
 class RolloutGroup:
-    """The rollouts of one prompt. Siblings share it for advantage centring."""
+    """The rollouts of one prompt. Siblings share it for advantage centring.
+
+    A rollout without a verdict is neither right nor wrong: it is in no mean and in no list of this class.
+    """
 
     uid: str
     prompt: Prompt
@@ -161,15 +171,35 @@ class RolloutGroup:
 
     @property
     def accuracy(self) -> float:
-        """Mean reward of the student's rollouts (rbar of the paper); 0 for a group without any."""
-        rewards = [r.reward for r in self.rollouts if r.sampler == "student"]
+        """Mean reward of the student's graded rollouts (rbar of the paper); 0 for a group without any of the student's.
+
+        NaN where too few of them are graded (`comparable`). It is neither below a threshold nor at least that: such a
+        group is neither hard nor easy.
+        """
+        student = [r for r in self.rollouts if r.sampler == "student"]
+        rewards = [r.reward for r in comparable(student)]
+        if student and not rewards:
+            return math.nan
         return sum(rewards) / len(rewards) if rewards else 0.0
 
     def correct(self, sampler: Sampler | None = None) -> list[Rollout]:
-        return [r for r in self.rollouts if r.reward > 0.5 and sampler in (None, r.sampler)]
+        return [r for r in self._graded(sampler) if r.reward > 0.5]
 
     def wrong(self, sampler: Sampler | None = None) -> list[Rollout]:
-        return [r for r in self.rollouts if r.reward <= 0.5 and sampler in (None, r.sampler)]
+        """Those that may be shown as wrong. A `timeout` may not: its reward is 0, its answer may be right."""
+        return [r for r in self._graded(sampler) if r.reward <= 0.5 and r.verdict != "timeout"]
+
+    def _graded(self, sampler: Sampler | None) -> list[Rollout]:
+        return [r for r in self.rollouts if r.is_graded and sampler in (None, r.sampler)]
+
+
+def comparable(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """The graded ones of a group's rollouts; none where fewer than two of several are: one alone compares with nothing.
+
+    Example: verdicts [correct, ungraded, wrong] leave two, [correct, ungraded] none, and [correct] alone is kept.
+    """
+    graded = [rollout for rollout in rollouts if rollout.is_graded]
+    return graded if len(graded) >= min(2, len(rollouts)) else []
 
 
 @dataclass(frozen=True, kw_only=True)

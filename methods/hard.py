@@ -85,7 +85,7 @@ class GuidedMethod(PolicyGradientMethod):
 
 
 def hard_groups(plain: Sequence[RolloutGroup], tau: float) -> list[RolloutGroup]:
-    """The plain groups whose accuracy is below `tau`."""
+    """The plain groups whose accuracy is below `tau`; none whose accuracy is not known (NaN)."""
     return [group for group in plain if group.accuracy < tau]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.types import (
@@ -13,6 +13,7 @@ from harness.types import (
     TeacherDistribution,
     TokenBatch,
     TrainingSample,
+    comparable,
 )
 from methods.advantages import NORMALIZATIONS, Normalization, group_advantages
 from methods.contract import Method, MethodConfig, MethodError
@@ -69,14 +70,35 @@ class PolicyGradientMethod(Method):
     Config: ClassVar[type[MethodConfig]] = PolicyGradientConfig
 
     def credit(self, groups: Sequence[RolloutGroup]) -> list[TrainingSample]:
-        """One sample a student rollout, advantages by Eqs. 1-6 over all groups; the teacher's are left out."""
-        given = self.advantages(groups)
-        self._check_lengths(given, [len(sampled_by_student(group)) for group in groups])
-        return [
-            rollout_sample(group.uid, rollout, advantage=advantage)
-            for group, advantages in zip(groups, given, strict=True)
-            for rollout, advantage in zip(sampled_by_student(group), advantages, strict=True)
-        ]
+        """One sample a rollout of `members`, advantages by Eqs. 1-6 over all groups.
+
+        Rollouts without a verdict are kept from `advantages`, and groups where too few have one. Their advantage is 0,
+        and their tokens stay in the denominator.
+        """
+        parts = [self._graded_part(group) for group in groups]
+        compared = [part for part in parts if part is not None]
+        given = self.advantages(compared)
+        self._check_lengths(given, [len(self.members(part)) for part in compared])
+        remaining = iter(given)
+        samples = []
+        for group, part in zip(groups, parts, strict=True):
+            values = None if part is None else iter(next(remaining))
+            for rollout in self.members(group):
+                advantage = next(values) if values is not None and rollout.is_graded else 0.0
+                samples.append(rollout_sample(group.uid, rollout, advantage=advantage))
+        return samples
+
+    def members(self, group: RolloutGroup) -> list[Rollout]:
+        """The rollouts of a group that are centred together and trained: the student's."""
+        return sampled_by_student(group)
+
+    def _graded_part(self, group: RolloutGroup) -> RolloutGroup | None:
+        """The group without what has no verdict; None where too few members are left."""
+        members = self.members(group)
+        if members and not comparable(members):
+            return None
+        graded = [rollout for rollout in group.rollouts if rollout.is_graded]
+        return group if len(graded) == len(group.rollouts) else replace(group, rollouts=graded)
 
     def _check_lengths(self, given: Sequence[Sequence[float]], sizes: Sequence[int]) -> None:
         """A subclass gives one list a group and one number a rollout. Raises MethodError where it does not."""
@@ -91,8 +113,8 @@ class PolicyGradientMethod(Method):
                 )
 
     def advantages(self, groups: Sequence[RolloutGroup]) -> list[list[float]]:
-        """Of the student's rollouts of each group, in their order."""
-        return self.normalized([training_rewards(sampled_by_student(group)) for group in groups])
+        """Of the members of each group, in their order. All rollouts of the groups are graded."""
+        return self.normalized([training_rewards(self.members(group)) for group in groups])
 
     def normalized(self, rewards: Sequence[Sequence[float]]) -> list[list[float]]:
         """Advantages from rewards, one list a group, by `advantage_normalization`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -44,16 +45,17 @@ def teacher_prompt(question: Question) -> Prompt:
 def teacher_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     """Accuracy of the teacher's own groups; empty where it has none."""
     own = [group for group in groups if group.rollouts and not sampled_by_student(group)]
-    rewards = [rollout.reward for group in own for rollout in group.rollouts]
+    rewards = [rollout.reward for group in own for rollout in group.rollouts if rollout.is_graded]
     return {"teacher/accuracy": sum(rewards) / len(rewards)} if rewards else {}
 
 
 def kind_metrics(groups: Sequence[RolloutGroup], *kinds: PromptKind) -> dict[str, float]:
-    """How many groups the student sampled of each kind of prompt, and their mean accuracy."""
+    """How many groups the student sampled of each kind of prompt, and their mean accuracy where it is known."""
     metrics: dict[str, float] = {}
     for kind in kinds:
         accuracies = [g.accuracy for g in groups if g.prompt.kind == kind and sampled_by_student(g)]
         metrics[f"{kind}/prompts"] = len(accuracies)
-        if accuracies:
-            metrics[f"{kind}/accuracy"] = sum(accuracies) / len(accuracies)
+        known = [accuracy for accuracy in accuracies if not math.isnan(accuracy)]
+        if known:
+            metrics[f"{kind}/accuracy"] = sum(known) / len(known)
     return metrics

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
-from harness.types import Actors, QuestionBatch, RolloutGroup, Sampler, TrainingSample
+from harness.types import Actors, QuestionBatch, Rollout, RolloutGroup, Sampler
 from methods.contract import MethodConfig, TeacherUse
 from methods.hard import TeacherAidedConfig, early_teacher_groups, hard_groups, right_trace
 from methods.keys import register
-from methods.policy import PolicyGradientMethod, training_rewards
-from methods.samples import rollout_sample, sampled_by_student, teacher_metrics
+from methods.policy import PolicyGradientMethod
+from methods.samples import sampled_by_student, teacher_metrics
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,18 +38,9 @@ class TeacherResponse(PolicyGradientMethod):
                 group.rollouts.append(replace(trace, index=len(group.rollouts)))
         return [*plain, *teacher]
 
-    def credit(self, groups: Sequence[RolloutGroup]) -> list[TrainingSample]:
-        joined = [group for group in groups if sampled_by_student(group)]
-        given = self.advantages(joined)
-        self._check_lengths(given, [len(group.rollouts) for group in joined])
-        return [
-            rollout_sample(group.uid, rollout, advantage=advantage)
-            for group, advantages in zip(joined, given, strict=True)
-            for rollout, advantage in zip(group.rollouts, advantages, strict=True)
-        ]
-
-    def advantages(self, groups: Sequence[RolloutGroup]) -> list[list[float]]:
-        return self.normalized([training_rewards(group.rollouts) for group in groups])
+    def members(self, group: RolloutGroup) -> list[Rollout]:
+        """The teacher's response too where it has joined."""
+        return group.rollouts if sampled_by_student(group) else []
 
     def metrics(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
         num_joined = sum(bool(sampled_by_student(g)) and bool(g.correct("teacher")) for g in groups)

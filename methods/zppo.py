@@ -163,6 +163,7 @@ class ZPPO(PolicyGradientMethod):
 
 
 def wrong_traces(group: RolloutGroup) -> list[Trace]:
+    """Those of the student that a prompt may call wrong."""
     return [(group.prompt.question, rollout) for rollout in group.wrong("student")]
 
 

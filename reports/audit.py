@@ -22,7 +22,7 @@ MATCHES = ("positive", "negative", "other")
 COLUMNS = ("uid", "kind", "sampler", "reward", "match")
 
 Replies = Counter[tuple[str, bool, str | None]]
-"""Number of student rollouts by kind, whether they are right, and match."""
+"""Number of graded student rollouts by kind, whether they are right, and match."""
 
 
 def audit_command(run_dir: str | Path) -> str:
@@ -56,7 +56,8 @@ def _match_sections(files: Iterable[Path]) -> list[str]:
     for file in files:
         rows = read_rollouts(file, COLUMNS, wanted)
         prompts.update(kind for _, kind in {(row["uid"], row["kind"]) for row in rows})
-        replies.update((row["kind"], row["reward"] > 0.5, row["match"]) for row in rows)
+        graded = [row for row in rows if row["reward"] is not None]
+        replies.update((row["kind"], row["reward"] > 0.5, row["match"]) for row in graded)
     sections = [_match_table(prompts, replies)]
     guided = [
         f"{kind}: {prompts[kind]} prompts, {_count(replies, kind)} rollouts, "

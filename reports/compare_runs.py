@@ -172,14 +172,15 @@ def _by_benchmark(run: Run) -> dict[tuple[str, str], tuple[float | None, str | N
 
 
 def _marks(run: Run) -> dict[tuple[str, str], dict[str, float]]:
-    """The mark in [0, 1] of each question by its uid, by (suite, benchmark)."""
+    """The mark in [0, 1] of each graded question by its uid, by (suite, benchmark)."""
     found: dict[tuple[str, str], dict[str, float]] = {}
     for scores in score_files(run.folder):
         file = scores.with_name("rows.jsonl")
         for row in json_rows(file)[0]:
             if not {"benchmark", "uid", "score"} <= row.keys():
                 raise ValueError(f"{file} has rows without benchmark, uid or score: evaluate the run again")
-            found.setdefault((file.parent.name, row["benchmark"]), {})[row["uid"]] = float(row["score"])
+            if row["score"] is not None:
+                found.setdefault((file.parent.name, row["benchmark"]), {})[row["uid"]] = float(row["score"])
     return found
 
 

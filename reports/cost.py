@@ -127,7 +127,7 @@ def cost_curves(runs: list[Run]) -> pd.DataFrame:
     - `cumulative_flops`: the sum of every `flops/*` so far.
     - `cumulative_tokens`: the sum of every `tokens/*` so far, all that went through a model. A token counts once where
       it is sampled and once more where it is trained on.
-    - `accuracy`: the step's `rollout/accuracy` (0 to 1; NaN where the method has none).
+    - `accuracy`: the step's `rollout/accuracy` (0 to 1; NaN where the method has none, or nothing could be graded).
     """
     names = ["student", "label", "seed", "step", "cumulative_flops", "cumulative_tokens", "accuracy"]
     curves = []
@@ -191,9 +191,8 @@ def _at_budget(
         step = float(within["step"].max())
         final = float(curve["step"].max())
         evaluation = _evaluation(folders[student, label, seed], scores, step, final)
-        reached.append(
-            {"label": label, "step": step, "accuracy": within["accuracy"].tail(WINDOW).mean(skipna=False), **evaluation}
-        )
+        accuracy = within["accuracy"].tail(WINDOW).mean()  # of the steps that could be graded
+        reached.append({"label": label, "step": step, "accuracy": accuracy, **evaluation})
     table = pd.DataFrame(reached)
     cards = table["cards"][table["cards"] != ""]
     table["other"] = (table["cards"] != "") & (table["cards"] != (cards.mode().iloc[0] if len(cards) else ""))

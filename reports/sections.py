@@ -10,7 +10,7 @@ from reports.bootstrap import BEST
 from reports.cost import rows_of as cost_rows
 from reports.page.page import PageRow, PageTable
 from reports.significance import ALIKE, BETTER, NOT_COMPARED, WORSE
-from reports.tables import Comparison, markdown_table, rows_of, to_markdown
+from reports.tables import MALFORMED_MARK, MAX_MALFORMED, Comparison, markdown_table, rows_of, to_markdown
 
 BOOTSTRAP_NOTE = (
     "Percentage points over the benchmarks that both rows have. Intervals (95 %) resample benchmarks, 10,000 times: "
@@ -35,7 +35,18 @@ def table_note(table: Comparison) -> str:
         note += f"; the standard error of a single score is up to {table.max_stderr:.1f}"
     if (table.num_seeds > 1).any():
         note += "; ± is the standard deviation over seeds"
-    return f"{note}. {rates_note(table)}".strip()
+    return " ".join(filter(None, [f"{note}.", malformed_note(table), rates_note(table)]))
+
+
+def malformed_note(table: Comparison) -> str:
+    """What the mark of a column says; empty where there is none."""
+    if not table.malformed:
+        return ""
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in table.malformed.items())
+    return (
+        f"{MALFORMED_MARK.strip()} More than {MAX_MALFORMED:.0%} of the judge's replies were no verdicts and count as "
+        f"wrong (worst run: {shares})."
+    )
 
 
 def rates_note(table: Comparison) -> str:

@@ -32,6 +32,9 @@ DECIMALS = 9
 _CELL = ["student", "suite", "benchmark", "label"]
 _RUN = ["label", "student", "seed"]
 _FIELDS = pa.schema([("benchmark", pa.string()), ("question_id", pa.string()), ("score", pa.float64())])
+_VERDICT = pa.field("verdict", pa.string())
+UNGRADED = "ungraded"
+"""The verdict of a response that has no score."""
 
 
 def read_rows(runs: Sequence[Run]) -> tuple[pd.DataFrame, list[str]]:
@@ -39,13 +42,15 @@ def read_rows(runs: Sequence[Run]) -> tuple[pd.DataFrame, list[str]]:
 
     A row a response of the complete runs: label, student, seed, suite, benchmark, question_id, score (0 to 1).
 
-    Only these fields are parsed. Runs without `rows.jsonl` have no rows.
+    Only these fields, and the verdict, are parsed. Responses without a verdict are left out. Runs without `rows.jsonl`
+    have no rows.
     """
     tables, damaged = [], []
     for run in runs:
         for file in sorted(run.folder.glob("eval/*/rows.jsonl")) if run.incomplete is None else ():
             options = pa.json.ReadOptions(block_size=BLOCK_BYTES)
-            parsing = pa.json.ParseOptions(explicit_schema=_FIELDS, unexpected_field_behavior="ignore")
+            schema = _FIELDS.append(_VERDICT)
+            parsing = pa.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
             if file.stat().st_size == 0:
                 continue
             try:
@@ -53,6 +58,7 @@ def read_rows(runs: Sequence[Run]) -> tuple[pd.DataFrame, list[str]]:
             except (pa.ArrowInvalid, UnicodeDecodeError) as error:
                 damaged.append(f"- {run.name}: {file.name} of {file.parent.name}: {str(error).splitlines()[0]}")
                 continue
+            rows = rows.loc[rows["verdict"] != UNGRADED, _FIELDS.names]
             if rows.isna().any(axis=None):
                 lacking = ", ".join(_FIELDS.names)
                 damaged.append(f"- {run.name}: {file.name} of {file.parent.name}: a row lacks {lacking}")

@@ -16,6 +16,10 @@ MACRO = "macro avg"
 SEEDS = "seeds"
 SUBJECT = "zppo"
 """The label whose lead over the others is the default delta row."""
+MALFORMED_MARK = " †"
+"""At the name of a benchmark with more malformed verdicts than `MAX_MALFORMED`."""
+MAX_MALFORMED = 0.01
+"""Share of the judge's replies that may be no verdicts before a column is marked: they count as wrong."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class Comparison:
     delta: tuple[str, pd.Series] | None
     refused: tuple[str, ...]
     """One line for each run that was evaluated by another protocol than the others, or not on all benchmarks."""
+    malformed: dict[str, float]
+    """Benchmarks above `MAX_MALFORMED`: the share of the judge's replies that are no verdicts, in the worst run."""
 
 
 def compare(scores: pd.DataFrame, delta: tuple[str, str] | None = None) -> list[Comparison]:
@@ -78,6 +84,7 @@ def _compare(scores: pd.DataFrame, delta: tuple[str, str] | None) -> Comparison:
         max_stderr=float(pd.to_numeric(scores["stderr"]).max()),
         delta=_delta(mean, methods, delta),
         refused=(*map(_refused_line, others.to_dict("records")), *_holes(scores)),
+        malformed=_malformed(scores),
     )
 
 
@@ -106,6 +113,14 @@ def _holes(scores: pd.DataFrame) -> tuple[str, ...]:
     )
 
 
+def _malformed(scores: pd.DataFrame) -> dict[str, float]:
+    if "num_malformed" not in scores:  # published scores
+        return {}
+    number, judged = (pd.to_numeric(scores[name]) for name in ("num_malformed", "num_judged"))
+    shares = (number / judged).groupby(scores["benchmark"], sort=False).max()
+    return {str(name): float(share) for name, share in shares.items() if share > MAX_MALFORMED}
+
+
 def _delta(mean: pd.DataFrame, methods: pd.Series, delta: tuple[str, str] | None) -> tuple[str, pd.Series] | None:
     if delta is None:
         if SUBJECT not in mean.index:
@@ -132,7 +147,8 @@ class TableRow:
 def rows_of(table: Comparison) -> tuple[list[str], list[TableRow]]:
     """Header and rows: percent with one decimal, `± std` over several seeds, `-` for a hole.
 
-    The best of a column is that of the printed means: equals are all best.
+    The best of a column is that of the printed means: equals are all best. Names of benchmarks with many malformed
+    verdicts have a mark.
     """
     best = table.mean.map(_printed).max().to_dict()
     rows = []
@@ -144,7 +160,8 @@ def rows_of(table: Comparison) -> tuple[list[str], list[TableRow]]:
         name, values = table.delta
         cells = [("-" if pd.isna(value) else f"{value:+.1f}", False) for value in values]
         rows.append(TableRow(name, (*cells, ("", False)), is_delta=True))
-    return ["method", *map(str, best), SEEDS], rows
+    names = [f"{name}{MALFORMED_MARK if name in table.malformed else ''}" for name in best]
+    return ["method", *names, SEEDS], rows
 
 
 def to_markdown(table: Comparison) -> str:
@@ -217,7 +234,7 @@ def latex(text: str) -> str:
 
 LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}",
-    "<": r"\textless{}", ">": r"\textgreater{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "†": r"\textdagger{}",
 }  # fmt: skip
 
 

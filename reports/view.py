@@ -116,7 +116,8 @@ def _header(rows: Sequence[Row]) -> str:
     samplers = list(dict.fromkeys(row["sampler"] for row in rows))
     # As everywhere, a group's accuracy is the student's; only where it has no rollouts here the teacher's.
     counted = [row for row in rows if row["sampler"] == ("student" if "student" in samplers else samplers[0])]
-    num_right = sum(row["reward"] > 0.5 for row in counted)
+    graded = [row for row in counted if row["reward"] is not None]
+    right = f"{sum(row['reward'] > 0.5 for row in graded)}/{len(graded)}"
     parts = [
         f"step {first['step']}",
         f"uid {printable(first['uid'])}",
@@ -124,14 +125,14 @@ def _header(rows: Sequence[Row]) -> str:
         f"sampler {'+'.join(samplers)}",
     ]
     if first["kind"] in REWRITES:  # the teacher sees a response only: neither gold nor replay is known here
-        return "  ".join([*parts, f"answer kept {num_right}/{len(counted)}"])
+        return "  ".join([*parts, f"answer kept {right}"])
     replayed = "replayed" if first["replayed"] else "not replayed"
-    return "  ".join([*parts, replayed, f"accuracy {num_right}/{len(counted)}", f"gold {printable(first['gold'])}"])
+    return "  ".join([*parts, replayed, f"accuracy {right}", f"gold {printable(first['gold'])}"])
 
 
 def _response(row: Row, *, named: bool) -> str:
     given = f" ({row['num_prefix_tokens']} given)" if row["num_prefix_tokens"] else ""
-    parts = [f"reward {row['reward']:g}", row["verdict"]]
+    parts = ["no reward" if row["reward"] is None else f"reward {row['reward']:g}", row["verdict"]]
     if row["training_reward"] is not None:
         parts.append(f"training reward {row['training_reward']:g}")
     if row["advantage"] is not None:

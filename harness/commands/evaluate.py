@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -115,12 +116,14 @@ def _evaluate(config: RunConfig, out_dir: Path, label: str) -> str:
 def _shown(config: RunConfig, out_dir: Path) -> str:
     if config.eval.stage == "generate":
         return f"Generated: {out_dir / 'responses.jsonl'}; score them with stage=judge"
+    from harness.evaluation.evaluate import refuse_no_score
+
+    refuse_no_score(out_dir)
     return _text(out_dir)
 
 
 def _text(out_dir: Path) -> str:
     """The scores as the file has them, aligned."""
-    import csv
 
     rows = list(csv.DictReader((out_dir / "scores.csv").open(encoding="utf-8")))
     counts = ("num_truncated", "num_unparsable", "num_timeout", "num_judged", "num_malformed")

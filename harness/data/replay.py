@@ -72,7 +72,10 @@ class PromptReplayBuffer:
         return Counter(entry.entry_accuracy for entry in self._entries.values())
 
     def update(self, groups: Sequence[RolloutGroup]) -> list[BufferEvent]:
-        """Admit the hard questions of plain student groups, graduate the others, then evict down to capacity."""
+        """Admit the hard questions of plain student groups, graduate the easy ones, then evict down to capacity.
+
+        A group whose accuracy is not known (NaN) says nothing about its question: it stays as it is, without an event.
+        """
         events = []
         for group in groups:
             question, accuracy = group.prompt.question, group.accuracy
@@ -83,7 +86,7 @@ class PromptReplayBuffer:
             elif accuracy < self.tau and entry is not None:
                 entry.visits += 1
                 events.append(_event("revisit", entry, accuracy))
-            elif entry is not None:
+            elif accuracy >= self.tau and entry is not None:
                 entry.visits += 1
                 del self._entries[question.id]
                 events.append(_event("graduate", entry, accuracy))

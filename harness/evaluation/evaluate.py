@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from harness.evaluation.library.isolation import preserved_state, quiet_lm_eval,
 from harness.evaluation.protocol import card_hash, evaluation_card
 from harness.evaluation.store import SampleStore
 from harness.evaluation.student import Response, Student
-from harness.evaluation.suites import Benchmark, Suite, load_suite
+from harness.evaluation.suites import Benchmark, load_suite
 from harness.records.files import write_atomically
 from harness.rollout.base import RolloutEngine
 
@@ -40,11 +41,16 @@ MODEL_FILE = "model.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """A response with its final score in [0, 1]. `how`: rule, judge, or why the judge could not say."""
+    """A response with its final score in [0, 1]. `how`: rule, judge, or why the judge could not say.
+
+    `score` is None where nobody has a verdict: `whose` is missing, the judge's or the grader's, and `why`.
+    """
 
     response: Response
-    score: float
+    score: float | None
     how: str
+    whose: str = ""
+    why: str = ""
 
 
 def evaluate(
@@ -66,17 +72,17 @@ def evaluate(
       needed: for a judging pass that does not load the model.
     - `verdicts.jsonl`: every reply of the judge as it comes, likewise.
     - `rows.jsonl`: every response with its prompt (pictures and clip by name), answer, gold answer, score and how it
-      was scored.
+      was scored. A response that nobody could grade is `ungraded`, without a score.
     - `protocol.json`: the evaluation card of each benchmark by the hash in its row, the model, and why benchmarks are
       missing.
     - `scores.csv`: benchmark, family, score (in percent), stderr, n, num_truncated, num_unparsable, num_timeout,
       num_judged, num_malformed, protocol. `stderr` is over questions, not over runs. `num_timeout` counts answers at
-      the grader's limits, `num_malformed` verdicts of the judge that were missing or none: wrong. A benchmark that
-      could not be run has a row without a score.
+      the grader's limits, `num_malformed` replies of the judge that are no verdicts: wrong. A benchmark that could not
+      be run, or has an ungraded response, has a row without a score.
 
     With `config.stage` generate only the first two files are written, and nothing returned. Raises UserError for an
-    unknown suite, where no benchmark can be run, and without identity where there are no responses. Leaves the
-    process's random generators and environment as they were.
+    unknown suite, where no benchmark can be run, where the judge's first replies are no verdicts, and without identity
+    where there are no responses. Leaves the process's random generators and environment as they were.
     """
     identity = identity or _stored_identity(out_dir)
     suite = load_suite(config)
@@ -92,16 +98,20 @@ def evaluate(
                 holes[benchmark.name] = str(error)
     student.report()
     write_atomically(out_dir / MODEL_FILE, json.dumps({"model": model_name, "identity": identity}) + "\n")
-    if config.stage == "generate":
-        _report_holes(holes, suite)
-        return []
     answered = [benchmark for benchmark in suite.benchmarks if benchmark.name not in holes]
-    verdicts = _verdicts([student.responses[uid] for b in answered for uid in b.uids()], config, out_dir, holes)
-    cards, scored, rows = {}, [], {}
+    if config.stage == "generate":
+        _report_holes(holes, any_answered=bool(answered))
+        return []
+    verdicts = _verdicts([student.responses[uid] for b in answered for uid in b.uids()], config, out_dir)
+    cards: dict[str, Any] = {}
+    scored: list[Scored] = []
+    rows: dict[str, dict[str, Any]] = {}
     for benchmark in answered:
-        if benchmark.name in holes:
-            continue
         finals = [_scored(student.responses[uid], verdicts, config.judge.when) for uid in benchmark.uids()]
+        if ungraded := _ungraded(finals):
+            holes[benchmark.name] = f"{benchmark.name}: {ungraded}"
+            scored += finals
+            continue
         card = evaluation_card(benchmark, config, grader.config.grader)
         try:
             rows[benchmark.name] = _score_row(benchmark, finals, card_hash(card))
@@ -110,7 +120,7 @@ def evaluate(
             continue
         cards[card_hash(card)] = card
         scored += finals
-    _report_holes(holes, suite)
+    _report_holes(holes, any_answered=bool(scored))
     scores = [rows.get(name) or _hole_row(name, family) for name, family in suite.families.items()]
     described = {"model": model_name, "identity": identity, "cards": cards}
     write_atomically(out_dir / "rows.jsonl", "".join(json.dumps(_response_row(s)) + "\n" for s in scored))
@@ -159,27 +169,42 @@ def needs_judge(response: Response, when: str) -> bool:
         return False
     if benchmark.scoring == "bench_judge" or outcome == "unparsed":
         return True
-    return outcome == "mismatch" and when == "unmatched"
+    return outcome in ("mismatch", "ungraded") and when == "unmatched"
 
 
 def _scored(response: Response, verdicts: dict[str, Verdict], when: str) -> Scored:
     """The judge's score where it was asked, the mark's elsewhere. Without a judge what is open is wrong."""
     verdict = verdicts.get(response.prompt.uid)
+    if verdict is not None and verdict.missing:
+        return Scored(response=response, score=None, how="missing_verdict", whose="judge", why=verdict.reply)
     if verdict is not None:
-        how = "missing_verdict" if verdict.missing else "malformed_verdict" if verdict.malformed else "judge"
+        how = "malformed_verdict" if verdict.malformed else "judge"
         return Scored(response=response, score=verdict.score, how=how)
+    if response.mark.outcome == "ungraded":
+        why = "two of its workers were lost at an answer, see the log"
+        return Scored(response=response, score=None, how="missing_verdict", whose="grader", why=why)
     how = "no_judge" if needs_judge(response, when) else "rule"
     return Scored(response=response, score=response.mark.score, how=how)
 
 
-def _verdicts(
-    responses: Sequence[Response], config: EvalConfig, out_dir: Path, holes: dict[str, str]
-) -> dict[str, Verdict]:
-    """By uid. A judge that cannot be asked at all makes a hole of every benchmark that needs it."""
+def _ungraded(scored: Sequence[Scored]) -> str | None:
+    """Who gave no verdict, on how many of a benchmark's responses and why, with the remedy; None where all have one."""
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for one in scored:
+        if one.score is None:
+            reasons[one.whose].append(one.why)
+    if not reasons:
+        return None
+    said = [f"the {who} gave no verdict on {len(whys)} of {len(scored)}: {whys[0]}" for who, whys in reasons.items()]
+    return "; ".join([*said, "the responses are kept, stage=judge goes on from them"])
+
+
+def _verdicts(responses: Sequence[Response], config: EvalConfig, out_dir: Path) -> dict[str, Verdict]:
+    """By uid. Of a judge that cannot be asked at all they are missing, but for those that it has given before."""
     asked = [response for response in responses if needs_judge(response, config.judge.when)]
     if not asked or config.judge.url is None:
         return {}
-    from harness.evaluation.judge.verdicts import JudgeItem, judge
+    from harness.evaluation.judge.verdicts import JudgeItem, MalformedReplies, judge, kept_verdicts
     from harness.rewards.judge.client import JudgeClient
 
     items = [
@@ -193,25 +218,35 @@ def _verdicts(
         for r in asked
     ]
     logger.info("judging %d responses by %s", len(items), config.judge.model)
+    client, cache = JudgeClient(config.judge), out_dir / "verdicts.jsonl"
     try:
-        verdicts = judge(items, JudgeClient(config.judge), out_dir / "verdicts.jsonl")
+        verdicts = judge(items, client, cache)
+    except MalformedReplies:  # what it would say about the rest is known
+        raise
     except UserError as error:
-        again = "; the responses are kept, stage=judge goes on from them"
-        holes |= {response.benchmark.name: f"{response.benchmark.name}: {error}{again}" for response in asked}
-        return {}
+        verdicts = kept_verdicts(items, client, cache, str(error))
     return {item.key: verdict for item, verdict in zip(items, verdicts, strict=True)}
 
 
-def _report_holes(holes: dict[str, str], suite: Suite) -> None:
-    """A line for each. Raises UserError, with the first, where nothing is left."""
-    if len(holes) == len(suite.families):
+def refuse_no_score(out_dir: Path) -> None:
+    """Raises UserError, with the first reason, where an evaluation has been written and no benchmark has a score."""
+    with (out_dir / "scores.csv").open(encoding="utf-8", newline="") as lines:
+        if any(row["score"] for row in csv.DictReader(lines)):
+            return
+    holes = json.loads((out_dir / "protocol.json").read_text(encoding="utf-8"))["holes"]
+    raise UserError(next(iter(holes.values())))
+
+
+def _report_holes(holes: dict[str, str], *, any_answered: bool) -> None:
+    """A line for each. Raises UserError, with the first, where there is nothing to write."""
+    if holes and not any_answered:
         raise UserError(next(iter(holes.values())))
     for message in dict.fromkeys(holes.values()):
         logger.warning("not evaluated: %s", message)
 
 
 def _score_row(benchmark: Benchmark, scored: Sequence[Scored], protocol: str) -> dict[str, Any]:
-    estimate = benchmark.aggregate([(s.response.prompt.question, s.score) for s in scored])
+    estimate = benchmark.aggregate([(s.response.prompt.question, s.score) for s in scored if s.score is not None])
     values = (
         benchmark.name,
         benchmark.family,
@@ -222,7 +257,7 @@ def _score_row(benchmark: Benchmark, scored: Sequence[Scored], protocol: str) ->
         sum(s.response.grade.verdict == "unparsable" for s in scored),
         sum(s.response.grade.verdict == "timeout" for s in scored),
         sum(s.how not in ("rule", "no_judge") for s in scored),
-        sum(s.how in ("missing_verdict", "malformed_verdict") for s in scored),
+        sum(s.how == "malformed_verdict" for s in scored),
         protocol,
     )
     return dict(zip(SCORE_COLUMNS, values, strict=True))
@@ -248,7 +283,7 @@ def _response_row(scored: Scored) -> dict[str, Any]:
         "answer": response.grade.answer,
         "gold": question.answer,
         "score": scored.score,
-        "verdict": response.grade.verdict,
+        "verdict": response.grade.verdict if scored.score is not None else "ungraded",
         "outcome": response.mark.outcome,
         "how": scored.how,
     }

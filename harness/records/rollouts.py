@@ -70,7 +70,7 @@ def write_rollouts(
                     "finish_reason": rollout.finish_reason,
                     "answer": rollout.answer,
                     "gold": group.prompt.question.answer,
-                    "reward": rollout.reward,
+                    "reward": rollout.reward if rollout.is_graded else None,
                     "training_reward": credited.training_reward,
                     "verdict": rollout.verdict,
                     "positive_answer": group.prompt.positive_answer,

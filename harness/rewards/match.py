@@ -36,12 +36,12 @@ def candidate_match(rollout: Rollout, prompt: Prompt) -> Match | None:
 
 
 def match_counts(groups: Sequence[RolloutGroup]) -> dict[str, float]:
-    """Replies to candidate prompts by verdict and match: `<kind>/right_positive` to `<kind>/wrong_other`."""
+    """Graded replies to candidate prompts by verdict and match: `<kind>/right_positive` to `<kind>/wrong_other`."""
     counts: Counter[str] = Counter()
     for group in groups:
         for rollout in group.rollouts:
             match = candidate_match(rollout, group.prompt)
-            if match is not None:
+            if match is not None and rollout.is_graded:
                 verdict = "right" if rollout.reward > 0.5 else "wrong"
                 counts[f"{group.prompt.kind}/{verdict}_{match}"] += 1
     return {name: float(count) for name, count in counts.items()}

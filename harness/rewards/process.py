@@ -20,6 +20,8 @@ from harness.errors import UserError
 Job = dict[str, Any]
 DIED: Any = object()
 """In place of the result of a job that used up its CPU time."""
+LOST: Any = object()
+"""In place of the result of a job that lost two workers in another way."""
 
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 """Names of environment variables that a worker does not get: it reads what a model wrote."""

@@ -32,17 +32,21 @@ _INTEGER = re.compile(r"[+-]?[0-9]{1,4000}")
 
 @dataclass(frozen=True, kw_only=True)
 class Grade:
-    """What the grader says about one response. `reward` is 1.0 for `correct`, else 0.0."""
+    """What the grader says about one response. `reward` is 1.0 for `correct`, else 0.0: without a meaning for
+    `ungraded`."""
 
     answer: str | None
     verdict: Verdict
     reward: float
     judged: bool = False
-    """Left to a judge; the verdict is then `timeout` where the judge gave none."""
+    """Left to a judge; the verdict is then `ungraded` where no reply came."""
+    malformed: bool = False
+    """The judge's reply was no verdict in the form, which makes the answer `wrong`."""
 
     @classmethod
-    def of(cls, answer: str | None, verdict: Verdict, *, judged: bool = False) -> Grade:
-        return cls(answer=answer, verdict=verdict, reward=float(verdict == "correct"), judged=judged)
+    def of(cls, answer: str | None, verdict: Verdict, *, judged: bool = False, malformed: bool = False) -> Grade:
+        reward = float(verdict == "correct")
+        return cls(answer=answer, verdict=verdict, reward=reward, judged=judged, malformed=malformed)
 
 
 def grade(response: str, question: Question, grader: str) -> Grade:

@@ -5,7 +5,7 @@ takes it up, so that waiting in a queue never counts. What needs no library is d
 
 The limit is CPU time, which the load of the machine does not change: an answer that uses it up is a `timeout` at once.
 A worker that is lost in another way (wall limit, killed from outside, memory) may be no fault of the answer. A fresh
-worker grades it once more, and only then is it a `timeout`.
+worker grades it once more. Where that one is lost too the answer is `ungraded`: nobody has said that it is wrong.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from harness.config.schema import RewardConfig
 from harness.rewards import rules
 from harness.rewards.boxed import last_boxed
-from harness.rewards.process import DIED, Job, Worker
+from harness.rewards.process import DIED, LOST, Job, Worker
 from harness.rewards.rules import Grade
 from harness.types import Question, Verdict
 
@@ -50,13 +50,18 @@ class Grader:
         """Workers that a limit ended or that were lost otherwise."""
 
     def grade(self, items: Sequence[tuple[str, Question]]) -> list[Grade]:
-        """Grade (response, question) pairs, in order. An answer that exceeds a limit gets the verdict `timeout`."""
+        """Grade (response, question) pairs, in order.
+
+        An answer that uses up its CPU time is a `timeout`, one that two workers are lost at `ungraded`.
+        """
         answers = [last_boxed(response) for response, _ in items]
 
         def job(index: int) -> Job:
             return {"kind": "grade", "answer": answers[index], **_fields(items[index][1])}
 
         def verdict(result: Any) -> Verdict:
+            if result is LOST:
+                return "ungraded"
             return "timeout" if result is DIED else rules.verdict_of(result)
 
         quick: list[Verdict | None] = [
@@ -66,7 +71,7 @@ class Grader:
         return list(map(Grade.of, answers, verdicts))
 
     def same(self, pairs: Sequence[tuple[str | None, str | None]]) -> list[bool]:
-        """Whether the two boxed answers of each pair are the same; (None, None) is. A timeout means no."""
+        """Whether the two boxed answers of each pair are the same; (None, None) is. No verdict means no."""
         quick = [rules.quick_same(a, b) for a, b in pairs]
         return self._complete(
             quick, lambda i: {"kind": "same", "a": pairs[i][0], "b": pairs[i][1]}, lambda result: result is True
@@ -75,16 +80,19 @@ class Grader:
     def gold_errors(self, questions: Sequence[Question]) -> list[str | None]:
         """Why each question's gold answer cannot be graded; None where it can."""
         late = f"the gold answer takes more than {self.config.cpu_seconds:g} s to read"
+        lost = "the gold answer has lost two grading workers, see the log"
 
         def job(index: int) -> Job:
             return {"kind": "gold_error", **_fields(questions[index])}
+
+        def error(result: Any) -> str:
+            return lost if result is LOST else late if result is DIED else result or ""
 
         quick = [
             None if rules.needs_library(question) else rules.gold_error(question, self.config.grader) or ""
             for question in questions
         ]
-        errors = self._complete(quick, job, lambda result: late if result is DIED else result or "")
-        return [error or None for error in errors]
+        return [found or None for found in self._complete(quick, job, error)]
 
     def close(self) -> None:
         """End the worker processes. Calls that are under way in other threads fail."""
@@ -113,7 +121,7 @@ class Grader:
         return [read(results[index]) if value is None else value for index, value in enumerate(quick)]
 
     def _run(self, jobs: Sequence[Job]) -> list[Any]:
-        """The results of the jobs, in order; DIED for one that used up its time or lost two workers."""
+        """The results of the jobs, in order; DIED for one that used up its time, LOST for one that lost two workers."""
         size = max(1, min(BATCH_SIZE, -(-len(jobs) // (4 * self.config.num_workers))))
         futures = [
             self._threads.submit(self._run_batch, jobs[start : start + size]) for start in range(0, len(jobs), size)
@@ -138,10 +146,10 @@ class Grader:
             lost = len(results) < len(jobs) and DIED not in done
             twice = lost and again and not done
             if lost:
-                outcome = "is a timeout" if twice else "is graded once more"
+                outcome = "stays ungraded" if twice else "is graded once more"
                 logger.warning("a grading worker was lost (exit code %s): its answer %s", worker.exit_code, outcome)
             if twice:
-                results.append(DIED)
+                results.append(LOST)
             again = lost and not twice
         return results
 

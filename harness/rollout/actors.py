@@ -233,7 +233,8 @@ class LiveActors:
             rollout.answer, rollout.verdict, rollout.reward = grade.answer, grade.verdict, grade.reward
         if judged := [grade for grade in grades if grade.judged]:
             self.count("reward/judged", len(judged))
-            self.count("reward/judge_failures", sum(grade.verdict == "timeout" for grade in judged))
+            self.count("reward/judge_failures", sum(grade.verdict == "ungraded" for grade in judged))
+            self.count("reward/judge_malformed", sum(grade.malformed for grade in judged))
 
     def _generate(
         self, name: str, prompts: Iterable[Prompt], sampling: Sampling, uids: list[str] | None = None

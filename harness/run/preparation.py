@@ -84,7 +84,7 @@ class Preparation:
 
     def evaluate(self, step: int | None = None) -> None:
         """Score the live student on the suite, if there is one: after a step, or as it is in the end."""
-        from harness.evaluation.evaluate import evaluate
+        from harness.evaluation.evaluate import evaluate, refuse_no_score
 
         if self.config.eval.suite is None:
             return
@@ -94,6 +94,8 @@ class Preparation:
         identity = None if self.models is None else self.models.identity()
         for row in evaluate(self.config.eval, engine, self.grader, out_dir=out_dir, model_name=name, identity=identity):
             logger.info("%-16s %6s", row["benchmark"], f"{row['score']:.1f}" if row["n"] else "-")
+        if self.method is None and self.config.eval.stage != "generate":  # its scores are all that such a run is
+            refuse_no_score(out_dir)
 
 
 def prepare_process(config: RunConfig) -> None:

@@ -116,6 +116,21 @@ def buffer_is_fed_by_plain_groups(case: Case, tmp_path: Path) -> None:
         assert plain.accuracy == group.accuracy, f"the accuracy of {group.uid} is not that of its graded rollouts"
 
 
+def a_rollout_without_a_verdict_teaches_nothing(case: Case, tmp_path: Path) -> None:
+    """The reward of an `ungraded` rollout changes no sample, and its advantage is 0. Its tokens may be trained."""
+    made = []
+    for reward in (0.0, 1.0):
+        groups = case.first().groups
+        for rollout in (group.rollouts[-1] for group in groups):
+            rollout.verdict, rollout.reward = "ungraded", reward
+        made.append(case.build().credit(groups))
+    for sample in made[0]:
+        if sample.rollout is not None and not sample.rollout.is_graded and sample.advantages is not None:
+            assert not any(sample.advantages), f"{sample.uid} trains a rollout without a verdict as a wrong one"
+    numbers = [[(s.uid, s.token_ids, s.advantages, s.weights, s.norm) for s in samples] for samples in made]
+    assert numbers[0] == numbers[1], "the reward of a rollout without a verdict changes what is trained"
+
+
 def memory_stays_within_three_tiles(case: Case, tmp_path: Path) -> None:
     """`loss` and its backward raise resident memory by at most three tensors of the size of the logits."""
     rise = _memory_rise(case.method_class, json.dumps(case.options, sort_keys=True))
@@ -134,6 +149,7 @@ CHECKS: dict[str, Check] = {
         prefixes_get_no_gradient,
         gradient_does_not_depend_on_micro_batches,
         buffer_is_fed_by_plain_groups,
+        a_rollout_without_a_verdict_teaches_nothing,
         memory_stays_within_three_tiles,
     )
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -9,35 +10,44 @@ import psutil
 
 from harness.data.replay import BufferEvent, PromptReplayBuffer
 from harness.rewards.match import match_counts
-from harness.types import Rollout, RolloutGroup, TrainingSample
+from harness.types import Rollout, RolloutGroup, TrainingSample, comparable
 
 CUMULATIVE = {"admit": "admitted", "graduate": "graduated", "evict": "evicted"}
 MAX_VISITS = 6
 
 
 def group_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
-    """Accuracy, truncation and length of the student's rollouts. `rollout/*` are the plain groups of new questions."""
+    """Accuracy, truncation and length of the student's rollouts. `rollout/*` are the plain groups of new questions.
+
+    An accuracy is over the groups that have one. There is `rollout/ungraded_frac` only where a rollout is ungraded.
+    """
     plain = [g for g in groups if _plain(g)]
     new = [g for g in plain if not g.replayed]
     replayed = [g for g in plain if g.replayed]
     student = [g for g in groups if _sampled_by_student(g)]
+    rewards = [{r.reward for r in comparable(g.rollouts)} for g in student]
     metrics = {
         "group/num_plain": float(len(plain)),
         "group/num_student": float(len(student)),
-        "group/zero_std_frac": _mean([len({r.reward for r in g.rollouts}) == 1 for g in student]),
+        "group/zero_std_frac": _mean([len(distinct) == 1 for distinct in rewards if distinct]),
     }
     if new:
         rollouts = [r for g in new for r in g.rollouts if _by_student(r)]
         metrics |= {
-            "rollout/accuracy": _mean([g.accuracy for g in new]),
+            **_accuracy("rollout", new),
             "rollout/truncated_frac": _mean([r.finish_reason == "length" for r in rollouts]),
             "rollout/unparsable_frac": _mean([r.verdict == "unparsable" for r in rollouts]),
             "rollout/timeout_frac": _mean([r.verdict == "timeout" for r in rollouts]),
             "rollout/response_tokens": _mean([len(r.completion_ids) for r in rollouts]),
         }
-    if replayed:
-        metrics["replay/accuracy"] = _mean([g.accuracy for g in replayed])
-    return metrics | match_counts(student)
+        if num_ungraded := sum(not r.is_graded for r in rollouts):
+            metrics["rollout/ungraded_frac"] = num_ungraded / len(rollouts)
+    return metrics | _accuracy("replay", replayed) | match_counts(student)
+
+
+def _accuracy(section: str, groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    known = [g.accuracy for g in groups if not math.isnan(g.accuracy)]
+    return {f"{section}/accuracy": _mean(known)} if known else {}
 
 
 def sample_metrics(samples: Sequence[TrainingSample]) -> dict[str, float]:

@@ -92,7 +92,7 @@ const KINDS = {
 /* As everywhere, a group's accuracy is the student's; only where it has no rollouts here the teacher's. */
 function accuracy(group) {
   const own = group.responses.filter((response) => response.sampler === "student");
-  const counted = own.length ? own : group.responses;
+  const counted = (own.length ? own : group.responses).filter((response) => response.reward !== null);
   return `${counted.filter((response) => response.reward > 0.5).length}/${counted.length}`;
 }
 
@@ -105,9 +105,10 @@ function textBlock(text, className) {
 }
 
 function responseBlock(response) {
-  const verdict = element("span", `verdict ${response.verdict === "correct" ? "correct" : "wrong"}`, response.verdict);
+  const kind = { correct: "correct", ungraded: "ungraded" }[response.verdict] ?? "wrong";
+  const verdict = element("span", `verdict ${kind}`, response.verdict);
   const signed = (value) => (value > 0 ? "+" : "") + value.toFixed(3);
-  const facts = [`reward ${response.reward}`];
+  const facts = [response.reward === null ? "no reward" : `reward ${response.reward}`];
   if (response.training_reward !== null) facts.push(`training reward ${response.training_reward}`);
   if (response.advantage !== null) facts.push(`advantage ${signed(response.advantage)}`);
   else facts.push(response.trained ? "trained without advantage" : "not trained");

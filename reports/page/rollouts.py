@@ -39,11 +39,11 @@ class PageText:
 
 @dataclass(frozen=True)
 class PageResponse:
-    """One rollout; `advantage` and `training_reward` are None where there is none, `match` for plain prompts."""
+    """One rollout. Rewards and `advantage` are None where there is none, `match` for plain prompts."""
 
     text: PageText
     sampler: str
-    reward: float
+    reward: float | None
     verdict: str
     advantage: float | None = None
     trained: bool = True
@@ -196,7 +196,7 @@ def _group(rows: list[dict[str, Any]]) -> PageGroup:
         PageResponse(
             text=cut(row["response_text"]),
             sampler=row["sampler"],
-            reward=_rounded(row["reward"]) or 0.0,
+            reward=_rounded(row["reward"]),
             verdict=row["verdict"],
             advantage=_rounded(row["advantage"]),
             trained=row["trained"],

@@ -45,6 +45,8 @@ COLUMNS = (
     Column("score", "scores.csv", "score"),
     Column("stderr", "scores.csv", "stderr", required=False),
     Column("n", "scores.csv", "n"),
+    Column("num_judged", "scores.csv", "num_judged", required=False),
+    Column("num_malformed", "scores.csv", "num_malformed", required=False),
     Column("protocol", "scores.csv", "protocol"),
 )
 """`score` and `stderr` are in percent. Added: `suite` (the folder's name), and `note`: why a score is missing."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from harness.types import Prompt, Question, ReplayedQuestion, Rewrite, Rollout, RolloutGroup, Sampler
+from harness.types import Prompt, Question, ReplayedQuestion, Rewrite, Rollout, RolloutGroup, Sampler, Verdict
 
 Reply = tuple[str, str | None, float]  # text, boxed answer, reward
 
@@ -62,6 +62,8 @@ class ScriptedActors:
     """Prompts that leave the student no room."""
     completions: Mapping[str, list[int]] = field(default_factory=dict)
     """What each rollout samples, by prompt uid, where it is not [10 + index, 2]."""
+    verdicts: Mapping[str, Mapping[int, Verdict]] = field(default_factory=dict)
+    """By prompt uid and index, where it is not what the reward says."""
 
     def student(self, prompts: Iterable[Prompt], num_rollouts: int) -> ScriptedStream:
         return self._sample("student", prompts, num_rollouts)
@@ -101,6 +103,8 @@ class ScriptedActors:
             replies = self.replies.get(prompt.uid, [("?", None, 0.0)] * num_rollouts)
             given, sampled = prompt.prefix_ids, self.completions.get(prompt.uid)
             rollouts = [scripted_rollout(sampler, i, reply, given, sampled) for i, reply in enumerate(replies)]
+            for index, verdict in self.verdicts.get(prompt.uid, {}).items():
+                rollouts[index].verdict = verdict
             groups.append(RolloutGroup(uid=prompt.uid, prompt=prompt, rollouts=rollouts))
         return ScriptedStream(groups, on_wait=lambda: self.log.append(f"{sampler} waited for"))
 

@@ -14,7 +14,8 @@ WriteRun = Callable[..., Path]
 
 @pytest.fixture
 def write_run(tmp_path: Path) -> WriteRun:
-    """Writes `study/<label>/<student>/seed<k>` and returns it; `scores` is {benchmark: score} of suite `mini`.
+    """Writes `study/<label>/<student>/seed<k>` and returns it; `scores` is {benchmark: score} of suite `mini`, `judged`
+    how many replies the judge gave on each, and how many of them were malformed.
 
     The family of a benchmark is what its name starts with (`VLM_level1`), LLM where it starts with none.
     """
@@ -27,6 +28,7 @@ def write_run(tmp_path: Path) -> WriteRun:
         seed: int = 0,
         protocol: str = "p1",
         accuracies: list[float] | None = None,
+        judged: dict[str, tuple[int, int]] | None = None,
         **info: Any,
     ) -> Path:
         folder = tmp_path / "study" / label / student / f"seed{seed}"
@@ -41,9 +43,11 @@ def write_run(tmp_path: Path) -> WriteRun:
             (folder / "eval" / "mini").mkdir(parents=True)
             families = {name: "LLM" if "_" not in name else name.partition("_")[0] for name in scores}
             rows = [f"{name},{families[name]},{score},1.5,200,{protocol}" for name, score in scores.items()]
-            (folder / "eval" / "mini" / "scores.csv").write_text(
-                "benchmark,family,score,stderr,n,protocol\n" + "\n".join(rows) + "\n"
-            )
+            header = "benchmark,family,score,stderr,n,protocol"
+            if judged is not None:
+                header += ",num_judged,num_malformed"
+                rows = [f"{row},{','.join(map(str, judged[row.partition(',')[0]]))}" for row in rows]
+            (folder / "eval" / "mini" / "scores.csv").write_text("\n".join([header, *rows]) + "\n")
         if accuracies is not None:
             lines = [json.dumps({"step": i + 1, "rollout/accuracy": a}) for i, a in enumerate(accuracies)]
             (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")

@@ -17,7 +17,7 @@ NO_CANDIDATES = "The run has no candidate prompts (bcq, ncq)."
 NO_BUFFER = "The run has no buffer events: it keeps no replay buffer, or no question was hard enough to enter it."
 
 
-def replies(uid: str, *results: tuple[float, str | None], sampler: str = "student") -> list[dict[str, Any]]:
+def replies(uid: str, *results: tuple[float | None, str | None], sampler: str = "student") -> list[dict[str, Any]]:
     """A group's rows: (reward, match) each; the kind is the last part of the uid."""
     kind = uid.split("/")[-1]
     return [{"uid": uid, "kind": kind, "sampler": sampler, "reward": r, "match": m} for r, m in results]
@@ -58,9 +58,9 @@ def test_match_table_counts_the_students_replies_to_candidate_prompts(make_run):
     ]
     second = [  # the uid comes again: another step, another prompt
         *replies("q1/bcq", (1.0, "other"), (0.0, "negative"), (0.5, "negative"), (0.0, "negative")),
-        *replies("q2/ncq", (0.0, "negative"), (0.0, "other")),
+        *replies("q2/ncq", (0.0, "negative"), (0.0, "other"), (None, "other")),  # the last is ungraded
         *replies("q3/hint", (1.0, None)),
-        *replies("q3/prefix", (1.0, None), (0.0, None), (0.0, None)),
+        *replies("q3/prefix", (1.0, None), (0.0, None), (0.0, None), (None, None)),
     ]
     folder = make_run(first, second)
     # bcq: 3 of 8 right (0.5 is not); right 2 0 1 of 3; wrong 0 4 1 of 5; all 2 4 2 of 8. ncq: none of 2 is right.

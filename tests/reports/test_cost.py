@@ -106,6 +106,12 @@ def test_only_runs_that_are_done_count(trained, tmp_path):
     assert set(cost.equal_cost(study(tmp_path), collect(tmp_path / "study"))["cheapest"]) == {"grpo"}
 
 
+def test_a_step_that_could_not_be_graded_leaves_the_accuracy_of_the_others(trained, tmp_path):
+    trained("grpo", [(1e12, 0, 100, 0.2, 900), (1e12, 0, 100, None, 900), (1e12, 0, 100, 0.4, 900)])
+    row = row_of(cost.equal_cost(study(tmp_path), collect(tmp_path / "study")), "grpo", "flops")
+    assert row["accuracy"] == pytest.approx(0.3) and cost.NO_ROLLOUTS not in row["note"]
+
+
 def test_no_run_is_done(trained, tmp_path):
     trained("zppo", [(1e9, 0, 1, 0.5, 900)], status="running", finished=None)
     runs, scores = study(tmp_path), collect(tmp_path / "study")

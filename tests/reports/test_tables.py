@@ -186,3 +186,38 @@ def test_rows_of_a_swept_number_are_in_its_order(write_run, tmp_path):
         write_run(f"grpo,update.learning_rate={value}", {"level1": 50.0})
     (table,) = compare(collect(tmp_path / "study"))
     assert [label.rpartition("=")[2] for label in table.mean.index] == ["3e-05", "0.0001", "1", "4", "16"]
+
+
+def test_columns_with_more_than_one_percent_of_malformed_verdicts_are_marked(write_run, tmp_path):
+    scores = {"a": 10.0, "b": 20.0, "c": 30.0}
+    # 1 of 100 is not more than 1%; 2 of 199 is, in one run of two; a column that nobody judged has no share.
+    write_run("grpo", scores, judged={"a": (100, 1), "b": (199, 2), "c": (0, 0)})
+    write_run("zppo", scores, judged={"a": (100, 1), "b": (200, 0), "c": (0, 0)})
+    (table,) = compare(collect(tmp_path / "study"))
+    assert table.malformed == {"b": 2 / 199}
+    assert to_markdown(table).splitlines()[0].split() == [
+        *"|",
+        "method",
+        *"|a|b†|c|",
+        "macro",
+        "avg",
+        "|",
+        "seeds",
+        "|",
+    ]
+    assert table_note(table).split(". ")[1] == (
+        "† More than 1% of the judge's replies were no verdicts and count as wrong (worst run: b 1.0%)."
+    )
+    assert r"b \textdagger{}" in to_latex(table, "x") and "†" not in to_csv(table)
+
+
+def test_scores_of_an_earlier_version_do_not_say_what_was_malformed(write_run, tmp_path):
+    write_run("grpo", {"a": 10.0})
+    write_run("zppo", {"a": 10.0}, judged={"a": (10, 1)})
+    (table,) = compare(collect(tmp_path / "study"))
+    assert table.malformed == {"a": 0.1}
+    (tmp_path / "study" / "zppo" / "tiny_s" / "seed0" / "eval" / "mini" / "scores.csv").write_text(
+        "benchmark,family,score,stderr,n,protocol\na,LLM,10.0,1.5,200,p1\n"
+    )
+    (table,) = compare(collect(tmp_path / "study"))
+    assert table.malformed == {} and "†" not in to_markdown(table)

@@ -44,4 +44,12 @@ def test_groups_do_not_mix_and_the_tokens_carry_the_advantage():
     assert [sample.inert for sample in samples] == [False] * 4 + [True] * 2
 
 
+def test_a_rollout_without_a_verdict_is_in_no_mean():
+    """Of four one is ungraded: the mean is 1/3, and (1 - 1/3) / (1/3) = 2."""
+    four = group(1, 0, 0, 0)
+    four.rollouts[3].verdict = "ungraded"
+    samples = MaxRL(MaxRL.Config()).credit([four])
+    assert [sample.advantages[-1] for sample in samples] == pytest.approx([2, -1, -1, 0])
+
+
 test_conformance = conformance_test(MaxRL)

@@ -13,13 +13,14 @@ from harness.rewards.choice import choice_letter
 from harness.rewards.rules import Grade
 from harness.types import Question
 
-Outcome = Literal["match", "other_option", "mismatch", "unparsed"]
-"""`other_option`: a multiple-choice answer that is another option. `unparsed`: no box, or none that could be read."""
+Outcome = Literal["match", "other_option", "mismatch", "unparsed", "ungraded"]
+"""`other_option`: a multiple-choice answer that is another option. `unparsed`: no box, or none that could be read.
+`ungraded`: the rule is the grader's, and it has no verdict."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """What the rule of a benchmark says about an answer. `score` is in [0, 1]."""
+    """What the rule of a benchmark says about an answer. `score` is in [0, 1], without a meaning for `ungraded`."""
 
     score: float
     outcome: Outcome
@@ -46,6 +47,8 @@ def by_grade(question: Question, grade: Grade) -> Mark:
         return Mark(score=0.0, outcome="unparsed")
     if grade.verdict == "correct":
         return Mark(score=1.0, outcome="match")
+    if grade.verdict == "ungraded":
+        return Mark(score=0.0, outcome="ungraded")
     choices = question.metadata.get("choices", ())
     if question.answer_type == "choice" and choice_letter(grade.answer, choices) is not None:
         return Mark(score=0.0, outcome="other_option")

@@ -29,8 +29,8 @@ class JudgedGrader:
     """A `Grader` that leaves text answers which its rule finds wrong to a judge, in the form that benchmarks share.
 
     An answer to a question is asked about once, whatever its case, spacing and outer punctuation. A response without
-    an answer is never asked about. Where the judge gives no verdict (no reply in all its tries, or one out of form),
-    the grade is `timeout`. The same answer is asked about when it comes again.
+    an answer is never asked about. A reply out of form makes an answer `wrong`, and `malformed`. One about which no
+    reply comes, in all its tries, is `ungraded`. In both cases the same answer is asked about when it comes again.
 
     Thread-safe, one call at a time at the judge, so that `config.concurrency` holds. `grade` and `check` raise
     RunInterrupted where the endpoint is gone, and UserError where it refuses: launched again it would refuse again.
@@ -60,7 +60,8 @@ class JudgedGrader:
             with self._lock:
                 verdicts = self._judge([(*items[i], grades[i].answer) for i in unresolved])
             for i, verdict in zip(unresolved, verdicts, strict=True):
-                grades[i] = Grade.of(grades[i].answer, verdict, judged=True)
+                known: Verdict = verdict or "wrong"
+                grades[i] = Grade.of(grades[i].answer, known, judged=True, malformed=verdict is None)
         return grades
 
     def same(self, pairs: Sequence[tuple[str | None, str | None]]) -> list[bool]:
@@ -81,18 +82,20 @@ class JudgedGrader:
     ) -> None:
         self.close()
 
-    def _judge(self, items: Sequence[tuple[str, Question, str | None]]) -> list[Verdict]:
+    def _judge(self, items: Sequence[tuple[str, Question, str | None]]) -> list[Verdict | None]:
+        """The judge's verdicts; None for a reply that is none."""
         keys = [_key(question, answer) for _, question, answer in items]
-        known = {key: self._verdicts[key] for key in keys if key in self._verdicts}
+        known: dict[bytes, Verdict | None] = {key: self._verdicts[key] for key in keys if key in self._verdicts}
         new = {key: item for key, item in zip(keys, items, strict=True) if key not in known}
         replies = self._ask([SHARED.messages(question, text, answer) for text, question, answer in new.values()])
         for (key, (_, question, _)), reply in zip(new.items(), replies, strict=True):
             score = SHARED.read(question, reply) if isinstance(reply, str) else None
-            known[key] = "timeout" if score is None else rules.verdict_of(score == 1.0)
             if score is None:
+                known[key] = "ungraded" if isinstance(reply, JudgeFailure) else None
                 self._warn(reply)
             else:
-                self._remember(key, known[key])
+                known[key] = verdict = rules.verdict_of(score == 1.0)
+                self._remember(key, verdict)
         return [known[key] for key in keys]
 
     def _ask(self, prompts: Sequence[list[Message]]) -> list[Reply]:
@@ -113,7 +116,9 @@ class JudgedGrader:
         """Once: the metrics say how often."""
         if not self._warned:
             reason = reply.reason if isinstance(reply, JudgeFailure) else f"its reply is no verdict: {reply[:100]!r}"
-            logger.warning("the judge gave no verdict (%s): see reward/judge_failures in the metrics", reason)
+            logger.warning(
+                "the judge gave no verdict (%s): see reward/judge_failures and judge_malformed in the metrics", reason
+            )
         self._warned = True
 
 

@@ -25,6 +25,14 @@ def group(question_id: str, accuracy: float) -> RolloutGroup:
     return RolloutGroup(uid=prompt.uid, prompt=prompt, rollouts=rollouts)
 
 
+def ungraded(question_id: str, verdicts: str) -> RolloutGroup:
+    """A group of 8, `?` for a rollout without a verdict, else its reward."""
+    made = group(question_id, 0.0)
+    for rollout, verdict in zip(made.rollouts, verdicts, strict=True):
+        rollout.reward, rollout.verdict = float(verdict == "1"), "ungraded" if verdict == "?" else "wrong"
+    return made
+
+
 def names(events) -> list[tuple[str, str]]:
     return [(event.event, event.question_id) for event in events]
 
@@ -133,3 +141,18 @@ def test_visits_are_counted_until_the_question_leaves():
         ("graduate", 0.125, 4): 1,
     }
     assert len(buffer) == 0 and buffer.occupancy == {}
+
+
+def test_a_group_that_could_not_be_graded_leaves_its_question_as_it_is():
+    buffer = PromptReplayBuffer(capacity=9, tau=0.5)
+    assert names(buffer.update([group("a", 0.25), ungraded("b", "????????"), ungraded("c", "0???????")])) == [
+        ("admit", "a")
+    ]
+    before = buffer.state_dict()
+    assert buffer.update([ungraded("a", "1???????"), ungraded("a", "????????")]) == []
+    assert buffer.state_dict() == before
+    # 1 of 3 graded is below tau, 1 of 2 is not; the ungraded are in no denominator.
+    events = buffer.update([ungraded("d", "100?????"), ungraded("a", "10??????")])
+    assert [(e.event, e.accuracy, e.entry_accuracy, e.visits) for e in events] == [
+        ("admit", 1 / 3, 1 / 3, 0), ("graduate", 0.5, 0.25, 1),
+    ]  # fmt: skip

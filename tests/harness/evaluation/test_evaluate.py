@@ -18,6 +18,7 @@ from harness.data.arithmetic import make_questions
 from harness.evaluation.evaluate import evaluate
 from harness.evaluation.protocol import card_hash, eval_sampling, evaluation_card
 from harness.evaluation.suites import load_suite
+from harness.rewards.process import Worker
 from harness.rewards.workers import Grader
 from harness.types import Prompt
 from methods.prompts import plain_messages
@@ -71,6 +72,35 @@ def test_answers_at_the_graders_limits_are_counted(
         scores = run(two_levels, engine, grader, tmp_path)
     counts = [(row["n"], row["score"], row["num_unparsable"], row["num_timeout"]) for row in scores]
     assert counts == [(4, 0.0, 1, 1), (4, 0.0, 1, 1)]
+
+
+def test_a_row_whose_grader_was_lost_twice_is_a_hole_until_it_is_graded(
+    two_levels: EvalConfig, make_engine: MakeEngine, grader: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, killed = Worker.run, []
+
+    def run_killed(worker: Worker, jobs: Any) -> list[Any]:
+        if len(killed) < 2:
+            killed.append(worker)
+            worker.kill()
+            worker._process.wait()
+        return real(worker, jobs)
+
+    monkeypatch.setattr(Worker, "run", run_killed)
+    forms = {"eval/arithmetic_l1/0": ".0"}  # takes a library, as no integer does
+    engine = make_engine(lambda p: (f"\\boxed{{{p.question.answer}{forms.get(p.uid, '')}}}", "stop"))
+    with Grader(RewardConfig()) as lost:
+        scores = run(two_levels, engine, lost, tmp_path)
+        assert [(row["score"], row["n"]) for row in scores] == [("", 0), (100.0, 4)]
+        rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+        assert [(row["score"], row["verdict"]) for row in rows] == [(None, "ungraded")] + [(1.0, "correct")] * 7
+        assert (rows[0]["outcome"], rows[0]["how"]) == ("ungraded", "missing_verdict")
+        assert json.loads((tmp_path / "protocol.json").read_text())["holes"] == {
+            "arithmetic_l1": "arithmetic_l1: the grader gave no verdict on 1 of 4: two of its workers were lost at an "
+            "answer, see the log; the responses are kept, stage=judge goes on from them"
+        }
+    again = run(replace(two_levels, stage="judge"), None, grader, tmp_path)
+    assert [(row["score"], row["n"]) for row in again] == [(100.0, 4), (100.0, 4)]
 
 
 def test_three_families_keep_the_order_of_the_suite(

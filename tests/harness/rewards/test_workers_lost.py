@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import reasoning_gym
 
+from harness.app import main
 from harness.config.schema import RewardConfig
 from harness.rewards import process
+from harness.rewards.process import Worker
 from harness.rewards.workers import Grader
 from harness.types import Question
 
@@ -84,15 +89,65 @@ def test_a_stopped_worker_that_does_not_read_is_given_up(num_bytes: int) -> None
         assert grader.num_replaced == 1
 
 
-def test_an_answer_that_loses_two_workers_is_a_timeout(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_answer_that_loses_two_workers_is_ungraded(caplog: pytest.LogCaptureFixture) -> None:
     # The scorer reads the answer by json.loads, which meets Python's limit of recursion and ends the worker.
     deep, question = '{"a": ' + "[" * 100_000 + "}", gym("codeio")
     with Grader(RewardConfig(cpu_seconds=5.0)) as grader:
         items = [("0.5", HALF), (deep, question), ("0.6", HALF), (question.answer, question)]
-        assert verdicts(grader, items) == ["correct", "timeout", "wrong", "correct"]
+        assert verdicts(grader, items) == ["correct", "ungraded", "wrong", "correct"]
         assert grader.num_replaced == 2
     outcomes = [message.partition(": ")[2] for message in caplog.messages]
-    assert outcomes == ["its answer is graded once more", "its answer is a timeout"]
+    assert outcomes == ["its answer is graded once more", "its answer stays ungraded"]
+
+
+@pytest.fixture
+def kill_twice(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[int]]:
+    """`kill_twice(kind)`: the first two workers that get jobs of this kind are killed by then. Returns their pids."""
+
+    def kill_twice(kind: str) -> list[int]:
+        killed: list[int] = []
+        real = Worker.run
+
+        def run(worker: Worker, jobs: Any) -> list[Any]:
+            if jobs[0]["kind"] == kind and len(killed) < 2:
+                killed.append(worker._process.pid)
+                os.kill(killed[-1], signal.SIGKILL)
+                worker._process.wait()
+            return real(worker, jobs)
+
+        monkeypatch.setattr(Worker, "run", run)
+        return killed
+
+    return kill_twice
+
+
+@pytest.fixture
+def answers(tmp_path: Path) -> str:
+    """Two answers to 1/2: the first needs a library."""
+    file = tmp_path / "answers.jsonl"
+    rows = [{"id": i, "response": boxed(answer), "gold": "1/2"} for i, answer in enumerate(["0.5", "1/2"])]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return str(file)
+
+
+def test_a_worker_that_is_killed_twice_says_nothing_about_the_answer(
+    kill_twice: Callable[[str], list[int]], answers: str, capsys: pytest.CaptureFixture[str], caplog: Any
+) -> None:
+    killed = kill_twice("grade")
+    assert main(["grade", answers]) == 0
+    found = [json.loads(line)["verdict"] for line in capsys.readouterr().out.splitlines()]
+    assert found == ["ungraded", "correct"] and len(set(killed)) == 2
+    assert [message.partition(": ")[2] for message in caplog.messages] == [
+        "its answer is graded once more", "its answer stays ungraded",
+    ]  # fmt: skip
+
+
+def test_a_worker_that_is_killed_twice_says_nothing_about_the_time_of_a_gold_answer(
+    kill_twice: Callable[[str], list[int]], answers: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kill_twice("gold_error")
+    assert main(["grade", answers]) == 2
+    assert capsys.readouterr().err == f"error: {answers}:1: the gold answer has lost two grading workers, see the log\n"
 
 
 def test_an_answer_that_uses_up_its_time_is_not_graded_again(caplog: pytest.LogCaptureFixture) -> None:

@@ -12,7 +12,7 @@ import yaml
 from harness.testing import CHECKS, Case
 from harness.types import LossOutput
 from methods import registry
-from methods.base import PolicyGradientMethod, plain_prompt, policy_gradient_loss, sampled_by_student
+from methods.base import PolicyGradientMethod, plain_prompt, policy_gradient_loss, rollout_sample, sampled_by_student
 from methods.contract import Method
 
 ROOT = Path(__file__).parents[3]
@@ -168,6 +168,16 @@ class ShapesTheRewardItself(PolicyGradientMethod):
         return groups
 
 
+class TakesNoVerdictForAWrongOne(PolicyGradientMethod):
+    def credit(self, groups):
+        given = self.advantages(groups)
+        return [
+            rollout_sample(group.uid, rollout, advantage=advantage)
+            for group, advantages in zip(groups, given, strict=True)
+            for rollout, advantage in zip(sampled_by_student(group), advantages, strict=True)
+        ]
+
+
 class KeepsEveryTile(PolicyGradientMethod):
     def loss(self, logits_NV, batch, teacher):
         probs_NV = torch.softmax(logits_NV, -1)
@@ -189,6 +199,7 @@ BROKEN: dict[type[Method], tuple[str, str]] = {
     CallsEveryPromptPlain: ("buffer_is_fed_by_plain_groups", "groups of kind `plain` on question"),
     AsksAnotherPromptAsPlain: ("buffer_is_fed_by_plain_groups", "is of kind `plain` but not on a plain prompt"),
     ShapesTheRewardItself: ("buffer_is_fed_by_plain_groups", "is not that of its graded rollouts"),
+    TakesNoVerdictForAWrongOne: ("a_rollout_without_a_verdict_teaches_nothing", "without a verdict"),
     KeepsEveryTile: (MEMORY, "times the memory of the logits, more than 3"),
 }
 

@@ -67,6 +67,33 @@ def test_a_teacher_response_in_a_students_group_is_not_the_students():
     }
 
 
+def test_the_ungraded_are_in_no_accuracy():
+    """a: 1, 0 and two ungraded; b: 0, 0; c: one of two graded; d and its BCQ, replayed: 1 and an ungraded one each."""
+    groups = [
+        group("a", [1.0, 0.0, 0.0, 0.0]),
+        group("b", [0.0, 0.0]),
+        group("c", [1.0, 0.0]),
+        group("d", [1.0, 0.0], replayed=True),
+        group("d", [1.0, 0.0, 0.0], kind="bcq", replayed=True, positive_answer="d0", negative_answers=("d1",)),
+    ]
+    for i, indices in enumerate([(2, 3), (), (1,), (1,), (1,)]):
+        for index in indices:
+            groups[i].rollouts[index].verdict = "ungraded"
+    assert metrics.group_metrics(groups) == {
+        "group/num_plain": 4.0,
+        "group/num_student": 5.0,
+        "group/zero_std_frac": pytest.approx(1 / 3),  # b of a, b and d/bcq
+        "rollout/accuracy": 0.25,  # (1/2 + 0) / 2
+        "rollout/truncated_frac": 0.0,
+        "rollout/unparsable_frac": 0.0,
+        "rollout/timeout_frac": 0.0,
+        "rollout/ungraded_frac": pytest.approx(3 / 8),
+        "rollout/response_tokens": (1 + 2 + 3 + 4 + 1 + 2 + 1 + 2) / 8,
+        "bcq/right_positive": 1.0,
+        "bcq/wrong_other": 1.0,
+    }  # and no replay/accuracy
+
+
 def test_without_groups_there_is_nothing_but_counts():
     assert metrics.group_metrics([]) == {
         "group/num_plain": 0.0, "group/num_student": 0.0, "group/zero_std_frac": 0.0,

@@ -65,6 +65,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
             PageRow(["tiny_s", "zppo", "2.0 min"], label="zppo", student="tiny_s")]  # fmt: skip
     responses = (
         PageResponse(PageText(EVIL), "student", 0.0, "wrong", -1.25),
+        PageResponse(PageText("No judge."), "student", None, "ungraded", 0.0),
         PageResponse(PageText("w" * 300), "teacher", 1.0, "correct", None, trained=False),
     )
     groups = tuple(PageGroup(kind, PageText(f"{kind} {EVIL}"), responses) for kind in ("plain", "bcq", "ncq"))
@@ -200,11 +201,11 @@ def test_opening_a_rollout(opened: Callable[..., Any], driver: Any) -> None:
     tops = opened("return [...document.querySelectorAll('#question .column')].map(c => c.offsetTop)")
     assert len(tops) == 3 and len(set(tops)) == 1  # side by side
     choose(driver, "choose-run", "zppo tiny_s seed0")
-    choose(driver, "choose-question", "step 3, plain 0/1: q1")  # the student's one response is wrong
+    choose(driver, "choose-question", "step 3, plain 0/1: q1")  # the student's one graded response is wrong
     assert opened(kinds) == ["plain"]
     text = driver.find_element("id", "question").text
     for expected in ("q1", "Step 3, right answer 4", "reward 0", "wrong", "advantage -1.250", "student", "teacher",
-                     "not trained"):  # fmt: skip
+                     "not trained", "ungraded · no reward · advantage 0.000"):  # fmt: skip
         assert expected in text
 
 

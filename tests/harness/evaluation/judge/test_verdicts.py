@@ -15,8 +15,18 @@ import pytest
 
 from harness.config.evaluation import JudgeConfig
 from harness.errors import UserError
-from harness.evaluation.judge.verdicts import JudgeItem, Verdict, judge, judge_settings, read_cache
+from harness.evaluation.judge.verdicts import (
+    JudgeItem,
+    MalformedReplies,
+    Verdict,
+    judge,
+    judge_settings,
+    kept_verdicts,
+    read_cache,
+    request_hash,
+)
 from harness.rewards.judge.client import JudgeClient
+from harness.rewards.judge.forms import SHARED
 from harness.testing.http_server import Fault, LoopbackServer
 from harness.testing.judge_server import saying
 from harness.types import Question
@@ -91,10 +101,60 @@ def test_malformed_replies_score_nothing_and_are_kept(start: Start, tmp_path: Pa
     assert len(server.requests) == 1
 
 
-def test_missing_replies_score_nothing_and_are_asked_again(start: Start, tmp_path: Path) -> None:
+def many(number: int) -> list[JudgeItem]:
+    return [item(f"q{i}", "oak", "oak") for i in range(number)]
+
+
+def test_16_replies_out_of_form_before_any_verdict_stop_the_pass(start: Start, tmp_path: Path) -> None:
+    server, client = start(lambda number, body: saying(f"Sure {number}!\x1b[2J\n" + "x" * 500), concurrency=1)
+    cache = tmp_path / "verdicts.jsonl"
+    judge(many(3), client, cache)  # fewer are malformed verdicts, and kept
+    for _ in range(2):
+        with pytest.raises(MalformedReplies) as caught:
+            judge(many(30), client, cache)
+        message = str(caught.value)
+        assert message.startswith(
+            "none of the judge's first 16 replies is a verdict; the first is 'Sure 0!\\x1b[2J\\nx"
+        )
+        assert "eval.judge.max_tokens" in message and "\n" not in message and len(message) < 500
+        assert len(read_cache(cache)) == 3  # the 13 are asked about again
+    assert len(server.requests) == 3 + 13 + 13
+    mended, client = start()
+    verdicts = judge(many(30), client, cache)
+    assert [v.score for v in verdicts] == [0.0] * 3 + [1.0] * 27 and len(mended.requests) == 27
+
+
+def test_one_verdict_among_the_first_16_lets_the_pass_go_on(start: Start, tmp_path: Path) -> None:
+    _, client = start(lambda number, body: None if number == 15 else saying("no"), concurrency=1)
+    cache = tmp_path / "verdicts.jsonl"
+    verdicts = judge(many(40), client, cache)
+    assert [i for i, verdict in enumerate(verdicts) if not verdict.malformed] == [15]
+    assert list(read_cache(cache).values()) == ["no"] * 15 + [CORRECT] + ["no"] * 24
+
+
+def test_replies_out_of_form_that_an_earlier_version_kept_are_asked_again(start: Start, tmp_path: Path) -> None:
+    server, client = start()
+    asked = [SHARED.messages(one.question, one.response, one.answer) for one in many(16)]
+    lines = [{"request": request_hash(client.sampling, messages), "reply": "no"} for messages in asked]
+    cache = tmp_path / "verdicts.jsonl"
+    cache.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [verdict.score for verdict in judge(many(16), client, cache)] == [1.0] * 16 == [1.0] * len(server.requests)
+
+
+def test_what_a_refused_pass_has_is_kept(start: Start, tmp_path: Path) -> None:
+    _, client = start(lambda number, body: saying("no") if number == 0 else Fault(status=401), concurrency=1)
+    cache = tmp_path / "verdicts.jsonl"
+    with pytest.raises(UserError, match="refuses: status 401"):
+        judge(ITEMS, client, cache)
+    found = kept_verdicts(ITEMS, client, cache, "it refuses")
+    assert [(v.score, v.malformed, v.missing) for v in found] == [(0.0, True, False)] + [(None, False, True)] * 3
+    assert {v.reply for v in found[1:]} == {"it refuses"}
+
+
+def test_missing_replies_have_no_score_and_are_asked_again(start: Start, tmp_path: Path) -> None:
     _, client = start(lambda number, body: Fault(status=400) if number == 0 else None)
     cache = tmp_path / "verdicts.jsonl"
-    expected = Verdict(key="a", score=0.0, missing=True, reply="status 400: told to fail", cached=False)
+    expected = Verdict(key="a", score=None, missing=True, reply="status 400: told to fail", cached=False)
     assert judge(ITEMS[:1], client, cache) == [expected]
     assert judge(ITEMS[:1], client, cache) == [Verdict(key="a", score=1.0, reply=CORRECT, cached=False)]
 

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from harness.app import main
 from harness.config.compose import compose
 from harness.config.evaluation import JudgeConfig
 from harness.config.identity import comparable
@@ -24,6 +25,7 @@ from harness.records.folder import RunFolder
 from harness.rewards.choice import normal_text
 from harness.rewards.judge import judged
 from harness.rewards.judge.judged import JudgedGrader
+from harness.rewards.judge.sections import read_sections
 from harness.rewards.rules import Grade
 from harness.rewards.workers import Grader
 from harness.run.run import run
@@ -32,6 +34,8 @@ from harness.testing.http_server import Fault, LoopbackServer, Plan
 from harness.testing.judge_server import saying, serve
 from harness.training.trainer import Trainer
 from harness.types import Question
+from reports.page.rollouts import collect_rollouts
+from reports.runs.collect import find_runs
 
 Start = Callable[..., tuple[LoopbackServer, JudgedGrader]]
 
@@ -43,8 +47,9 @@ def boxed(answer: str) -> str:
     return f"So it is \\boxed{{{answer}}}."
 
 
-def judged_as(answer: str, verdict: Any) -> Grade:
-    return Grade(answer=answer, verdict=verdict, reward=float(verdict == "correct"), judged=True)
+def judged_as(answer: str, verdict: Any, *, malformed: bool = False) -> Grade:
+    reward = float(verdict == "correct")
+    return Grade(answer=answer, verdict=verdict, reward=reward, judged=True, malformed=malformed)
 
 
 @pytest.fixture
@@ -120,19 +125,31 @@ def test_the_oldest_verdicts_are_forgotten(start: Start, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     "fault",
-    [Fault(status=500), Fault(status=400), Fault(drop=True), saying("I think so."), Fault(delay=0.6)],
-    ids=["500", "400", "dropped", "no_verdict", "late"],
+    [Fault(status=500), Fault(status=400), Fault(drop=True), Fault(delay=0.6)],
+    ids=["500", "400", "dropped", "late"],
 )
-def test_without_a_verdict_the_grade_is_timeout_and_is_asked_for_again(
+def test_without_a_reply_an_answer_is_ungraded_and_asked_about_again(
     start: Start, caplog: pytest.LogCaptureFixture, fault: Fault
 ) -> None:
     caplog.set_level(logging.WARNING)
     _, grader = start(lambda number, body: fault if number < 2 else None, timeout=0.3)
     item = (boxed("an oak tree"), TREE)
-    assert grader.grade([item, item]) == [judged_as("an oak tree", "timeout")] * 2
-    assert grader.grade([item]) == [judged_as("an oak tree", "timeout")]
+    assert grader.grade([item, item]) == [judged_as("an oak tree", "ungraded")] * 2
+    assert grader.grade([item]) == [judged_as("an oak tree", "ungraded")]
     assert grader.grade([item]) == [judged_as("an oak tree", "correct")]
     assert len([record for record in caplog.records if "gave no verdict" in record.message]) == 1
+
+
+@pytest.mark.parametrize("reply", ["I think so.", "", '{"verdict": "right"}', '```json\n{"verdict": "correct"}\n```'])
+def test_a_reply_out_of_form_is_wrong_and_counted(start: Start, caplog: pytest.LogCaptureFixture, reply: str) -> None:
+    _, grader = start(lambda number, body: saying(reply) if number == 0 else None)
+    items = [(boxed("an oak tree"), TREE), (boxed("elm"), TREE), (boxed("An oak  tree"), TREE)]
+    assert grader.grade(items) == [
+        judged_as("an oak tree", "wrong", malformed=True), judged_as("elm", "wrong"),
+        judged_as("An oak  tree", "wrong", malformed=True),
+    ]  # fmt: skip
+    assert grader.grade(items[:1]) == [judged_as("an oak tree", "correct")]  # it is asked about again
+    assert len([record for record in caplog.records if "its reply is no verdict" in record.message]) == 1
 
 
 def nobody() -> str:
@@ -205,7 +222,7 @@ def train(folder: Path, url: str, *overrides: str) -> Path:
 
 
 def rollouts(folder: Path) -> pd.DataFrame:
-    return pd.concat(pd.read_parquet(path) for path in sorted((folder / "rollouts").iterdir()))
+    return pd.concat((pd.read_parquet(path) for path in sorted((folder / "rollouts").iterdir())), ignore_index=True)
 
 
 def num_pairs(frame: pd.DataFrame) -> int:
@@ -223,19 +240,54 @@ def test_a_run_is_rewarded_by_the_judge(tmp_path: Path) -> None:
     assert right.any() and (frame["verdict"] == "wrong").any()
     assert (frame["reward"] == right).all() and row["rollout/accuracy"] == pytest.approx(right.mean())
     assert row["reward/judged"] == frame["answer"].fillna("").map(normal_text).ne("").sum() > 0
-    assert row["reward/judge_failures"] == 0
+    assert row["reward/judge_failures"] == row["reward/judge_malformed"] == 0
+    assert "rollout/ungraded_frac" not in row
     assert len(server.requests) == num_pairs(frame) < row["reward/judged"]
 
 
-def test_a_run_counts_failures_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_goes_on_without_some_verdicts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     graders: list[Any] = []
     monkeypatch.setattr(evaluate, "evaluate", lambda config, engine, grader, **names: graders.append(grader) or [])
-    with serve(plan=lambda number, body: Fault(status=500)) as server:
-        folder = train(tmp_path / "a", server.url, "steps=1", "eval=mini")
+
+    def plan(number: int, body: Any) -> Fault | None:
+        """No reply about 31, all that one question gets, nor about single answers to others; no verdict about 61."""
+        answer = read_sections(body["messages"][-1]["content"])["answer"]
+        return Fault(status=500) if answer in ("31", "56", "69") else saying("Yes.") if answer == "61" else None
+
+    with serve(plan=plan) as server:
+        folder = train(tmp_path / "a", server.url, "steps=1", "method=grpo_replay", "method.group_size=6", "eval=mini")
     assert [type(grader) for grader in graders] == [Grader]  # the evaluation does not ask the training's judge
     (row,), frame = run_metrics(folder), rollouts(folder)
-    assert row["reward/judge_failures"] == row["reward/judged"] == (frame["verdict"] == "timeout").sum() > 0
-    assert row["rollout/timeout_frac"] > 0 and row["rollout/accuracy"] == 0.0
+    ungraded = frame["verdict"] == "ungraded"
+    assert row["reward/judge_failures"] == ungraded.sum() > 0 and row["rollout/timeout_frac"] == 0.0
+    assert row["rollout/ungraded_frac"] == pytest.approx(ungraded.mean())
+    assert row["reward/judge_malformed"] == (frame["answer"] == "61").sum() > 0
+    assert frame["reward"].isna().equals(ungraded) and (frame["advantage"][ungraded] == 0.0).all()
+    assert frame["trained"].all() and row["train/num_tokens"] == frame["num_response_tokens"].sum()
+    # Accuracies and the buffer are of the groups with two graded rollouts, and over these.
+    groups = [group["reward"].dropna() for _, group in frame.groupby("question_id")]
+    known = [rewards.mean() for rewards in groups if len(rewards) > 1]
+    assert len(known) == 5 and row["rollout/accuracy"] == pytest.approx(sum(known) / len(known))
+    assert row["buffer/admitted"] == sum(mean < 0.5 for mean in known)
+    assert_advantages(frame)
+    for command in ("view", "audit"):
+        assert main([command, str(folder)]) == 0
+    assert "no reward, ungraded, advantage +0.000" in capsys.readouterr().out
+    shown, _ = collect_rollouts(find_runs(folder.parents[2]))
+    responses = [response for question in shown for group in question.groups for response in group.responses]
+    assert {response.reward is None for response in responses if response.verdict == "ungraded"} == {True}
+
+
+def assert_advantages(frame: pd.DataFrame) -> None:
+    """Eqs. 1-6 over the graded rollouts: the groups whose rewards differ share one sigma."""
+    graded = frame[frame["reward"].notna()].groupby("question_id")
+    mixed = [group["reward"] for _, group in graded if group["reward"].nunique() > 1]
+    centred = pd.concat([rewards - rewards.mean() for rewards in mixed])
+    expected = frame["reward"] * 0.0
+    expected[centred.index] = (centred - centred.mean()) / (centred.std(ddof=0) + 1e-6)
+    assert len(mixed) > 1 and frame["advantage"].to_numpy() == pytest.approx(expected.fillna(0.0).to_numpy(), abs=1e-6)
 
 
 def test_a_run_whose_judge_goes_away_goes_on_with_another_endpoint(
