@@ -42,7 +42,8 @@ def _reply(replies: TextIO, work: Callable[[], Any]) -> bool:
     try:
         reply = {"result": work()}
     except (MemoryError, RecursionError):
-        return False  # the answer's doing: the parent counts the death like any other
+        os.kill(os.getpid(), signal.SIGPROF)  # the answer's doing, like its CPU time: a second try would end alike
+        return False
     except UserError as error:
         reply = {"user_error": str(error)}
     except Exception:

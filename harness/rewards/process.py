@@ -79,7 +79,7 @@ class Worker:
         """Results of the jobs in order, up to the one that ended the worker: DIED if that used up its CPU time.
 
         Fewer results than jobs without DIED at their end: the worker was lost at the next job in another way. It passed
-        the wall limit, which starts with each job, or was killed from outside, or ran out of memory or of stack.
+        the wall limit, which starts with each job, or was killed from outside.
         Raises UserError or RuntimeError where the worker reports that it cannot work.
         """
         self._unsent = memoryview(json.dumps(jobs).encode() + b"\n")

@@ -4,7 +4,8 @@
 takes it up, so that waiting in a queue never counts. What needs no library is decided in the calling process.
 
 The limit is CPU time, which the load of the machine does not change: an answer that uses it up is a `timeout` at once.
-A worker that is lost in another way (wall limit, killed from outside, memory) may be no fault of the answer. A fresh
+So is one that meets the worker's limit of memory or recursion.
+A worker that is lost in another way (wall limit, killed from outside) may be no fault of the answer. A fresh
 worker grades it once more. Where that one is lost too the answer is `ungraded`: nobody has said that it is wrong.
 """
 

@@ -89,15 +89,14 @@ def test_a_stopped_worker_that_does_not_read_is_given_up(num_bytes: int) -> None
         assert grader.num_replaced == 1
 
 
-def test_an_answer_that_loses_two_workers_is_ungraded(caplog: pytest.LogCaptureFixture) -> None:
-    # The scorer reads the answer by json.loads, which meets Python's limit of recursion and ends the worker.
+def test_an_answer_that_meets_a_limit_of_the_worker_is_a_timeout_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    # The scorer reads the answer by json.loads, which meets Python's limit of recursion.
     deep, question = '{"a": ' + "[" * 100_000 + "}", gym("codeio")
     with Grader(RewardConfig(cpu_seconds=5.0)) as grader:
         items = [("0.5", HALF), (deep, question), ("0.6", HALF), (question.answer, question)]
-        assert verdicts(grader, items) == ["correct", "ungraded", "wrong", "correct"]
-        assert grader.num_replaced == 2
-    outcomes = [message.partition(": ")[2] for message in caplog.messages]
-    assert outcomes == ["its answer is graded once more", "its answer stays ungraded"]
+        assert verdicts(grader, items) == ["correct", "timeout", "wrong", "correct"]
+        assert grader.num_replaced == 1
+    assert caplog.messages == []
 
 
 @pytest.fixture
