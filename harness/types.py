@@ -32,11 +32,18 @@ class ImageRef(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is, for messages and as its identity: a path, a cell of a table, a recipe."""
+        """What it is, for messages: a path, a cell of a table, a recipe."""
         ...
 
     def open(self) -> Image:
         """The decoded RGB picture. Raises `harness.data.images.MediaError`, which names it."""
+        ...
+
+    def content(self) -> Iterator[bytes]:
+        """All that decides what it shows, in pieces and undecoded. Another picture may come under the same name.
+
+        Raises `harness.data.images.MediaError`.
+        """
         ...
 
 
@@ -47,6 +54,8 @@ class VideoRef(Protocol):
     def name(self) -> str: ...
 
     def open(self, limits: MediaLimits) -> Clip: ...
+
+    def content(self) -> Iterator[bytes]: ...
 
 
 @dataclass(frozen=True)

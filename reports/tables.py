@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +40,8 @@ class Comparison:
     max_stderr: float
     delta: tuple[str, pd.Series] | None
     refused: tuple[str, ...]
-    """One line for each run that was evaluated by another protocol than the others, or not on all benchmarks."""
+    """One line for each run that was evaluated by another protocol than the others, or not on all benchmarks, and one
+    for each benchmark that was not complete."""
 
 
 def compare(scores: pd.DataFrame, delta: tuple[str, str] | None = None) -> list[Comparison]:
@@ -77,7 +79,7 @@ def _compare(scores: pd.DataFrame, delta: tuple[str, str] | None) -> Comparison:
         rates=_rates(scores),
         max_stderr=float(pd.to_numeric(scores["stderr"]).max()),
         delta=_delta(mean, methods, delta),
-        refused=(*map(_refused_line, others.to_dict("records")), *_holes(scores)),
+        refused=(*map(_refused_line, others.to_dict("records")), *_holes(scores), *_partial(scores)),
     )
 
 
@@ -104,6 +106,13 @@ def _holes(scores: pd.DataFrame) -> tuple[str, ...]:
         f"{label} {student} seed{seed}: no score on {', '.join(names)} ({note})"
         for (label, student, seed, note), names in runs
     )
+
+
+def _partial(scores: pd.DataFrame) -> tuple[str, ...]:
+    """One line for each benchmark with scores on a part of its rows: how many runs are concerned."""
+    parts = scores[scores["score"].notna() & (scores["note"] != "")]
+    counts = Counter(zip(parts["benchmark"], parts["note"], strict=True))
+    return tuple(f"{name}: {note} ({'1 run' if num == 1 else f'{num} runs'})" for (name, note), num in counts.items())
 
 
 def _delta(mean: pd.DataFrame, methods: pd.Series, delta: tuple[str, str] | None) -> tuple[str, pd.Series] | None:

@@ -110,6 +110,7 @@ def _evaluate(config: RunConfig, out_dir: Path, label: str) -> str:
     where another process evaluates on the same suite; other suites may be under way."""
     from harness.config.deployment import check_devices
     from harness.evaluation.evaluate import evaluate
+    from harness.evaluation.protocol import Setup
     from harness.records.lock import RunLock
     from harness.rewards.workers import Grader
     from harness.run.run import live_student
@@ -122,7 +123,9 @@ def _evaluate(config: RunConfig, out_dir: Path, label: str) -> str:
         if config.eval.stage != "judge":
             engine, identity = live_student(config, out_dir / "student.server.log", stack)
         name = f"{label}/{config.student.name}"
-        evaluate(config.eval, engine, grader, out_dir=out_dir, model_name=name, identity=identity)
+        evaluate(
+            config.eval, engine, grader, out_dir=out_dir, model_name=name, identity=identity, setup=Setup.of(config)
+        )
     if config.eval.stage == "generate":
         return f"Generated: {out_dir / 'responses.jsonl'}; score them with stage=judge"
     return _text(out_dir)

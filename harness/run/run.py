@@ -210,14 +210,19 @@ class _Run:
     def evaluate(self, step: int | None = None) -> None:
         """Score the live student on the suite, if there is one: after a step, or as it is in the end."""
         from harness.evaluation.evaluate import evaluate
+        from harness.evaluation.protocol import Setup
 
         if self.config.eval.suite is None:
             return
         out_dir = self.folder.evaluation(self.config.eval.suite, step)
-        name = f"{self.label}/{self.config.student.name}"
-        identity = self.models.identity()
         for row in evaluate(
-            self.config.eval, self.engine, self.grader, out_dir=out_dir, model_name=name, identity=identity
+            self.config.eval,
+            self.engine,
+            self.grader,
+            out_dir=out_dir,
+            model_name=f"{self.label}/{self.config.student.name}",
+            identity=self.models.identity(),
+            setup=Setup.of(self.config),
         ):
             logger.info("%-16s %6s", row["benchmark"], f"{row['score']:.1f}" if row["n"] else "-")
 
