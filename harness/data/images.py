@@ -82,7 +82,7 @@ def check_size(width: int, height: int, name: str) -> None:
 def file_content(path: str | Path, name: str) -> Iterator[bytes]:
     """The bytes of a regular file in pieces. Raises MediaError, which says `name`, for all that is none."""
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a pipe has no writer to wait for
+        with open(path, "rb", opener=_at_once) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise MediaError(f"{name} is no regular file")
             while piece := file.read(PIECE_BYTES):
@@ -91,6 +91,11 @@ def file_content(path: str | Path, name: str) -> Iterator[bytes]:
         raise MediaError(f"{name} does not exist") from error
     except OSError as error:
         raise MediaError(f"{name} cannot be read ({error.strerror})") from error
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Opens without waiting for somebody who writes into a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 @dataclass(frozen=True)

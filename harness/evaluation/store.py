@@ -78,7 +78,7 @@ class SampleStore:
         self.num_damaged = len(damaged)
         if damaged:
             logger.warning(
-                "%s: %d damaged lines are passed over, the first is line %d: their responses are generated again",
+                "%s: damaged lines are passed over (%d, the first is line %d): their responses are generated again",
                 path, len(damaged), damaged[0],
             )  # fmt: skip
         self._file = path.open("a", encoding="utf-8")

@@ -147,6 +147,7 @@ def test_protocol_file_says_what_the_hash_stands_for(
         "identity": "a",
         "cards": {card_hash(card): card for card in cards},
         "holes": {},
+        "partial": {},
     }
 
 
