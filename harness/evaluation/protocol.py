@@ -44,7 +44,7 @@ class Setup:
     dtype: str | None = None
     """Number format in which the model computes."""
     enable_thinking: bool | None = None
-    """What the chat template is told."""
+    """What the chat template is given."""
 
     @classmethod
     def of(cls, config: RunConfig) -> Setup:
@@ -72,10 +72,10 @@ def evaluation_card(
     """Everything but the weights that can change a benchmark's score, as JSON. Scores of different cards are never
     compared.
 
-    The card has engine and dtype, decoding and media limits, the options of single benchmarks, the closing instruction,
-    and hashes of the prompts, of what pictures and clips show, and of the questions with their gold answers. It also
-    says how the benchmark is scored and judged, and has the versions of what scores it. Numbers have the types of
-    `EvalConfig`, so that 0 and 0.0 are one setting. Raises MediaError for a picture or clip that cannot be read.
+    The card has engine and dtype, decoding and media limits, the options of single benchmarks, and the closing
+    instruction. It has hashes of the prompts, of what pictures and clips hold, and of the questions with their gold
+    answers. It also says how the benchmark is scored and judged, and has the versions of what scores it. Numbers have
+    the types of `EvalConfig`, so that 0 and 0.0 are one setting. Raises MediaError for media that cannot be read.
     """
     digests = MediaDigests() if digests is None else digests
     options = OmegaConf.to_container(OmegaConf.structured(config))
