@@ -107,22 +107,28 @@ def _buffer_sections(events: list[dict[str, Any]]) -> list[str]:
 
 
 def _graduation_table(events: list[dict[str, Any]]) -> str:
-    """A row for each accuracy at admission, and their sum. Each admission is an entry of its own."""
+    """A row for each accuracy at admission, and their sum. Each admission is an entry of its own.
+
+    `by chance` is how many a policy that does not learn would have graduated, the sum of the visits' chances.
+    """
     counts = Counter((event["event"], event["entry_accuracy"]) for event in events)
+    chances = [(event["entry_accuracy"], event["chance"]) for event in events if event.get("chance") is not None]
     bins = sorted({entry_accuracy for _, entry_accuracy in counts})
     table = _table(
-        "entry accuracy %", "admitted", "graduated", "evicted", "in buffer", "graduated/admitted %",
+        "entry accuracy %", "admitted", "graduated", "by chance", "evicted", "in buffer", "graduated/admitted %",
         "graduated/completed %",
     )  # fmt: skip
     for name, chosen in [*((f"{100 * value:.4g}", [value]) for value in bins), ("all", bins)]:
         admitted, graduated, evicted = (
             sum(counts[event, value] for value in chosen) for event in ("admit", "graduate", "evict")
         )
+        expected = f"{sum(chance for value, chance in chances if value in chosen):.1f}" if chances else "-"
         table.add_row(
-            name, str(admitted), str(graduated), str(evicted), str(admitted - graduated - evicted),
+            name, str(admitted), str(graduated), expected, str(evicted), str(admitted - graduated - evicted),
             _percent(graduated, admitted), _percent(graduated, graduated + evicted),
         )  # fmt: skip
-    return "Graduation by accuracy at admission; completed = graduated + evicted\n" + _text(table)
+    title = "Graduation by accuracy at admission; completed = graduated + evicted"
+    return f"{title}; by chance = expected of a policy that does not learn\n" + _text(table)
 
 
 def _fate_table(events: list[dict[str, Any]]) -> str:

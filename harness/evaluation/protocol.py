@@ -37,7 +37,7 @@ PARSERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """How a model computes its answers, beside its weights. None: not known, as of a model that somebody serves."""
+    """How a model with these weights computes its answers. None: not known, as of a model that somebody serves."""
 
     engine: str | None = None
     """What samples (`rollout.engine`)."""

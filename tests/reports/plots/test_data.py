@@ -81,6 +81,16 @@ def test_counts_of_the_buffer():
     assert counts["evicted"][0.125].tolist() == [0, 0, 1, 1]
 
 
+def test_what_a_frozen_policy_would_have_graduated_is_the_sum_of_the_visits_chances():
+    rows = events(
+        (1, "admit", 0.0), (1, "admit", 0.25), (2, "revisit", 0.0), (2, "graduate", 0.25), (4, "graduate", 0.0)
+    )
+    counts = cumulative_events(rows.assign(chance=[np.nan, np.nan, 0.125, 0.5, 0.25]), 4, [0.0, 0.25])
+    assert counts["frozen"][0.0].tolist() == [0, 0.125, 0.125, 0.375]
+    assert counts["frozen"][0.25].tolist() == [0, 0.5, 0.5, 0.5]
+    assert counts["held"][0.0].tolist() == [1, 1, 1, 0]  # a visit leaves it inside
+
+
 def test_counts_reach_the_last_step_of_the_metrics():
     metrics = pd.DataFrame({"label": "zppo", "student": "s", "seed": 0, "step": [1, 2, 3, 4, 5]})
     counts, bins = buffer_counts(events((1, "admit", 0.25)), metrics)
