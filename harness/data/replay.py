@@ -21,18 +21,13 @@ EventName = Literal["admit", "revisit", "graduate", "evict"]
 
 @dataclass(frozen=True, kw_only=True)
 class BufferEvent:
-    """What happened to one question after a step. `accuracy` is None for an eviction: it was not sampled.
-
-    `chance` is the probability that a frozen policy would have graduated it at this visit
-    (`harness.data.chance.FrozenPolicy`); None where it was not visited.
-    """
+    """What happened to one question after a step. `accuracy` is None for an eviction: it was not sampled."""
 
     event: EventName
     question_id: str
     accuracy: float | None
     entry_accuracy: float
     visits: int
-    chance: float | None = None
 
 
 @dataclass(kw_only=True)
@@ -97,18 +92,20 @@ class PromptReplayBuffer:
                 )
                 events.append(_event("admit", entry, accuracy))
             elif accuracy < self.tau and entry is not None:
-                events.append(_event("revisit", entry, accuracy, self._visit(entry, group)))
+                self._visit(entry, group)
+                events.append(_event("revisit", entry, accuracy))
             elif entry is not None:
+                self._visit(entry, group)
                 del self._entries[question.id]
-                events.append(_event("graduate", entry, accuracy, self._visit(entry, group)))
+                events.append(_event("graduate", entry, accuracy))
         while len(self._entries) > self.capacity:
             oldest = next(iter(self._entries))
             events.append(_event("evict", self._entries.pop(oldest), None))
         self.totals.update((event.event, event.entry_accuracy, event.visits) for event in events)
         return events
 
-    def _visit(self, entry: _Entry, group: RolloutGroup) -> float:
-        """Count a visit. Returns the chance that a frozen policy graduates the entry at it."""
+    def _visit(self, entry: _Entry, group: RolloutGroup) -> None:
+        """Count a visit, and the chance that a frozen policy graduates the entry at it."""
         num_groups = entry.visits + 1
         chance = self._frozen.chance(
             entry.accuracies / num_groups, num_groups=num_groups, group_size=_size(group), tau=self.tau
@@ -116,7 +113,6 @@ class PromptReplayBuffer:
         entry.visits, entry.accuracies = num_groups, entry.accuracies + group.accuracy
         key = (entry.entry_accuracy, entry.visits)
         self.chances[key] = self.chances.get(key, 0.0) + chance
-        return chance
 
     def state_dict(self) -> dict[str, Any]:
         """JSON values only. Of a question its id: its media are references into the run's data."""
@@ -159,12 +155,11 @@ def _size(group: RolloutGroup) -> int:
     return sum(rollout.sampler == "student" for rollout in group.rollouts)
 
 
-def _event(name: EventName, entry: _Entry, accuracy: float | None, chance: float | None = None) -> BufferEvent:
+def _event(name: EventName, entry: _Entry, accuracy: float | None) -> BufferEvent:
     return BufferEvent(
         event=name,
         question_id=entry.question.id,
         accuracy=accuracy,
         entry_accuracy=entry.entry_accuracy,
         visits=entry.visits,
-        chance=chance,
     )

@@ -20,7 +20,7 @@ from reports.plots.style import Drawing, Grid, LineStyle, columns_for, draw_grid
 Panel = tuple[str, str]
 """Label and student."""
 Counts = list[dict[str, pd.DataFrame]]
-"""Counts of each seed: see `cumulative_events`."""
+"""Counts of each seed: those of `cumulative_events`, and `frozen` (`graduated_by_chance`)."""
 USUAL_GROUP = 8
 """Rollouts of a group, where the accuracies do not say otherwise."""
 FROZEN = "by chance"
@@ -99,12 +99,27 @@ def buffer_counts(events: pd.DataFrame, metrics: pd.DataFrame) -> tuple[dict[Pan
     bins = sorted(events["entry_accuracy"].unique())
     counts: dict[Panel, Counts] = {}
     for (label, student, seed), rows in events.groupby(["label", "student", "seed"], sort=False):
-        num_steps = int(rows["step"].max())
+        num_steps, own = int(rows["step"].max()), metrics
         if not metrics.empty:
             same = (metrics["label"] == label) & (metrics["student"] == student) & (metrics["seed"] == seed)
-            num_steps = max(num_steps, int(metrics.loc[same, "step"].max()) if same.any() else 0)
-        counts.setdefault((str(label), str(student)), []).append(cumulative_events(rows, num_steps, bins))
+            own = metrics[same]
+            num_steps = max(num_steps, int(own["step"].max()) if same.any() else 0)
+        tables = cumulative_events(rows, num_steps, bins)
+        tables["frozen"] = graduated_by_chance(own, tables["held"].index, bins)
+        counts.setdefault((str(label), str(student)), []).append(tables)
     return counts, [float(value) for value in bins]
+
+
+def graduated_by_chance(metrics: pd.DataFrame, steps: pd.Index, bins: Sequence[float]) -> pd.DataFrame:
+    """What a policy that does not learn would have graduated until each step, by accuracy at admission.
+
+    `metrics` are those of one run. 0 where the run did not record it.
+    """
+    table = pd.DataFrame(0.0, index=steps, columns=list(bins))
+    for value in bins:
+        if (name := f"buffer/graduated_by_chance@{value:g}") in metrics:
+            table[value] = metrics.set_index("step")[name].reindex(steps).ffill().fillna(0.0)
+    return table
 
 
 def bin_names(accuracies: Sequence[float]) -> list[str]:

@@ -52,35 +52,35 @@ def _metrics(file: Path, size: int, mtime_ns: int) -> pd.DataFrame:
 
 
 def load_events(runs: Sequence[Run]) -> pd.DataFrame:
-    """Admissions, visits, graduations and evictions of all `buffer.jsonl`.
+    """Admissions, graduations and evictions of all `buffer.jsonl`.
 
-    Columns: step, event, entry_accuracy, chance (NaN where the run does not say), label, student, seed.
+    Columns: step, event, entry_accuracy, label, student, seed.
     """
-    names = ("step", "event", "entry_accuracy", "chance")
+    names = ("step", "event", "entry_accuracy")
     tables = []
     for run in runs:
-        rows = [{name: row.get(name) for name in names} for row in read_lines(run.folder / "buffer.jsonl")]
+        rows = [
+            {name: row[name] for name in names}
+            for row in read_lines(run.folder / "buffer.jsonl")
+            if row["event"] in EVENTS
+        ]
         if rows:
             tables.append(_with_keys(run, rows))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=[*names, *RUN_KEYS])
 
 
 def cumulative_events(events: pd.DataFrame, num_steps: int, bins: Sequence[float]) -> dict[str, pd.DataFrame]:
-    """Counts of one run so far: admitted, graduated, evicted, frozen and held.
-
-    Held is what is in the buffer after the step. Frozen are graduations to be expected of a policy that does not learn.
+    """Counts of one run: admitted, graduated, evicted and held (what is in the buffer after the step), counts so far.
 
     Each is a table with a row a step from 1 to `num_steps` and a column a bin of accuracy at admission.
     `bins` ascend and hold every accuracy of `events`.
     """
     steps = pd.RangeIndex(1, num_steps + 1, name="step")
     counts = {}
-    chances = pd.to_numeric(events.get("chance", pd.Series(0.0, events.index))).fillna(0.0)
-    weights = {name: (events["event"] == event).astype(float) for event, name in EVENTS.items()} | {"frozen": chances}
-    places = (events["step"].to_numpy(int) - 1, np.searchsorted(bins, events["entry_accuracy"]))
-    for name, weight in weights.items():
+    for event, name in EVENTS.items():
+        rows = events[events["event"] == event]
         table = np.zeros((num_steps, len(bins)))
-        np.add.at(table, places, weight.to_numpy())
+        np.add.at(table, (rows["step"].to_numpy(int) - 1, np.searchsorted(bins, rows["entry_accuracy"])), 1)
         counts[name] = pd.DataFrame(table.cumsum(axis=0), index=steps, columns=list(bins))
     return counts | {"held": counts["admitted"] - counts["graduated"] - counts["evicted"]}
 

@@ -151,17 +151,23 @@ def test_a_buffer_whose_entries_are_all_inside(make_run):
     ]
 
 
-def test_what_chance_graduates_is_summed_by_entry(make_run):
+def test_what_chance_graduates_stands_next_to_what_graduated(make_run):
     events = [
-        event("admit", "a", 0.0, 0) | {"chance": None},
-        event("admit", "b", 0.25, 0) | {"chance": None},
-        event("revisit", "a", 0.0, 1) | {"chance": 0.125},
-        event("graduate", "b", 0.25, 1) | {"chance": 0.5},
-        event("graduate", "a", 0.0, 2) | {"chance": 0.25},
+        event("admit", "a", 0.0, 0),
+        event("admit", "b", 1 / 3, 0),
+        event("graduate", "b", 1 / 3, 1),
+        event("graduate", "a", 0.0, 2),
     ]
-    rows = [line.split()[:4] for line in audit_command(make_run([], events=events)).splitlines()[6:9]]
-    # Two graduated of 2 admitted; chance alone: 0.125 + 0.25 of a, 0.5 of b.
-    assert rows == [["0", "1", "1", "0.4"], ["25", "1", "1", "0.5"], ["all", "2", "2", "0.9"]]
+    folder = make_run([], events=events)
+    rows = [
+        {"step": 1, "buffer/graduated_by_chance@0": 0.125},
+        {"step": 2, "buffer/graduated_by_chance": 0.875, "buffer/graduated_by_chance@0": 0.375}
+        | {"buffer/graduated_by_chance@0.333333": 0.5, "buffer/graduated_by_chance@visits_1": 0.875},
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 3, "buffer/grad'  # it is writing right now
+    (folder / "metrics.jsonl").write_text(text)
+    cells = [line.split()[:4] for line in audit_command(folder).splitlines()[6:9]]
+    assert cells == [["0", "1", "1", "0.4"], ["33.33", "1", "1", "0.5"], ["all", "2", "2", "0.9"]]
 
 
 def test_a_run_without_candidates_and_buffer_says_so(make_run):
