@@ -243,10 +243,16 @@ def test_whose_responses_they_are_is_known_by_engine_and_dtype_or_asked_again(
         config = replace(two_levels, stage="judge")
         return evaluate(config, None, grader, out_dir=tmp_path, model_name="scripted", identity=None)
 
-    scored = evaluate(
-        two_levels, make_engine(), grader, out_dir=tmp_path, model_name="scripted", identity="a", setup=setup
-    )
-    assert judging() == scored
+    def asked(setup: Setup) -> int:
+        engine = make_engine()
+        evaluate(two_levels, engine, grader, out_dir=tmp_path, model_name="scripted", identity="a", setup=setup)
+        return sum(len(prompts) for prompts, _ in engine.calls)
+
+    others = [replace(setup, engine="vllm"), replace(setup, dtype="bfloat16"), replace(setup, enable_thinking=True)]
+    assert [asked(other) for other in (*others, setup)] == [8] * 4
+    assert [asked(other) for other in (*others, setup)] == [0] * 4
+    scored = judging()
+    assert {row["protocol"] for row in scored} == set(json.loads((tmp_path / "protocol.json").read_text())["cards"])
     model = tmp_path / "model.json"
     stored = json.loads(model.read_text())
     assert stored == {"model": "scripted", "identity": "a", "engine": "transformers", "dtype": "float32"} | {
