@@ -58,7 +58,7 @@ def test_hundreds_of_answers_do_not_underflow() -> None:
     )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=9), st.integers(0, 4), st.integers(1, 3))
 def test_a_chance_is_a_probability_that_grows_with_what_was_right(seen: list[int], right: int, num_groups: int) -> None:
     frozen = policy(*(k / 4 for k in [*seen, 1, 2]), group_size=4)
