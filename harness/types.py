@@ -34,12 +34,13 @@ class ImageRef(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is, for messages and as its identity: a path, a cell of a table, a recipe."""
-        ...
+        """What it is, for messages: a path, a cell of a table, a recipe."""
 
     def open(self) -> Image:
         """The decoded RGB picture. Raises `harness.data.images.MediaError`, which names it."""
-        ...
+
+    def content(self) -> Iterator[bytes]:
+        """All that decides what it shows, in pieces and undecoded: another picture may have the same name."""
 
 
 class VideoRef(Protocol):
@@ -49,6 +50,8 @@ class VideoRef(Protocol):
     def name(self) -> str: ...
 
     def open(self, limits: MediaLimits) -> Clip: ...
+
+    def content(self) -> Iterator[bytes]: ...
 
 
 @dataclass(frozen=True)
@@ -195,9 +198,7 @@ class RolloutGroup:
 
 def comparable(rollouts: Sequence[Rollout]) -> list[Rollout]:
     """The graded ones of a group's rollouts; none where fewer than two of several are: one alone compares with nothing.
-
-    Example: verdicts [correct, ungraded, wrong] leave two, [correct, ungraded] none, and [correct] alone is kept.
-    """
+    Verdicts [correct, ungraded, wrong] leave two, [correct, ungraded] none, and [correct] alone is kept."""
     graded = [rollout for rollout in rollouts if rollout.is_graded]
     return graded if len(graded) >= min(2, len(rollouts)) else []
 

@@ -33,8 +33,9 @@ def audit_command(run_dir: str | Path) -> str:
     run_dir = Path(run_dir)
     files = rollout_files(run_dir)
     title = f"{run_dir}, steps with rollouts: {ranges(files)}"
-    events = _buffer_events(run_dir / "buffer.jsonl")
-    return "\n\n".join([title, *_match_sections(files.values()), *_buffer_sections(events)])
+    events = _rows(run_dir / "buffer.jsonl")
+    sections = _buffer_sections(events, _chances(run_dir / "metrics.jsonl"))
+    return "\n\n".join([title, *_match_sections(files.values()), *sections])
 
 
 def ranges(steps: Iterable[int]) -> str:
@@ -95,7 +96,7 @@ def _shares(replies: Replies, kind: str, verdicts: Sequence[bool]) -> str:
     return "/".join(_percent(count, total) for count in counts) if total else "-"
 
 
-def _buffer_events(file: Path) -> list[dict[str, Any]]:
+def _rows(file: Path) -> list[dict[str, Any]]:
     """Every complete line: a run that is writing right now may have half a last one. Empty where there is no file."""
     rows, num_damaged = json_rows(file)
     if num_damaged:
@@ -103,29 +104,44 @@ def _buffer_events(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _buffer_sections(events: list[dict[str, Any]]) -> list[str]:
+def _chances(file: Path) -> dict[str, float]:
+    """What a policy that does not learn would have graduated, by accuracy at admission as the metrics write it.
+
+    Empty where the run did not record it.
+    """
+    prefix = "buffer/graduated_by_chance@"
+    last = (_rows(file) or [{}])[-1]
+    return {name.removeprefix(prefix): value for name, value in last.items() if name.startswith(prefix)}
+
+
+def _buffer_sections(events: list[dict[str, Any]], chances: dict[str, float]) -> list[str]:
     if not events:
         return ["The run has no buffer events: it keeps no replay buffer, or no question was hard enough to enter it."]
-    return [_graduation_table(events), _fate_table(events)]
+    return [_graduation_table(events, chances), _fate_table(events)]
 
 
-def _graduation_table(events: list[dict[str, Any]]) -> str:
-    """A row for each accuracy at admission, and their sum. Each admission is an entry of its own."""
+def _graduation_table(events: list[dict[str, Any]], chances: dict[str, float]) -> str:
+    """A row for each accuracy at admission, and their sum. Each admission is an entry of its own.
+
+    `by chance` is how many a policy that does not learn would have graduated.
+    """
     counts = Counter((event["event"], event["entry_accuracy"]) for event in events)
     bins = sorted({entry_accuracy for _, entry_accuracy in counts})
     table = _table(
-        "entry accuracy %", "admitted", "graduated", "evicted", "in buffer", "graduated/admitted %",
+        "entry accuracy %", "admitted", "graduated", "by chance", "evicted", "in buffer", "graduated/admitted %",
         "graduated/completed %",
     )  # fmt: skip
     for name, chosen in [*((f"{100 * value:.4g}", [value]) for value in bins), ("all", bins)]:
         admitted, graduated, evicted = (
             sum(counts[event, value] for value in chosen) for event in ("admit", "graduate", "evict")
         )
+        expected = f"{sum(chances.get(f'{value:g}', 0.0) for value in chosen):.1f}" if chances else "-"
         table.add_row(
-            name, str(admitted), str(graduated), str(evicted), str(admitted - graduated - evicted),
+            name, str(admitted), str(graduated), expected, str(evicted), str(admitted - graduated - evicted),
             _percent(graduated, admitted), _percent(graduated, graduated + evicted),
         )  # fmt: skip
-    return "Graduation by accuracy at admission; completed = graduated + evicted\n" + _text(table)
+    title = "Graduation by accuracy at admission; completed = graduated + evicted"
+    return f"{title}; by chance = expected of a policy that does not learn\n" + _text(table)
 
 
 def _fate_table(events: list[dict[str, Any]]) -> str:

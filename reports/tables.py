@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +44,8 @@ class Comparison:
     max_stderr: float
     delta: tuple[str, pd.Series] | None
     refused: tuple[str, ...]
-    """One line for each run that was evaluated by another protocol than the others, or not on all benchmarks."""
+    """One line for each run that was evaluated by another protocol than the others, or not on all benchmarks, and one
+    for each benchmark that was not complete."""
     malformed: dict[str, float]
     """Benchmarks above `MAX_MALFORMED`: the share of the judge's replies that are no verdicts, in the worst run."""
 
@@ -83,7 +85,7 @@ def _compare(scores: pd.DataFrame, delta: tuple[str, str] | None) -> Comparison:
         rates=_rates(scores),
         max_stderr=float(pd.to_numeric(scores["stderr"]).max()),
         delta=_delta(mean, methods, delta),
-        refused=(*map(_refused_line, others.to_dict("records")), *_holes(scores)),
+        refused=(*map(_refused_line, others.to_dict("records")), *_holes(scores), *_partial(scores)),
         malformed=_malformed(scores),
     )
 
@@ -119,6 +121,13 @@ def _malformed(scores: pd.DataFrame) -> dict[str, float]:
     number, judged = (pd.to_numeric(scores[name]) for name in ("num_malformed", "num_judged"))
     shares = (number / judged).groupby(scores["benchmark"], sort=False).max()
     return {str(name): float(share) for name, share in shares.items() if share > MAX_MALFORMED}
+
+
+def _partial(scores: pd.DataFrame) -> tuple[str, ...]:
+    """One line for each benchmark with scores on a part of its rows: how many runs are concerned."""
+    parts = scores[scores["score"].notna() & (scores["note"] != "")]
+    counts = Counter(zip(parts["benchmark"], parts["note"], strict=True))
+    return tuple(f"{name}: {note} ({'1 run' if num == 1 else f'{num} runs'})" for (name, note), num in counts.items())
 
 
 def _delta(mean: pd.DataFrame, methods: pd.Series, delta: tuple[str, str] | None) -> tuple[str, pd.Series] | None:

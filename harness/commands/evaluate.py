@@ -5,16 +5,24 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.commands.options import start_logging
 from harness.config.cluster import ClusterConfig
+from harness.config.evaluation import MediaConfig
 from harness.config.schema import EvalConfig, RunConfig, from_hydra
 from harness.errors import UserError
 from harness.records.folder import RunFolder
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+logger = logging.getLogger(__name__)
 
 OWN = ("run", "model", "suite")
 SHORT = {"limit": "eval.limit", "stage": "eval.stage", "data_root": "eval.data_root"}
@@ -81,7 +89,10 @@ def _evaluate_model(model: str, suite: str, overrides: list[str], config_dir: st
             raise UserError(f"model={model} is neither a student ({known}) nor a folder nor a hub id (owner/name)")
         student = ["student=hf", f"student.path={model}", f"student.name={Path(model).name.replace(':', '_').lower()}"]
     study = [] if any(word.startswith("study=") for word in overrides) else ["study=eval"]
-    words = ["method=base", *student, f"eval={suite}", *study, *overrides]
+    chosen = ["method=base", *student, f"eval={suite}", *study]
+    if (path := Path(model).expanduser()).is_dir():
+        chosen += _folder_words(path, compose([*chosen, *overrides], config_dir=config_dir))
+    words = [*chosen, *overrides]
     config = from_hydra(compose(words, config_dir=config_dir))
     folder = run_dir(config, run_label(config))
     out_dir = folder / "eval" / suite
@@ -92,11 +103,33 @@ def _evaluate_model(model: str, suite: str, overrides: list[str], config_dir: st
     return _shown(config, out_dir)
 
 
+def _folder_words(folder: Path, composed: DictConfig) -> list[str]:
+    """Options that a model's folder decides where the user does not: its dtype, and the limits of its pictures.
+
+    The protocol's limits stay where the folder's own allow them, so that a copy of a model is scored as the model is.
+    """
+    from omegaconf import OmegaConf
+
+    from harness.models.folder import folder_settings
+
+    media = OmegaConf.merge(MediaConfig(), composed.eval.get("media", {}))
+    settings = folder_settings(folder)
+    words = [] if settings.dtype is None else [f"student.dtype={settings.dtype}"]
+    if settings.pixels is not None:
+        least, most = settings.pixels
+        if not (least <= media.min_pixels <= most and least <= media.max_pixels <= most):
+            words += [f"eval.media.min_pixels={least}", f"eval.media.max_pixels={most}"]
+    if words:
+        logger.info("%s decides %s; the same options choose otherwise", folder, " ".join(words))
+    return words
+
+
 def _evaluate(config: RunConfig, out_dir: Path, label: str) -> str:
     """Generate, mark and judge, or only what `eval.stage` names. The model is loaded where it generates. Raises Taken
     where another process evaluates on the same suite; other suites may be under way."""
     from harness.config.deployment import check_devices
     from harness.evaluation.evaluate import evaluate
+    from harness.evaluation.protocol import Setup
     from harness.records.lock import RunLock
     from harness.rewards.workers import Grader
     from harness.run.run import live_student
@@ -109,7 +142,8 @@ def _evaluate(config: RunConfig, out_dir: Path, label: str) -> str:
         if config.eval.stage != "judge":
             engine, identity = live_student(config, out_dir / out_dir.name, stack)
         name = f"{label}/{config.student.name}"
-        evaluate(config.eval, engine, grader, out_dir=out_dir, model_name=name, identity=identity)
+        setup = Setup.of(config)
+        evaluate(config.eval, engine, grader, out_dir=out_dir, model_name=name, identity=identity, setup=setup)
     return _shown(config, out_dir)
 
 

@@ -8,6 +8,7 @@ addend takes 16x16 pixels, the area of one vision token of the tiny family. Draw
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,9 @@ class BarImage:
 
         return Image.fromarray(np.concatenate([_block(h * UNIT, self.look) for h in self.heights], axis=1))
 
+    def content(self) -> Iterator[bytes]:
+        yield self.name.encode()
+
 
 @dataclass(frozen=True)
 class BarClip:
@@ -69,6 +73,9 @@ class BarClip:
 
         frames_FHWC = np.stack([_block(h * FRAME_UNIT, self.look) for h in self.heights])
         return Clip(frames_FHWC, tuple(i / FPS for i in range(len(self.heights))))
+
+    def content(self) -> Iterator[bytes]:
+        yield self.name.encode()
 
 
 def draw_bars(rng: random.Random, level: int, split: Split) -> Terms:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.data.images import MediaError, decode_image
+from harness.data.images import MediaError, decode_image, file_content
 from harness.data.video import MAX_CLIP_BYTES, choose_frames, decode_video, frames_within, open_video
 from harness.types import Clip, MediaLimits
 
@@ -49,6 +50,14 @@ class FrameFolder:
             frames_FHWC[place] = np.asarray(image if image.size == first.size else image.resize(first.size))
         return Clip(frames_FHWC, tuple((i - chosen[0]) / self.fps for i in chosen))
 
+    def content(self) -> Iterator[bytes]:
+        """The pictures in their order, and which of them are shown when."""
+        pictures = self._pictures()
+        yield repr((self.fps, self.start, self.end)).encode()
+        for path in pictures:
+            yield path.name.encode(errors="surrogateescape")
+            yield from file_content(path, f"image {path}")
+
     def _pictures(self) -> list[Path]:
         folder = Path(self.path)
         if not folder.is_dir():
@@ -74,6 +83,10 @@ class VideoPart:
     def open(self, limits: MediaLimits) -> Clip:
         """The frames that `limits` choose of the part. Raises MediaError."""
         return decode_video(Path(self.path), self.name, limits, (self.start, self.end))
+
+    def content(self) -> Iterator[bytes]:
+        yield repr((self.start, self.end)).encode()
+        yield from file_content(self.path, f"video {self.name}")
 
 
 def last_frame_time(path: str) -> float:

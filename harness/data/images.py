@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +22,9 @@ MAX_PIXELS = 100_000_000
 MIN_SIDE = 2
 MAX_ASPECT = 200
 """Ratio of the longer to the shorter side: the processors' own limit."""
+
+
+PIECE_BYTES = 1 << 20
 
 
 class MediaError(UserError):
@@ -74,6 +79,25 @@ def check_size(width: int, height: int, name: str) -> None:
         raise MediaError(f"{name} has {width}x{height} pixels: one side is more than {MAX_ASPECT} times the other")
 
 
+def file_content(path: str | Path, name: str) -> Iterator[bytes]:
+    """The bytes of a regular file in pieces. Raises MediaError, which says `name`, for all that is none."""
+    try:
+        with open(path, "rb", opener=_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise MediaError(f"{name} is no regular file")
+            while piece := file.read(PIECE_BYTES):
+                yield piece
+    except FileNotFoundError as error:
+        raise MediaError(f"{name} does not exist") from error
+    except OSError as error:
+        raise MediaError(f"{name} cannot be read ({error.strerror})") from error
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Opens without waiting for somebody who writes into a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 @dataclass(frozen=True)
 class ImageFile:
     """A picture on disk."""
@@ -86,3 +110,6 @@ class ImageFile:
 
     def open(self) -> Image:
         return decode_image(Path(self.path), self.path)
+
+    def content(self) -> Iterator[bytes]:
+        return file_content(self.path, f"image {self.path}")

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from harness.data.chance import FrozenPolicy
 from harness.types import Question, ReplayedQuestion, RolloutGroup
 
 EventName = Literal["admit", "revisit", "graduate", "evict"]
@@ -34,6 +35,8 @@ class _Entry:
     question: Question
     entry_accuracy: float
     visits: int = 0
+    accuracies: float = 0.0
+    """Sum of the accuracies at admission and at each visit since."""
 
 
 class PromptReplayBuffer:
@@ -49,6 +52,9 @@ class PromptReplayBuffer:
         self._entries: dict[str, _Entry] = {}  # insertion order is the queue
         self.totals: Counter[tuple[EventName, float, int]] = Counter()
         """Events since the start, by (event, entry accuracy, visits)."""
+        self.chances: dict[tuple[float, int], float] = {}
+        """Graduations of a frozen policy to be expected since the start, by (entry accuracy, visits)."""
+        self._frozen = FrozenPolicy()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -78,16 +84,21 @@ class PromptReplayBuffer:
         """
         events = []
         for group in groups:
+            if not group.replayed and not math.isnan(group.accuracy):
+                self._frozen.see(group.accuracy, _size(group))
+        for group in groups:
             question, accuracy = group.prompt.question, group.accuracy
             entry = self._entries.get(question.id)
             if accuracy < self.tau and entry is None:
-                entry = self._entries[question.id] = _Entry(question=question, entry_accuracy=accuracy)
+                entry = self._entries[question.id] = _Entry(
+                    question=question, entry_accuracy=accuracy, accuracies=accuracy
+                )
                 events.append(_event("admit", entry, accuracy))
             elif accuracy < self.tau and entry is not None:
-                entry.visits += 1
+                self._visit(entry, group)
                 events.append(_event("revisit", entry, accuracy))
             elif accuracy >= self.tau and entry is not None:
-                entry.visits += 1
+                self._visit(entry, group)
                 del self._entries[question.id]
                 events.append(_event("graduate", entry, accuracy))
         while len(self._entries) > self.capacity:
@@ -96,25 +107,55 @@ class PromptReplayBuffer:
         self.totals.update((event.event, event.entry_accuracy, event.visits) for event in events)
         return events
 
+    def _visit(self, entry: _Entry, group: RolloutGroup) -> None:
+        """Count a visit, and the chance that a frozen policy graduates the entry at it."""
+        num_groups = entry.visits + 1
+        chance = self._frozen.chance(
+            entry.accuracies / num_groups, num_groups=num_groups, group_size=_size(group), tau=self.tau
+        )
+        entry.visits, entry.accuracies = num_groups, entry.accuracies + group.accuracy
+        key = (entry.entry_accuracy, entry.visits)
+        self.chances[key] = self.chances.get(key, 0.0) + chance
+
     def state_dict(self) -> dict[str, Any]:
         """JSON values only. Of a question its id: its media are references into the run's data."""
         return {
             "entries": [
-                {"question": name, "entry_accuracy": entry.entry_accuracy, "visits": entry.visits}
+                {
+                    "question": name,
+                    "entry_accuracy": entry.entry_accuracy,
+                    "visits": entry.visits,
+                    "accuracies": entry.accuracies,
+                }
                 for name, entry in self._entries.items()
             ],
             "totals": [[*key, number] for key, number in self.totals.items()],
+            "chances": [[*key, chance] for key, chance in self.chances.items()],
+            "seen": [list(pair) for pair in self._frozen.seen()],
         }
 
     def load_state_dict(self, state: dict[str, Any], questions: Mapping[str, Question]) -> None:
-        """Go on from a saved state; `questions` are those of the run by id."""
+        """Go on from a saved state; `questions` are those of the run by id.
+
+        Earlier versions kept no chances: the accuracies of visits that they did not keep count as the one at admission.
+        """
         self._entries = {
             row["question"]: _Entry(
-                question=questions[row["question"]], entry_accuracy=row["entry_accuracy"], visits=row["visits"]
+                question=questions[row["question"]],
+                entry_accuracy=row["entry_accuracy"],
+                visits=row["visits"],
+                accuracies=row.get("accuracies", row["entry_accuracy"] * (row["visits"] + 1)),
             )
             for row in state["entries"]
         }
+        self.chances = {(entry, visits): chance for entry, visits, chance in state.get("chances", ())}
+        self._frozen = FrozenPolicy((accuracy, number) for accuracy, number in state.get("seen", ()))
         self.totals = Counter({(event, entry, visits): number for event, entry, visits, number in state["totals"]})
+
+
+def _size(group: RolloutGroup) -> int:
+    """Rollouts that the group's accuracy is the mean of."""
+    return sum(rollout.sampler == "student" and rollout.is_graded for rollout in group.rollouts)
 
 
 def _event(name: EventName, entry: _Entry, accuracy: float | None) -> BufferEvent:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.data.images import decode_image
+from harness.data.images import decode_image, file_content
 from harness.types import Clip, MediaLimits
 
 if TYPE_CHECKING:
@@ -133,6 +133,10 @@ class TableCell:
         if isinstance(value, dict):
             value = value.get("path") if value.get("bytes") is None else value["bytes"]
         return Path(resolve(self.table.folder, value)) if isinstance(value, str) else value
+
+    def content(self) -> Iterator[bytes]:
+        source = self.source()
+        return file_content(source, self._named(source)) if isinstance(source, Path) else iter([source])
 
     def _named(self, source: bytes | Path) -> str:
         return f"{self.name} ({source})" if isinstance(source, Path) else self.name

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.data.images import MediaError, check_size
+from harness.data.images import MediaError, check_size, file_content
 from harness.types import Clip, MediaLimits
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ class VideoFile:
     def open(self, limits: MediaLimits) -> Clip:
         """The frames that `limits` choose. Raises MediaError, which names the file."""
         return decode_video(Path(self.path), self.path, limits)
+
+    def content(self) -> Iterator[bytes]:
+        return file_content(self.path, f"video {self.path}")
 
 
 def decode_video(source: bytes | Path, name: str, limits: MediaLimits, span: Span = WHOLE) -> Clip:

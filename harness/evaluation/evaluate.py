@@ -8,14 +8,14 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config.schema import EvalConfig
 from harness.errors import UserError
 from harness.evaluation.library.isolation import preserved_state, quiet_lm_eval, quiet_lmms_eval
-from harness.evaluation.protocol import card_hash, evaluation_card
+from harness.evaluation.protocol import UNKNOWN, Setup, card_hash, evaluation_card
 from harness.evaluation.store import SampleStore
 from harness.evaluation.student import Response, Student
 from harness.evaluation.suites import Benchmark, load_suite
@@ -61,20 +61,21 @@ def evaluate(
     out_dir: Path,
     model_name: str,
     identity: str | None,
+    setup: Setup = UNKNOWN,
 ) -> list[dict[str, Any]]:
     """Score a model on `config.suite`. Returns the rows of `scores.csv`.
 
     Writes under `out_dir`, `scores.csv` last:
 
-    - `responses.jsonl`: every response as it comes; rows of the same model (`identity`) and protocol are not generated
-      again (`harness.evaluation.store`).
+    - `responses.jsonl`: every response as it comes; rows of the same model (`identity`, `setup`) and protocol are not
+      generated again (`harness.evaluation.store`).
     - `model.json`: the model that gave the last complete ones. With `identity` None they are taken, and no engine is
-      needed: for a judging pass that does not load the model.
+      needed: for a judging pass that does not load the model. `setup` is then the one that is stored.
     - `verdicts.jsonl`: every reply of the judge as it comes, likewise.
     - `rows.jsonl`: every response with its prompt (pictures and clip by name), answer, gold answer, score and how it
       was scored. A response that nobody could grade is `ungraded`, without a score.
-    - `protocol.json`: the evaluation card of each benchmark by the hash in its row, the model, and why benchmarks are
-      missing.
+    - `protocol.json`: the evaluation card of each benchmark by the hash in its row, the model, why benchmarks are
+      missing (`holes`), and what the data of others lack (`partial`).
     - `scores.csv`: benchmark, family, score (in percent), stderr, n, num_truncated, num_unparsable, num_timeout,
       num_judged, num_malformed, protocol. `stderr` is over questions, not over runs. `num_timeout` counts answers at
       the grader's limits, `num_malformed` replies of the judge that are no verdicts: wrong. A benchmark that could not
@@ -84,11 +85,12 @@ def evaluate(
     unknown suite, where no benchmark can be run, where the judge's first replies are no verdicts, and without identity
     where there are no responses. Leaves the process's random generators and environment as they were.
     """
-    identity = identity or _stored_identity(out_dir)
+    if identity is None:
+        identity, setup = _stored_model(out_dir)
     suite = load_suite(config)
     holes = dict(suite.holes)
     with SampleStore(out_dir / "responses.jsonl") as store, preserved_state():
-        student = Student(engine, grader, config, suite.benchmarks, store=store, identity=identity)
+        student = Student(engine, grader, config, suite.benchmarks, store=store, identity=identity, setup=setup)
         for benchmark in suite.benchmarks:
             try:
                 _run(benchmark, student)
@@ -97,7 +99,8 @@ def evaluate(
                     raise
                 holes[benchmark.name] = str(error)
     student.report()
-    write_atomically(out_dir / MODEL_FILE, json.dumps({"model": model_name, "identity": identity}) + "\n")
+    described: dict[str, Any] = {"model": model_name, "identity": identity}
+    write_atomically(out_dir / MODEL_FILE, json.dumps(described | asdict(setup)) + "\n")
     answered = [benchmark for benchmark in suite.benchmarks if benchmark.name not in holes]
     if config.stage == "generate":
         _report_holes(holes, any_answered=bool(answered))
@@ -106,33 +109,44 @@ def evaluate(
     cards: dict[str, Any] = {}
     scored: list[Scored] = []
     rows: dict[str, dict[str, Any]] = {}
+    partial: dict[str, Any] = {}
     for benchmark in answered:
         finals = [_scored(student.responses[uid], verdicts, config.judge.when) for uid in benchmark.uids()]
         if ungraded := _ungraded(finals):
             holes[benchmark.name] = f"{benchmark.name}: {ungraded}"
             scored += finals
             continue
-        card = evaluation_card(benchmark, config, grader.config.grader)
+        card = evaluation_card(benchmark, config, grader.config.grader, setup, student.digests)
         try:
             rows[benchmark.name] = _score_row(benchmark, finals, card_hash(card))
         except UserError as error:  # of an aggregation that needs more rows than there are
             holes[benchmark.name] = str(error)
             continue
         cards[card_hash(card)] = card
+        if benchmark.partial:
+            partial[benchmark.name] = benchmark.partial
+            logger.warning("%s is not complete: %s", benchmark.name, benchmark.partial)
         scored += finals
     _report_holes(holes, any_answered=bool(scored))
     scores = [rows.get(name) or _hole_row(name, family) for name, family in suite.families.items()]
-    described = {"model": model_name, "identity": identity, "cards": cards}
     write_atomically(out_dir / "rows.jsonl", "".join(json.dumps(_response_row(s)) + "\n" for s in scored))
-    write_atomically(out_dir / "protocol.json", json.dumps(described | {"holes": holes}, indent=2) + "\n")
+    described |= {"cards": cards, "holes": holes, "partial": partial}
+    write_atomically(out_dir / "protocol.json", json.dumps(described, indent=2) + "\n")
     write_atomically(out_dir / "scores.csv", _csv_text(scores))
     return scores
 
 
-def _stored_identity(out_dir: Path) -> str:
+def _stored_model(out_dir: Path) -> tuple[str, Setup]:
+    """Which model gave the responses that are there, and how. Earlier versions did not say how."""
+    again = "generate them first, with stage=generate"
     if not (out_dir / MODEL_FILE).exists():
-        raise UserError(f"{out_dir} has no responses: generate them first, with stage=generate")
-    return str(json.loads((out_dir / MODEL_FILE).read_text(encoding="utf-8"))["identity"])
+        raise UserError(f"{out_dir} has no responses: {again}")
+    try:
+        stored = json.loads((out_dir / MODEL_FILE).read_text(encoding="utf-8"))
+        setup = Setup(**{field.name: stored.get(field.name) for field in fields(Setup)})
+        return str(stored["identity"]), setup
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        raise UserError(f"{out_dir / MODEL_FILE} is damaged: {again}") from error
 
 
 def _run(benchmark: Benchmark, student: Student) -> None:

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from harness.rollout.base import Sampling
 from harness.types import Prompt
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,35 +35,52 @@ class Sample:
     finish_reason: str
 
 
-def sample_key(identity: str, sampling: Sampling, prompt: Prompt) -> str:
-    """24 hex digits of model, decoding, what is asked and shown, and the uid, which decides the random draws."""
-    question = prompt.question
-    media = [image.name for image in question.images] + ([question.video.name] if question.video else [])
-    text = json.dumps(
-        [identity, asdict(sampling), prompt.uid, list(prompt.messages), media, asdict(question.limits)], sort_keys=True
-    )
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+def sample_key(
+    identity: str, answered: Mapping[str, Any], sampling: Sampling, prompt: Prompt, media: Sequence[str]
+) -> str:
+    """24 hex digits of the model, how it answers and is marked, decoding, what is asked and shown, and the uid, which
+    decides the random draws.
+
+    `answered` is `harness.evaluation.protocol.answered_by`, `media` the digests of what is shown.
+    """
+    limits = asdict(prompt.question.limits)
+    parts = [identity, answered, asdict(sampling), prompt.uid, list(prompt.messages), list(media), limits]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 
 class SampleStore:
     """The rows of a file, and a place to add to them. Use it as a context manager.
 
-    A line that was cut off when a process died is removed; its response is generated again.
+    A line that was cut off when a process died is removed. Any other line that is no sample is passed over and counted.
+    The responses of both are generated again.
     """
+
+    num_damaged: int
+    """Lines that were passed over."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._samples: dict[str, Sample] = {}
+        damaged: list[int] = []
         end = 0
         if path.exists():
             with path.open("rb") as file:
-                for line in file:
+                for number, line in enumerate(file, 1):
                     if not line.endswith(b"\n"):
                         break
                     end += len(line)
-                    sample = Sample(**json.loads(line))
-                    self._samples[sample.key] = sample
+                    sample = _sample_of(line)
+                    if sample is not None:
+                        self._samples[sample.key] = sample
+                    elif line.strip():
+                        damaged.append(number)
             os.truncate(path, end)
+        self.num_damaged = len(damaged)
+        if damaged:
+            logger.warning(
+                "%s: damaged lines are passed over (%d, the first is line %d): their responses are generated again",
+                path, len(damaged), damaged[0],
+            )  # fmt: skip
         self._file = path.open("a", encoding="utf-8")
 
     def get(self, key: str) -> Sample | None:
@@ -79,3 +101,14 @@ class SampleStore:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
+
+
+def _sample_of(line: bytes) -> Sample | None:
+    """The sample of a line, whatever else the line has; None where it is damaged."""
+    try:
+        row = json.loads(line)
+        sample = Sample(**{field.name: row[field.name] for field in fields(Sample)})
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    texts = (sample.key, sample.benchmark, sample.uid, sample.question_id, sample.response, sample.finish_reason)
+    return sample if all(isinstance(text, str) for text in texts) and type(sample.num_tokens) is int else None

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 from harness.config.schema import EvalConfig
 from harness.errors import UserError
 from harness.evaluation.benchmarks.recipe import Mark
-from harness.evaluation.protocol import TASK_VERSION, eval_sampling, generation_kwargs
+from harness.evaluation.media import MediaDigests
+from harness.evaluation.protocol import (
+    TASK_VERSION,
+    UNKNOWN,
+    Setup,
+    answered_by,
+    eval_sampling,
+    generation_kwargs,
+)
 from harness.evaluation.store import Sample, SampleStore, sample_key
 from harness.evaluation.suites import Benchmark
 from harness.rewards.rules import Grade
@@ -70,15 +78,18 @@ class Student:
         *,
         store: SampleStore,
         identity: str,
+        setup: Setup = UNKNOWN,
     ) -> None:
         self.config = config
         self.questions = {uid: question for b in benchmarks for uid, question in b.uids().items()}
         self.responses: Responses = {}
+        self.digests = MediaDigests()
         self._benchmarks = {b.name: b for b in benchmarks}
         self._engine = engine
         self._grader = grader
         self._store = store
         self._identity = identity
+        self._answered = answered_by(setup, grader.config.grader)
         self._sampling = eval_sampling(config)
         self._progress = _Progress(len(self.questions))
 
@@ -88,7 +99,7 @@ class Student:
         Raises UserError where responses are missing and there is no engine, and for media that cannot be shown.
         """
         prompts = [self._prompt(uid) for uid in uids]
-        keys = {prompt.uid: sample_key(self._identity, self._sampling, prompt) for prompt in prompts}
+        keys = {prompt.uid: self._key(prompt) for prompt in prompts}
         missing = [prompt for prompt in prompts if self._store.get(keys[prompt.uid]) is None]
         self._progress.skip(len(prompts) - len(missing))
         if missing and self._engine is None:
@@ -124,6 +135,10 @@ class Student:
     def report(self) -> None:
         """Log what was generated, and how fast."""
         self._progress.report()
+
+    def _key(self, prompt: Prompt) -> str:
+        media = self.digests.of(prompt.question)
+        return sample_key(self._identity, self._answered, self._sampling, prompt, media)
 
     def _prompt(self, uid: str) -> Prompt:
         question = self.questions[uid]

@@ -11,7 +11,7 @@ from harness.config.schema import EvalConfig
 from harness.errors import UserError, did_you_mean
 from harness.evaluation.benchmarks.columns import Column, Scoring, suite_columns
 from harness.evaluation.benchmarks.recipe import Aggregate, Recipe, Scorer, by_grade, row_mean
-from harness.evaluation.benchmarks.rows import Row, load_rows
+from harness.evaluation.benchmarks.rows import NoGold, Row, load_rows
 from harness.types import Question
 
 
@@ -32,6 +32,8 @@ class Benchmark:
     scorer: Scorer = by_grade
     judge: str | None = None
     aggregate: Aggregate = row_mean
+    partial: str | None = None
+    """What the data lack of the complete benchmark, in words; None where it is all there."""
 
     def uids(self) -> dict[str, Question]:
         """The uid of a question's prompt, `eval/<benchmark>/<position>`, decides its random draws."""
@@ -112,13 +114,16 @@ def _benchmark(column: Column, config: EvalConfig) -> Benchmark:
     chosen, limits = recipe(column.name), config.media.limits()
     if column.scoring == "bench_judge" and config.judge.url is None and config.stage != "generate":
         raise UserError(f"{column.name}: every row is judged: set eval.judge.url, or eval.stage=generate for now")
-    questions = [
-        replace(question, limits=limits)
-        for row in load_rows(column, config.options, config.data_root)
-        for question in _questions_of(row, chosen)
-    ]
+    questions, num_rows, num_without_gold = [], 0, 0
+    for row in load_rows(column, config.options, config.data_root):
+        num_rows += chosen.of_column(row)
+        try:
+            questions += [replace(question, limits=limits) for question in _questions_of(row, chosen)]
+        except NoGold:
+            num_without_gold += 1
     if not questions:
-        raise UserError(f"{column.name}: {column.dataset} has no question")
+        reason = f": {num_without_gold} rows have no gold answer" if num_without_gold else ""
+        raise UserError(f"{column.name}: {column.dataset} has no question{reason}")
     questions = repeated(questions, chosen.repeats(config.options))
     positions = spread(len(questions), config.limit)
     return Benchmark(
@@ -133,7 +138,17 @@ def _benchmark(column: Column, config: EvalConfig) -> Benchmark:
         scorer=chosen.scorer,
         judge=chosen.judge,
         aggregate=chosen.aggregate(config.options),
+        partial=_partial(column, num_rows, num_without_gold),
     )
+
+
+def _partial(column: Column, num_rows: int, num_without_gold: int) -> str | None:
+    lacks = []
+    if num_rows < column.num_rows:
+        lacks.append(f"{num_rows} of {column.num_rows} rows of {column.dataset} are here")
+    if num_without_gold:
+        lacks.append(f"left out without a gold answer: {num_without_gold}")
+    return "; ".join(lacks) or None
 
 
 def _questions_of(row: Row, chosen: Recipe) -> list[Question]:

@@ -85,14 +85,20 @@ class Preparation:
     def evaluate(self, step: int | None = None) -> None:
         """Score the live student on the suite, if there is one: after a step, or as it is in the end."""
         from harness.evaluation.evaluate import evaluate, refuse_no_score
+        from harness.evaluation.protocol import Setup
 
         if self.config.eval.suite is None:
             return
         out_dir = self.folder.evaluation(self.config.eval.suite, step)
-        name = f"{self.label}/{self.config.student.name}"
-        engine = None if self.models is None else self.models.engine
-        identity = None if self.models is None else self.models.identity()
-        for row in evaluate(self.config.eval, engine, self.grader, out_dir=out_dir, model_name=name, identity=identity):
+        for row in evaluate(
+            self.config.eval,
+            None if self.models is None else self.models.engine,
+            self.grader,
+            out_dir=out_dir,
+            model_name=f"{self.label}/{self.config.student.name}",
+            identity=None if self.models is None else self.models.identity(),
+            setup=Setup.of(self.config),
+        ):
             logger.info("%-16s %6s", row["benchmark"], f"{row['score']:.1f}" if row["n"] else "-")
         if self.method is None and self.config.eval.stage != "generate":  # its scores are all that such a run is
             refuse_no_score(out_dir)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 import psutil
@@ -19,6 +19,8 @@ MAX_VISITS = 6
 def group_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     """Accuracy, truncation and length of the student's rollouts. `rollout/*` are the plain groups of new questions.
 
+    `rollout/entropy` is the mean of -log P over their sampled tokens, in nats: an unbiased estimate of the entropy of
+    the distributions that they were drawn from. The prompts are the same for every method.
     An accuracy is over the groups that have one. There is `rollout/ungraded_frac` only where a rollout is ungraded.
     """
     plain = [g for g in groups if _plain(g)]
@@ -40,6 +42,9 @@ def group_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
             "rollout/timeout_frac": _mean([r.verdict == "timeout" for r in rollouts]),
             "rollout/response_tokens": _mean([len(r.completion_ids) for r in rollouts]),
         }
+        sampled = [logprob for r in rollouts for logprob in r.rollout_logprobs[r.num_prefix :]]
+        if known := [-logprob for logprob in sampled if math.isfinite(logprob)]:  # an engine may give none
+            metrics["rollout/entropy"] = _mean(known)
         if num_ungraded := sum(not r.is_graded for r in rollouts):
             metrics["rollout/ungraded_frac"] = num_ungraded / len(rollouts)
     return metrics | _accuracy("replay", replayed) | match_counts(student)
@@ -68,6 +73,7 @@ def buffer_metrics(buffer: PromptReplayBuffer, events: Sequence[BufferEvent], nu
 
     `buffer/graduated@0.125` counts entries admitted at 1 right rollout of 8, `buffer/graduated@visits_3` those that
     graduated when they were met for the third time since; from `MAX_VISITS` on they are counted together.
+    `graduated_by_chance`: what a policy that does not learn would have graduated (`harness.data.chance.FrozenPolicy`).
     """
     totals: Counter[str] = Counter(dict.fromkeys(("admitted", "graduated", "evicted"), 0))
     totals.update({f"size@{entry:g}": number for entry, number in buffer.occupancy.items()})
@@ -77,8 +83,12 @@ def buffer_metrics(buffer: PromptReplayBuffer, events: Sequence[BufferEvent], nu
             totals.update({name: number, f"{name}@{entry:g}": number})
             if event != "admit":
                 totals[f"{name}@visits_{min(visits, MAX_VISITS)}"] += number
+    frozen = defaultdict(float, graduated_by_chance=0.0)
+    for (entry, visits), chance in buffer.chances.items():
+        for suffix in ("", f"@{entry:g}", f"@visits_{min(visits, MAX_VISITS)}"):
+            frozen[f"graduated_by_chance{suffix}"] += chance
     sizes = {"size": len(buffer), "replayed": num_replayed, "events": len(events)}
-    return {f"buffer/{name}": float(number) for name, number in (sizes | totals).items()}
+    return {f"buffer/{name}": float(number) for name, number in (sizes | totals | frozen).items()}
 
 
 def token_metrics(

@@ -20,9 +20,10 @@ from reports.plots.style import Drawing, Grid, LineStyle, columns_for, draw_grid
 Panel = tuple[str, str]
 """Label and student."""
 Counts = list[dict[str, pd.DataFrame]]
-"""Counts of each seed: see `cumulative_events`."""
+"""Counts of each seed: those of `cumulative_events`, and `frozen` (`graduated_by_chance`)."""
 USUAL_GROUP = 8
 """Rollouts of a group, where the accuracies do not say otherwise."""
+FROZEN = "by chance"
 MEAN_NOTE = "means over the seeds that reached the step"
 
 
@@ -49,11 +50,12 @@ def draw_occupancy(counts: dict[Panel, Counts], bins: list[float]) -> Drawing | 
 
 
 def draw_graduation(counts: dict[Panel, Counts], bins: list[float]) -> Drawing | None:
-    """Entries that graduated and that were evicted so far, a line a bin. None where no entry was ever admitted."""
+    """Entries that graduated and that were evicted so far, a line a bin, and those that a policy which does not learn
+    would have graduated. None where no entry was ever admitted."""
     if not counts:
         return None
     runs = [tables for seeds in counts.values() for tables in seeds]
-    styles: dict[str, LineStyle] = {"graduated": "-", "evicted": "--"}
+    styles: dict[str, LineStyle] = {"graduated": "-", "evicted": "--", "frozen": ":"}
     ends = [end for end in styles if any((tables[end] > 0).any(axis=None) for tables in runs)]
     top = max([1.0, *(float(tables[end].max().max()) for tables in runs for end in ends)])
     colours = dict(zip(bins, shades(len(bins)), strict=True))
@@ -62,7 +64,10 @@ def draw_graduation(counts: dict[Panel, Counts], bins: list[float]) -> Drawing |
         for name, value in zip(bin_names(bins), bins, strict=True)
     }
     if len(ends) > 1:
-        handles |= {end: Line2D([], [], color="black", linestyle=styles[end], linewidth=1.2) for end in ends}
+        handles |= {
+            FROZEN if end == "frozen" else end: Line2D([], [], color="black", linestyle=styles[end], linewidth=1.2)
+            for end in ends
+        }
     canvas, axes = small_panels(list(counts), handles)
     for ax, seeds in zip(axes, counts.values(), strict=True):
         for end in ends:
@@ -73,13 +78,18 @@ def draw_graduation(counts: dict[Panel, Counts], bins: list[float]) -> Drawing |
                     draw_band(ax, curves, color=colours[value], linestyle=styles[end], linewidth=1.5)
         step_axis(ax, _last_step(counts))
         ax.set_ylim(0, 1.03 * top)
-    missing = [end for end in styles if end not in ends]
+    missing = [end for end in ("graduated", "evicted") if end not in ends]
+    chance = (
+        " Dotted: graduations to be expected of a policy that does not learn, by chance alone."
+        if "frozen" in ends
+        else ""
+    )
     none = f" No entry of any run was {' or '.join(missing)}." if missing else ""
     return Drawing(
         "graduation",
         "Graduated and evicted",
         "Entries of the replay buffer that left it so far, by their accuracy at admission; lines are "
-        f"{MEAN_NOTE}, bands reach from the lowest to the highest seed.{none}",
+        f"{MEAN_NOTE}, bands reach from the lowest to the highest seed.{chance}{none}",
         canvas,
     )
 
@@ -89,12 +99,27 @@ def buffer_counts(events: pd.DataFrame, metrics: pd.DataFrame) -> tuple[dict[Pan
     bins = sorted(events["entry_accuracy"].unique())
     counts: dict[Panel, Counts] = {}
     for (label, student, seed), rows in events.groupby(["label", "student", "seed"], sort=False):
-        num_steps = int(rows["step"].max())
+        num_steps, own = int(rows["step"].max()), metrics
         if not metrics.empty:
             same = (metrics["label"] == label) & (metrics["student"] == student) & (metrics["seed"] == seed)
-            num_steps = max(num_steps, int(metrics.loc[same, "step"].max()) if same.any() else 0)
-        counts.setdefault((str(label), str(student)), []).append(cumulative_events(rows, num_steps, bins))
+            own = metrics[same]
+            num_steps = max(num_steps, int(own["step"].max()) if same.any() else 0)
+        tables = cumulative_events(rows, num_steps, bins)
+        tables["frozen"] = graduated_by_chance(own, tables["held"].index, bins)
+        counts.setdefault((str(label), str(student)), []).append(tables)
     return counts, [float(value) for value in bins]
+
+
+def graduated_by_chance(metrics: pd.DataFrame, steps: pd.Index, bins: Sequence[float]) -> pd.DataFrame:
+    """What a policy that does not learn would have graduated until each step, by accuracy at admission.
+
+    `metrics` are those of one run. 0 where the run did not record it.
+    """
+    table = pd.DataFrame(0.0, index=steps, columns=list(bins))
+    for value in bins:
+        if (name := f"buffer/graduated_by_chance@{value:g}") in metrics:
+            table[value] = metrics.set_index("step")[name].reindex(steps).ffill().fillna(0.0)
+    return table
 
 
 def bin_names(accuracies: Sequence[float]) -> list[str]:

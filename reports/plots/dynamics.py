@@ -14,7 +14,8 @@ from reports.plots.style import GREY, MANY_LINES, Drawing, Grid, Look, draw_grid
 METRICS = {
     "rollout/accuracy": ("Rollout accuracy, %", 100.0),
     "train/positive_advantage_frac": ("Positive advantages, %", 100.0),
-    "train/entropy": ("Token entropy, nats", 1.0),
+    "rollout/entropy": ("Entropy of new rollouts, nats a token", 1.0),
+    "rollout/response_tokens": ("Length of new responses, tokens", 1.0),
     "train/loss": ("Loss", 1.0),
     "bcq/accuracy": ("BCQ accuracy, %", 100.0),
     "ncq/accuracy": ("NCQ accuracy, %", 100.0),

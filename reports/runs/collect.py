@@ -49,7 +49,8 @@ COLUMNS = (
     Column("num_malformed", "scores.csv", "num_malformed", required=False),
     Column("protocol", "scores.csv", "protocol"),
 )
-"""`score` and `stderr` are in percent. Added: `suite` (the folder's name), and `note`: why a score is missing."""
+"""`score` and `stderr` are in percent. Added: `suite` (the folder's name), and `note`: why a score is missing, or what
+the data of its benchmark lacked."""
 ADDED = ("suite", "note")
 
 
@@ -184,6 +185,10 @@ def _why_not_scored(folder: Path) -> str | None:
         for column in COLUMNS:
             if column.source == "scores.csv" and column.required and column.field not in header:
                 return f"{file.relative_to(folder)} has no column '{column.field}': evaluate the run again"
+        try:
+            _partial(file)
+        except ValueError as error:
+            return str(error)
     return None if files else "done, but not evaluated"
 
 
@@ -198,8 +203,23 @@ def _scores(run: Run, file: Path) -> pd.DataFrame:
             table[column.name] = scores.get(column.field)
     score = pd.to_numeric(table["score"], errors="coerce")
     wrong = table["score"].notna() & ~score.between(0.0, 100.0)
-    notes = pd.Series("", index=table.index).mask(table["score"].isna(), "not evaluated, see protocol.json")
+    notes = table["benchmark"].map(_partial(file)).fillna("")
+    notes = notes.mask(table["score"].isna(), "not evaluated, see protocol.json")
     given = table["score"].astype(str)
     table["note"] = notes.mask(wrong, "its score " + given + " is no percentage")
     table["score"] = score.mask(wrong)
     return table.assign(suite=file.parent.name)
+
+
+def _partial(scores: Path) -> dict[str, str]:
+    """What the data of benchmarks lacked, by their names. Raises ValueError, one line, where nobody can read it."""
+    file = scores.with_name("protocol.json")
+    if not file.exists():
+        return {}
+    try:
+        return {
+            str(name): str(lacks)
+            for name, lacks in json.loads(file.read_text(encoding="utf-8")).get("partial", {}).items()
+        }
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{file.parent.name}/{file.name} is damaged: evaluate the run again") from error

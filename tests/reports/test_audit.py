@@ -17,6 +17,15 @@ NO_CANDIDATES = "The run has no candidate prompts (bcq, ncq)."
 NO_BUFFER = "The run has no buffer events: it keeps no replay buffer, or no question was hard enough to enter it."
 
 
+GRADUATION = (
+    "Graduation by accuracy at admission; completed = graduated + evicted; "
+    "by chance = expected of a policy that does not learn"
+)
+GRADUATION_HEADER = (
+    "entry accuracy %  admitted  graduated  by chance  evicted  in buffer  graduated/admitted %  graduated/completed %"
+)
+
+
 def replies(uid: str, *results: tuple[float | None, str | None], sampler: str = "student") -> list[dict[str, Any]]:
     """A group's rows: (reward, match) each; the kind is the last part of the uid."""
     kind = uid.split("/")[-1]
@@ -102,13 +111,18 @@ def test_buffer_tables(make_run):
     assert audit_command(folder).splitlines()[2:] == [
         NO_CANDIDATES,
         "",
-        "Graduation by accuracy at admission; completed = graduated + evicted",
-        "entry accuracy %  admitted  graduated  evicted  in buffer  graduated/admitted %  graduated/completed %",
-        "0                        3          2        0          1                  66.7                  100.0",
-        "12.5                     1          0        1          0                   0.0                    0.0",
-        "25                       1          0        1          0                   0.0                    0.0",
-        "37.5                     1          0        0          1                   0.0                      -",
-        "all                      6          2        2          2                  33.3                   50.0",
+        GRADUATION,
+        GRADUATION_HEADER,
+        "0                        3          2          -        0          1"
+        "                  66.7                  100.0",
+        "12.5                     1          0          -        1          0"
+        "                   0.0                    0.0",
+        "25                       1          0          -        1          0"
+        "                   0.0                    0.0",
+        "37.5                     1          0          -        0          1"
+        "                   0.0                      -",
+        "all                      6          2          -        2          2"
+        "                  33.3                   50.0",
         "",
         "Fate by visits (re-samples until the entry completed)",
         "visits     entries  graduated  evicted  graduated so far, % of completed",
@@ -124,15 +138,36 @@ def test_buffer_tables(make_run):
 def test_a_buffer_whose_entries_are_all_inside(make_run):
     text = audit_command(make_run([], events=[event("admit", "a", 1 / 3, 0), event("revisit", "a", 1 / 3, 1)]))
     assert text.splitlines()[4:] == [
-        "Graduation by accuracy at admission; completed = graduated + evicted",
-        "entry accuracy %  admitted  graduated  evicted  in buffer  graduated/admitted %  graduated/completed %",
-        "33.33                    1          0        0          1                   0.0                      -",
-        "all                      1          0        0          1                   0.0                      -",
+        GRADUATION,
+        GRADUATION_HEADER,
+        "33.33                    1          0          -        0          1"
+        "                   0.0                      -",
+        "all                      1          0          -        0          1"
+        "                   0.0                      -",
         "",
         "Fate by visits (re-samples until the entry completed)",
         "visits     entries  graduated  evicted  graduated so far, % of completed",
         "in buffer        1",
     ]
+
+
+def test_what_chance_graduates_stands_next_to_what_graduated(make_run):
+    events = [
+        event("admit", "a", 0.0, 0),
+        event("admit", "b", 1 / 3, 0),
+        event("graduate", "b", 1 / 3, 1),
+        event("graduate", "a", 0.0, 2),
+    ]
+    folder = make_run([], events=events)
+    rows = [
+        {"step": 1, "buffer/graduated_by_chance@0": 0.125},
+        {"step": 2, "buffer/graduated_by_chance": 0.875, "buffer/graduated_by_chance@0": 0.375}
+        | {"buffer/graduated_by_chance@0.333333": 0.5, "buffer/graduated_by_chance@visits_1": 0.875},
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 3, "buffer/grad'  # it is writing right now
+    (folder / "metrics.jsonl").write_text(text)
+    cells = [line.split()[:4] for line in audit_command(folder).splitlines()[6:9]]
+    assert cells == [["0", "1", "1", "0.4"], ["33.33", "1", "1", "0.5"], ["all", "2", "2", "0.9"]]
 
 
 def test_a_run_without_candidates_and_buffer_says_so(make_run):

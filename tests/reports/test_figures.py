@@ -20,9 +20,9 @@ def write_training(folder, *, num_steps=3):
     """Metrics and buffer events: two questions enter at step 1 (0 and 1 of 8), one graduates at step 2."""
     rows = [
         {
-            "step": step, "rollout/accuracy": 0.1 * step, "train/positive_advantage_frac": 0.3, "train/entropy": 0.5,
-            "train/loss": 0.01, "bcq/accuracy": 0.6, "ncq/accuracy": 0.2, "group/num_plain": 10,
-            "group/num_student": 12, "buffer/replayed": 4, "bcq/prompts": 1, "ncq/prompts": 1,
+            "step": step, "rollout/accuracy": 0.1 * step, "train/positive_advantage_frac": 0.3, "train/loss": 0.01,
+            "rollout/entropy": 0.5, "rollout/response_tokens": 20.0, "bcq/accuracy": 0.6, "ncq/accuracy": 0.2,
+            "group/num_plain": 10, "group/num_student": 12, "buffer/replayed": 4, "bcq/prompts": 1, "ncq/prompts": 1,
         }
         for step in range(1, num_steps + 1)
     ]  # fmt: skip

@@ -42,7 +42,7 @@ def run_folder(tmp_path, monkeypatch) -> Path:
 
 
 def test_it_is_read(run_folder, capsys):
-    scores = (run_folder / "eval" / "mini" / "scores.csv").read_text()
+    before = pd.read_csv(run_folder / "eval" / "mini" / "scores.csv")
     shown = {}
     for name, words in {
         "report": ["report", str(run_folder.parents[2])],
@@ -58,7 +58,13 @@ def test_it_is_read(run_folder, capsys):
     assert "all                     14          1" in shown["audit"]
     assert "2/2" in shown["status"]
     assert "bar_cards_l1   VLM      75.0" in shown["eval"]
-    assert (run_folder / "eval" / "mini" / "scores.csv").read_text() == scores
+    # Its store does not say by which engine and dtype: the replies are made again, and are the same.
+    after = pd.read_csv(run_folder / "eval" / "mini" / "scores.csv")
+    assert after.drop(columns="protocol").equals(before.drop(columns="protocol"))
+    assert set(after["protocol"]).isdisjoint(before["protocol"])
+    stored = [json.loads(line) for line in (run_folder / "eval/mini/responses.jsonl").read_text().splitlines()]
+    old, new = stored[: len(stored) // 2], stored[len(stored) // 2 :]
+    assert [row | {"key": ""} for row in new] == [row | {"key": ""} for row in old]
 
 
 def test_its_run_goes_on_for_a_third_step(run_folder):

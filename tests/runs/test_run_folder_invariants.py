@@ -105,13 +105,18 @@ class Step:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def run_path(tmp_path_factory):
     from harness.config.compose import compose
     from harness.config.schema import from_hydra
     from harness.run.run import run
 
     outputs = tmp_path_factory.mktemp("invariants")
-    return Folder.read(run(from_hydra(compose([*RUN, f"outputs={outputs}"]))))
+    return run(from_hydra(compose([*RUN, f"outputs={outputs}"])))
+
+
+@pytest.fixture(scope="module")
+def folder(run_path):
+    return Folder.read(run_path)
 
 
 def test_the_run_has_everything_that_is_judged(folder):
@@ -298,3 +303,62 @@ def _replay(folder, last_step, events=None):
         while len(queue) > folder.options["buffer_capacity"]:
             note(step.number, "evict", queue.pop(0), None)
     return queue
+
+
+def test_chances_of_visits_follow_from_the_accuracies_in_the_folder(folder):
+    """Bayes' rule over the accuracies of new plain groups so far, written out plainly."""
+    size, tau = folder.options["group_size"], folder.options["tau"]
+
+    def reaches(p):
+        return sum(math.comb(size, m) * p**m * (1 - p) ** (size - m) for m in range(size + 1) if m >= tau * size)
+
+    new = folder.rows.query("sampler == 'student' and kind == 'plain' and not replayed")
+    accuracies = new.groupby(["step", "uid"]).reward.mean()
+    seen, history, expected, num_visits = Counter(), {}, 0.0, 0
+    for row in folder.metrics:
+        seen.update(accuracies[row["step"]])
+        for event in (e for e in folder.events if e["step"] == row["step"]):
+            name = event["question_id"]
+            if event["event"] == "admit":
+                history[name] = [event["accuracy"]]
+            if event["event"] in ("admit", "evict"):
+                continue
+            right, answers = sum(history[name]) * size, len(history[name]) * size
+            weights = {p: n * p**right * (1 - p) ** (answers - right) for p, n in seen.items()}
+            chance = sum(w * reaches(p) for p, w in weights.items()) / sum(weights.values())
+            history[name].append(event["accuracy"])
+            expected, num_visits = expected + chance, num_visits + 1
+        assert row["buffer/graduated_by_chance"] == pytest.approx(expected, rel=1e-9)
+        by_entry = [v for k, v in row.items() if k.startswith("buffer/graduated_by_chance@0")]
+        by_visits = [v for k, v in row.items() if k.startswith("buffer/graduated_by_chance@visits")]
+        assert sum(by_entry) == pytest.approx(expected) == pytest.approx(sum(by_visits))
+    assert num_visits and 0 < expected < num_visits
+
+
+def test_figures_show_entropy_and_length_of_new_rollouts_and_what_chance_graduates(run_path, folder):
+    from reports.plots.buffer import buffer_counts, draw_graduation
+    from reports.plots.data import load_events, load_metrics
+    from reports.plots.dynamics import draw_dynamics
+    from reports.plots.style import looks
+    from reports.runs.collect import find_runs
+
+    # At the sampling temperature, so above what a near-greedy model would have, below that of uniform draws.
+    assert all(0.01 < row["rollout/entropy"] < 4 for row in folder.metrics)
+    assert any(row["rollout/entropy"] != pytest.approx(row["train/entropy"], rel=0.05) for row in folder.metrics)
+    runs = find_runs(run_path.parents[2])
+    metrics = load_metrics(runs)
+    panels = {ax.get_title(): ax for ax in draw_dynamics(metrics, looks(["zppo"])).canvas.axes}
+    for title, name in (
+        ("Entropy of new rollouts,\nnats a token", "rollout/entropy"),
+        ("Length of new responses,\ntokens", "rollout/response_tokens"),
+    ):
+        (line,) = [line for line in panels[title].lines if len(line.get_xdata()) > 1]
+        assert list(line.get_ydata()) == [row[name] for row in folder.metrics]
+    assert len([title for title in panels if "ntropy" in title]) == 1  # that of trained tokens compares nothing
+    counts, bins = buffer_counts(load_events(runs), metrics)
+    canvas = draw_graduation(counts, bins).canvas
+    dotted = [line for ax in canvas.axes for line in ax.lines if line.get_linestyle() == ":"]
+    last = folder.metrics[-1]
+    assert sorted(float(line.get_ydata()[-1]) for line in dotted) == pytest.approx(
+        sorted(v for k, v in last.items() if k.startswith("buffer/graduated_by_chance@0") and v > 0)
+    )

@@ -6,7 +6,7 @@ processor, its limits of pictures, its closing instruction.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +32,9 @@ class Picture:
 
     def open(self) -> Any:
         return self.image
+
+    def content(self) -> Iterator[bytes]:
+        yield self.image.tobytes()
 
 
 @dataclass(frozen=True, kw_only=True)

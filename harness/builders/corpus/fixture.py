@@ -218,6 +218,9 @@ class _Drawn:
     def open(self) -> Any:
         return decode_image(encoded(self.image), self.name)
 
+    def content(self) -> Iterator[bytes]:
+        yield encoded(self.image)
+
 
 def _bars(number: int, size: tuple[int, int] = (112, 112)) -> Any:
     """Seven bars next to each other on a background; `number` is the seed."""

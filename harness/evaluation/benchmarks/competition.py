@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -39,18 +39,21 @@ class DataUrlImage:
             raise MediaError(f"image {self.name} is no base64 ({error})") from error
         return decode_image(encoded, self.name)
 
+    def content(self) -> Iterator[bytes]:
+        yield self.url.encode()
+
 
 def aime25(row: Row) -> list[Question]:
-    return [_value(row, row["question"], row["answer"])]
+    return [_value(row, row["question"], row.gold("answer"))]
 
 
 def aime26(row: Row) -> list[Question]:
-    return [_value(row, row["problem"], row["answer"])]
+    return [_value(row, row["problem"], row.gold("answer"))]
 
 
 def imo_answerbench(row: Row) -> list[Question]:
     """Most answers are formulas; those in words, or that the grader cannot read, are left to the judge."""
-    question = _value(row, row["Problem"], row["Short Answer"], category=row["Category"])
+    question = _value(row, row["Problem"], row.gold("Short Answer"), category=row["Category"])
     if _has_words(question.answer) or gold_error(question, "math_verify") is not None:
         question = replace(question, answer_type="text")
     return [question]
@@ -61,7 +64,7 @@ def hle(row: Row) -> list[Question]:
     url = row["image"]
     if url and row.options.hle == "text_only":
         return []
-    answer = row["answer"].strip()
+    answer = row.gold("answer").strip()
     is_letter = row["answer_type"] == "multipleChoice" and len(answer) == 1 and answer in LETTERS
     return [
         row.question(
@@ -82,7 +85,7 @@ def multichallenge(row: Row) -> list[Question]:
     return [
         row.question(
             last["content"].strip(),
-            row["pass_criteria"].strip(),
+            row.gold("pass_criteria").strip(),
             messages=earlier,
             target_question=row["target_question"],
             pass_criteria=row["pass_criteria"].strip(),

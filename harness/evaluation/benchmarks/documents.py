@@ -59,7 +59,7 @@ def charxiv(row: Row) -> list[Question]:
         questions.append(
             row.question(
                 row["reasoning_q"].strip(),
-                row["reasoning_a"],
+                row.gold("reasoning_a"),
                 images=[row["image"]],
                 part="reasoning",
                 kind="reasoning",
@@ -78,7 +78,7 @@ def _descriptive(row: Row, number: int) -> Question:
     wording = DESCRIPTIVE[template]
     return row.question(
         wording if template in WHOLE_FIGURE else f"{_place(row)}, {wording}",
-        row[f"descriptive_a{number}"],
+        row.gold(f"descriptive_a{number}"),
         images=[row["image"]],
         part=f"descriptive{number}",
         kind="descriptive",
@@ -96,7 +96,7 @@ def _place(row: Row) -> str:
 
 
 def infovqa(row: Row) -> list[Question]:
-    answers = list(row["answers"])
+    answers = list(row.gold("answers"))
     return [row.question(_one_picture(row["question"]), answers[0], images=[row["image"]], answers=answers)]
 
 
@@ -115,9 +115,8 @@ def anls(question: Question, grade: Grade) -> Mark:
 
 def mmvet(row: Row) -> list[Question]:
     """Open questions. `<AND>` and `<OR>` in the gold answer are for the judge."""
-    return [
-        row.question(_one_picture(row["question"]), row["answer"], images=[row["image"]], capability=row["capability"])
-    ]
+    text, gold = _one_picture(row["question"]), row.gold("answer")
+    return [row.question(text, gold, images=[row["image"]], capability=row["capability"])]
 
 
 def ocrbench_v2(language: str) -> Callable[[Row], list[Question]]:
@@ -147,6 +146,11 @@ def ocrbench_v2(language: str) -> Callable[[Row], list[Question]]:
     return questions
 
 
+def in_language(language: str) -> Callable[[Row], bool]:
+    """Whether a row is of the column of this language."""
+    return lambda row: row["type"].endswith(f" {language}")
+
+
 def _one_picture(text: str) -> str:
     """Keeps a mark for the picture only where there is one; the picture comes first without."""
     text = _PICTURE_MARK.sub("<image>", text)
@@ -157,6 +161,14 @@ RECIPES = {
     "charxiv": Recipe(questions=charxiv, judge="charxiv"),
     "infovqa": Recipe(questions=infovqa, scorer=anls, judge=None),
     "mmvet": Recipe(questions=mmvet, judge="mmvet"),
-    "ocrbench_v2_en": Recipe(questions=ocrbench_v2("en"), scorer=mark, judge=None, aggregate=by_ability),
-    "ocrbench_v2_zh": Recipe(questions=ocrbench_v2("cn"), scorer=mark, judge=None, aggregate=by_ability),
+    **{
+        f"ocrbench_v2_{name}": Recipe(
+            questions=ocrbench_v2(language),
+            scorer=mark,
+            judge=None,
+            aggregate=by_ability,
+            of_column=in_language(language),
+        )
+        for name, language in (("en", "en"), ("zh", "cn"))
+    },
 }

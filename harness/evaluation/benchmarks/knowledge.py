@@ -17,11 +17,11 @@ NO_OPTION = "N/A"
 
 
 def mmlu(row: Row) -> list[Question]:
-    return [_choice(row, row["question"], row["choices"], row["answer"])]
+    return [_choice(row, row["question"], row["choices"], row.gold("answer"))]
 
 
 def mmlu_pro(row: Row) -> list[Question]:
-    right = row["answer_index"]
+    right = row.gold("answer_index")
     kept = [i for i, option in enumerate(row["options"]) if option.strip() != NO_OPTION or i == right]
     options = [row["options"][i] for i in kept]
     return [_choice(row, row["question"], options, kept.index(right), category=row["category"])]
@@ -29,7 +29,7 @@ def mmlu_pro(row: Row) -> list[Question]:
 
 def mmlu_redux(row: Row) -> list[Question]:
     """The re-annotation says which questions are faulty, and for a wrong answer mostly which one is right."""
-    index = row["answer"]
+    index = row.gold("answer")
     if row["error_type"] != "ok" and row.options.mmlu_redux == "ok":
         return []
     # Where no option is right, the correction is a new answer, and a number in it is no option's index.
@@ -40,12 +40,12 @@ def mmlu_redux(row: Row) -> list[Question]:
 
 def ceval(row: Row) -> list[Question]:
     choices = [row[letter] for letter in "ABCD"]
-    return [_choice(row, row["question"], choices, LETTERS.index(row["answer"].strip()), category=row.config)]
+    return [_choice(row, row["question"], choices, LETTERS.index(row.gold("answer").strip()), category=row.config)]
 
 
 def gpqa_diamond(row: Row) -> list[Question]:
     """The right option has its own column: the order is drawn, for each question by itself."""
-    choices = [row["Correct Answer"], *(row[f"Incorrect Answer {i}"] for i in (1, 2, 3))]
+    choices = [row.gold("Correct Answer"), *(row[f"Incorrect Answer {i}"] for i in (1, 2, 3))]
     order = [0, 1, 2, 3]
     random.Random(f"gpqa/{row.options.gpqa_seed}/{row['Record ID']}").shuffle(order)
     return [_choice(row, row["Question"], [choices[i] for i in order], order.index(0))]

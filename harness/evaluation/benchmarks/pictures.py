@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Mapping, Sequence
 
 from harness.config.evaluation import BenchmarkOptions
 from harness.evaluation.benchmarks.recipe import Aggregate, Mark, Recipe, by_category, by_grade, mean_over, row_mean
-from harness.evaluation.benchmarks.rows import Row
+from harness.evaluation.benchmarks.rows import Row, texts_of
 from harness.rewards.choice import LETTERS, lettered, normal_text
 from harness.rewards.rules import Grade
 from harness.types import AnswerType, ImageRef, Question
@@ -33,24 +32,24 @@ _GRID_GLUE = re.compile(r"[\s,;:=()\[\]{}*\u00d7\\]*")
 
 
 def ai2d(row: Row) -> list[Question]:
-    return [_choice(row, row["question"], row["options"], int(row["answer"]))]
+    return [_choice(row, row["question"], row["options"], int(row.gold("answer")))]
 
 
 def babyvision(row: Row) -> list[Question]:
     """A choice, or an answer to fill in: a value or words."""
     if row["ansType"] == "choice":
-        return [_choice(row, row["question"], row["options"], int(row["choiceAns"]))]
-    answer = row["blankAns"].strip()
+        return [_choice(row, row["question"], row["options"], int(row.gold("choiceAns")))]
+    answer = row.gold("blankAns").strip()
     return [row.question(_unmarked(row["question"]), answer, answer_type=_kind(answer), images=[row["image"]])]
 
 
 def embspatial(row: Row) -> list[Question]:
-    return [_choice(row, row["question"], row["answer_options"], row["answer"])]
+    return [_choice(row, row["question"], row["answer_options"], row.gold("answer"))]
 
 
 def mmmu_pro(row: Row) -> list[Question]:
     """Marks like `<image 2>` say where a picture belongs, in the question or as an option; `vision` is all picture."""
-    options = [str(option) for option in ast.literal_eval(str(row["options"]))]
+    options = texts_of(row["options"])
     text, images, numbers = VISION_TEXT, [], dict[int, int]()
     if row.config == "vision":
         images = [row["image"]]
@@ -59,12 +58,14 @@ def mmmu_pro(row: Row) -> list[Question]:
         pictures = {number: image for number, image in columns.items() if image is not None}
         text, images, numbers = _placed(f"{row['question'].strip()}\n{lettered(options)}", pictures)
     choices = [_MARK.sub(lambda mark: _worded(mark, numbers), option).strip() for option in options]
-    return [row.question(text.strip(), row["answer"].strip(), answer_type="choice", choices=choices, images=images)]
+    return [
+        row.question(text.strip(), row.gold("answer").strip(), answer_type="choice", choices=choices, images=images)
+    ]
 
 
 def visualpuzzles(row: Row) -> list[Question]:
     options = row["options"] or LETTERS[:NUM_PUZZLE_OPTIONS]
-    return [_choice(row, row["question"], options, LETTERS.index(row["answer"].strip().upper()))]
+    return [_choice(row, row["question"], options, LETTERS.index(row.gold("answer").strip().upper()))]
 
 
 def vlmsareblind(row: Row) -> list[Question]:
@@ -72,7 +73,7 @@ def vlmsareblind(row: Row) -> list[Question]:
     text = _DIRECTIVE.sub("", row["prompt"].strip())
     if text[-1:].isalnum():
         text += "."
-    answer, task = row["groundtruth"].strip(), row["task"].strip().casefold()
+    answer, task = row.gold("groundtruth").strip(), row["task"].strip().casefold()
     category = GRIDS if task.startswith(GRIDS) else task
     kind = "text" if category == GRIDS else _kind(answer)
     return [row.question(text, answer, answer_type=kind, images=[row["image"]], category=category)]

@@ -98,6 +98,10 @@ def always_row_mean(options: BenchmarkOptions) -> Aggregate:
     return row_mean
 
 
+def every_row(row: Row) -> bool:
+    return True
+
+
 def once(options: BenchmarkOptions) -> int:
     return 1
 
@@ -114,3 +118,5 @@ class Recipe:
     """Chosen by the options (`BenchmarkOptions`)."""
     repeats: Callable[[BenchmarkOptions], int] = once
     """Samples a question; the aggregate is over all of them."""
+    of_column: Callable[[Row], bool] = every_row
+    """Which rows of the data set the column counts, whatever the options leave out."""

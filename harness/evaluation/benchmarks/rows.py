@@ -5,6 +5,7 @@ Pictures stay where they are: a row holds references to them.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,10 @@ from harness.evaluation.benchmarks.columns import ALL_CONFIGS, Column
 from harness.types import AnswerType, ImageRef, Message, Question, VideoRef
 
 TABLE_SUFFIXES = (".parquet", ".arrow", ".json", ".jsonl", ".csv", ".tsv", ".md")
+
+
+class NoGold(UserError):
+    """A row without a gold answer, which nothing can be compared with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +55,13 @@ class Row:
                 "is it another version of the data set?"
             )
         return self.cells[name]
+
+    def gold(self, name: str) -> Any:
+        """The cell with the gold answer. Raises NoGold where there is nothing in it."""
+        value = self[name]
+        if _is_empty(value):
+            raise NoGold(f"{self.column.name}: row {self.id} of {self.column.dataset} has no gold answer in '{name}'")
+        return value
 
     def question(
         self,
@@ -91,6 +103,23 @@ class Row:
         raise UserError(
             f"{self.column.name}: {root} has no video {named}: unpack the archives of {self.column.dataset}"
         )
+
+
+def texts_of(cell: Any) -> list[str]:
+    """The texts of a cell that holds a list, or the Python form of one; a list that is all of a list is unwrapped.
+
+    Raises SyntaxError or ValueError for a text that is neither.
+    """
+    items = ast.literal_eval(cell.strip()) if isinstance(cell, str) else cell
+    while len(items) == 1 and isinstance(items[0], Sequence) and not isinstance(items[0], str):
+        items = items[0]
+    return [str(item) for item in items]
+
+
+def _is_empty(value: Any) -> bool:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return all(map(_is_empty, value))
+    return value is None or value != value or not str(value).strip()  # a missing number is a NaN
 
 
 def load_rows(column: Column, options: BenchmarkOptions, data_root: str | None = None) -> Iterator[Row]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import math
 import re
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from harness.data.frames import FrameFolder, VideoPart, last_frame_time
 from harness.data.video import VideoFile
 from harness.evaluation.benchmarks.recipe import Mark, Recipe, by_grade
-from harness.evaluation.benchmarks.rows import Row, media_folder
+from harness.evaluation.benchmarks.rows import Row, media_folder, texts_of
 from harness.evaluation.benchmarks.subtitles import evenly_spread, read_cues, spoken
 from harness.evaluation.library.upstream import upstream_module
 from harness.rewards.choice import LETTERS, lettered, normal_text
@@ -80,7 +79,7 @@ def mmvu(row: Row) -> list[Question]:
     return [
         row.question(
             _with_options(row["question"], choices if is_choice else ()),
-            row["answer"].strip(),
+            row.gold("answer").strip(),
             answer_type="choice" if is_choice else "text",
             choices=choices if is_choice else (),
             video=row.video(path, path.removeprefix("videos/")),
@@ -95,7 +94,7 @@ def mvbench(row: Row) -> list[Question]:
     return [
         row.question(
             _with_options(row["question"], choices),
-            LETTERS[choices.index(row["answer"])],
+            LETTERS[choices.index(row.gold("answer"))],
             answer_type="choice",
             choices=choices,
             video=_mvbench_video(row),
@@ -127,7 +126,7 @@ def videommmu(row: Row) -> list[Question]:
     picture = row.cells.get("image")  # only Adaptation has the column
     quiz = "" if row.config == "Adaptation" else f"\n\n{QUIZ_FRAME}"
     text = _with_options(row["question"], options if is_choice else ())
-    answers = [row["answer"].strip()] if is_choice else _alternatives(row["answer"])
+    answers = [row.gold("answer").strip()] if is_choice else _alternatives(row.gold("answer"))
     subject = "_".join(row["id"].split("_")[1:-1])
     folder = next((name for name, subjects in VIDEOMMMU_FOLDERS.items() if subject in subjects), subject)
     return [
@@ -164,7 +163,7 @@ def _videomme(row: Row, before: str, *, subtitles: str) -> Question:
     choices = _unlettered(row["options"])
     return row.question(
         before + _with_options(row["question"], choices),
-        row["answer"].strip(),
+        row.gold("answer").strip(),
         answer_type="choice",
         choices=choices,
         video=_videomme_video(row),
@@ -227,7 +226,7 @@ def _alternatives(answer: str) -> list[str]:
     """The gold answers of a cell: a text, or the Python form of a list of texts."""
     if answer.strip().startswith("["):
         try:
-            return [str(item).strip() for item in ast.literal_eval(answer.strip())]
+            return [text.strip() for text in texts_of(answer)]
         except (SyntaxError, ValueError):
             pass  # a text with a bracket in front, such as an interval
     return [answer.strip()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from harness.config.evaluation import BenchmarkOptions
@@ -60,7 +60,7 @@ def mathverse(row: Row) -> list[Question]:
         extra["judge_question"] = told
     choices = labelled_choices(asked or told, _LINE_LABEL) if row["question_type"] == "multi-choice" else []
     picture = [row["image"]]
-    gold = row["answer"].strip()
+    gold = row.gold("answer").strip()
     if row["question_type"] == "multi-choice" and (letter := choice_letter(gold, choices)):
         return [_choice(row, asked or VISION_ONLY, letter, choices, picture, **extra)]
     return [row.question(asked or VISION_ONLY, gold, answer_type="math", images=picture, **extra)]
@@ -68,7 +68,7 @@ def mathverse(row: Row) -> list[Question]:
 
 def mathvision(row: Row) -> list[Question]:
     """Options are often only letters, which stand in the picture."""
-    choices, gold = list(row["options"] or ()), row["answer"].strip()
+    choices, gold = list(row["options"] or ()), row.gold("answer").strip()
     marks = _PICTURE_MARK.findall(row["question"] + "\n".join(choices))
     text = _place_pictures(row["question"], marks).strip()
     choices = [_place_pictures(choice, marks) for choice in choices]
@@ -85,7 +85,7 @@ def mathvision(row: Row) -> list[Question]:
 
 def mathvista(row: Row) -> list[Question]:
     """Free-form answers are an integer, a decimal number of so many places, or a list."""
-    text, gold = row["question"].strip(), row["answer"].strip()
+    text, gold = row["question"].strip(), row.gold("answer").strip()
     if row["unit"]:
         text += f" (Unit: {row['unit']})"
     choices, picture = list(row["choices"] or ()), [row["decoded_image"]]
@@ -100,7 +100,7 @@ def mathvista(row: Row) -> list[Question]:
 
 def dynamath(row: Row) -> list[Question]:
     """The id is that of the seed question, the same in every split of variants."""
-    text, gold, kind = row["question"].strip(), row["ground_truth"].strip(), row["answer_type"]
+    text, gold, kind = row["question"].strip(), row.gold("ground_truth").strip(), row["answer_type"]
     picture, extra = [row["decoded_image"]], {"seed": row["id"], "subject": row["subject"]}
     if kind == "multiple choice":
         listed = _CHOICES_FOLLOW.split(text)[-1]
@@ -121,7 +121,7 @@ def wemath(row: Row) -> list[Question]:
     choices = labelled_choices(options, _SEMICOLON_LABEL) or labelled_choices(options, _SPACE_LABEL)
     text = f"{row['question'].strip()}\n{lettered(choices) if choices else options}"
     extra = {"problem": f"{steps}/{row['ID']}", "steps": int(steps.removesuffix("steps")), "step": step}
-    return [_choice(row, text, row["answer"].strip(), choices, [row["image_path"]], **extra)]
+    return [_choice(row, text, row.gold("answer").strip(), choices, [row["image_path"]], **extra)]
 
 
 def labelled_choices(text: str, label: re.Pattern[str]) -> list[str]:
@@ -147,9 +147,10 @@ def number(text: str) -> float | None:
 
 
 def mark_mathvista(question: Question, grade: Grade) -> Mark:
-    """The benchmark's own normalisation: integers cut, decimal numbers rounded to the places of the gold answer.
+    """The benchmark's own normalisation: decimal numbers are rounded to the places of the gold answer.
 
-    An answer that it cannot read stays open; the official code takes the option of the nearest spelling instead.
+    An integer is right by its value alone: the official code cuts 3.9 to 3. An answer that cannot be read stays open;
+    the official code takes the option of the nearest spelling instead.
     """
     mark = by_grade(question, grade)
     kind = question.metadata.get("kind")
@@ -161,9 +162,10 @@ def mark_mathvista(question: Question, grade: Grade) -> Mark:
     value, gold = number(grade.answer), number(question.answer)
     if value is None:
         return Mark(score=0.0, outcome="unparsed")
+    if gold is None or kind == "integer":
+        return _match_or(mark, value == gold)
     places = question.metadata["precision"]
-    normalised: Callable[[float], float] = int if kind == "integer" else lambda read: round(read, places)
-    return _match_or(mark, gold is not None and normalised(value) == normalised(gold))
+    return _match_or(mark, round(value, places) == round(gold, places))
 
 
 def mark_dynamath(question: Question, grade: Grade) -> Mark:

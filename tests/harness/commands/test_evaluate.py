@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from harness.app import main
 from harness.commands.evaluate import data_text, eval_command, list_text
@@ -84,6 +88,69 @@ def test_a_run_on_another_suite_joins_the_tables_of_its_study(run: Path) -> None
         ("paper31", "LLM"),
         ("paper31", "VLM"),
     }
+    # The fixture's copies are small parts of the benchmarks: file and table say so, line by line.
+    parts = {
+        "infovqa": "2 of 2801 rows of lmms-lab/DocVQA are here",
+        "aime26": "2 of 30 rows of MathArena/aime_2026 are here",
+        "mmlu": "2 of 14042 rows of cais/mmlu are here",
+    }
+    assert json.loads((run / "eval/paper31/protocol.json").read_text())["partial"] == parts
+    said = {table.family: table.refused for table in tables if table.suite == "paper31"}
+    assert said == {
+        "VLM": (f"infovqa: {parts['infovqa']} (1 run)",),
+        "LLM": tuple(f"{name}: {parts[name]} (1 run)" for name in ("aime26", "mmlu")),
+    }
+    (run / "eval/paper31/protocol.json").write_text("{")
+    assert [found.incomplete for found in find_runs(run.parents[2])] == [
+        "paper31/protocol.json is damaged: evaluate the run again"
+    ]
+
+
+def test_a_models_folder_is_scored_as_its_run_is(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["eval.tasks=[bar_chart]", "eval.levels=[1]", "eval.num_questions=6"]
+    assert main(["eval", f"run={run}", *few]) == 0
+    words = ["eval", f"model={run / 'model'}", f"outputs={run.parent}", "study=copy", *few]
+    assert main(words) == 0
+    folder = run.parent / "copy" / "base" / "model" / "seed0" / "eval" / "mini"
+    by_run, by_folder = scores(run / "eval" / "mini"), scores(folder)
+    assert by_run == by_folder  # the protocol too
+    card = json.loads((folder / "protocol.json").read_text())["cards"][by_folder["bar_chart_l1"]["protocol"]]
+    assert (card["engine"], card["dtype"]) == ("transformers", "float32")
+    assert (card["decoding"]["media"]["min_pixels"], card["decoding"]["media"]["max_pixels"]) == (256, 65_536)
+    # The user decides before the folder does, and a stored reply of another dtype is no reply.
+    num_stored = len((folder / "responses.jsonl").read_text().splitlines())
+    assert num_stored == 6
+    assert main([*words, "student.dtype=bfloat16", "eval.media.max_pixels=32768"]) == 0
+    (card,) = json.loads((folder / "protocol.json").read_text())["cards"].values()
+    assert card["dtype"] == "bfloat16"
+    assert (card["decoding"]["media"]["min_pixels"], card["decoding"]["media"]["max_pixels"]) == (256, 32_768)
+    assert len((folder / "responses.jsonl").read_text().splitlines()) == 12
+    assert main(words) == 0 and scores(folder) == by_run
+    assert len((folder / "responses.jsonl").read_text().splitlines()) == 12
+
+
+def test_pictures_that_changed_under_their_names_are_shown_again(tmp_path: Path) -> None:
+    root = Path(shutil.copytree(FIXTURES / "MathLLMs", tmp_path / "data" / "MathLLMs")).parent
+    options = ["suite=vlm16", "eval.columns=[mathvision]", "eval.max_response_tokens=8", f"data_root={root}"]
+    words = ["eval", "model=tiny_xs", *options, f"outputs={tmp_path}"]
+    folder = tmp_path / "eval" / "base" / "tiny_xs" / "seed0" / "eval" / "vlm16"
+    seen = []
+    for colour in (None, None, "red"):
+        if colour is not None:
+            (file,) = root.rglob("*.parquet")
+            buffer = io.BytesIO()
+            Image.new("RGB", (64, 48), colour).save(buffer, "PNG")
+            table = pq.read_table(file)
+            picture = pa.array([{"bytes": buffer.getvalue(), "path": None}] * len(table), table["decoded_image"].type)
+            place = table.column_names.index("decoded_image")
+            pq.write_table(table.set_column(place, table.schema.field(place), picture), file)
+        assert main(words) == 0
+        rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+        num_stored = len((folder / "responses.jsonl").read_text().splitlines())
+        seen.append((num_stored, scores(folder)["mathvision"]["protocol"], [row["images"] for row in rows]))
+    (num, protocol, names), same, (num_after, protocol_after, names_after) = seen
+    assert same == (num, protocol, names)
+    assert (num_after, names_after) == (2 * num, names) and protocol_after != protocol
 
 
 def test_a_model_by_its_path_is_a_row_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,8 +15,9 @@ import torch
 
 from harness.config.schema import EvalConfig, RewardConfig
 from harness.data.arithmetic import make_questions
+from harness.errors import UserError
 from harness.evaluation.evaluate import evaluate
-from harness.evaluation.protocol import card_hash, eval_sampling, evaluation_card
+from harness.evaluation.protocol import Setup, card_hash, eval_sampling, evaluation_card
 from harness.evaluation.suites import load_suite
 from harness.rewards.process import Worker
 from harness.rewards.workers import Grader
@@ -177,6 +178,7 @@ def test_protocol_file_says_what_the_hash_stands_for(
         "identity": "a",
         "cards": {card_hash(card): card for card in cards},
         "holes": {},
+        "partial": {},
     }
 
 
@@ -260,3 +262,36 @@ def test_a_second_evaluation_sees_the_new_weights(
     second = run(two_levels, engine, grader, tmp_path, identity="b")
     assert [s["score"] for s in first] == [50.0, 25.0]
     assert [(s["score"], s["stderr"]) for s in second] == [(100.0, 0.0), (100.0, 0.0)]
+
+
+def test_whose_responses_they_are_is_known_by_engine_and_dtype_or_asked_again(
+    two_levels: EvalConfig, make_engine: MakeEngine, grader: Any, tmp_path: Path
+) -> None:
+    setup = Setup(engine="transformers", dtype="float32", enable_thinking=False)
+    two_levels = replace(two_levels, levels=[1])
+
+    def judging() -> list[dict[str, Any]]:
+        config = replace(two_levels, stage="judge")
+        return evaluate(config, None, grader, out_dir=tmp_path, model_name="scripted", identity=None)
+
+    def asked(setup: Setup) -> int:
+        engine = make_engine()
+        evaluate(two_levels, engine, grader, out_dir=tmp_path, model_name="scripted", identity="a", setup=setup)
+        return sum(len(prompts) for prompts, _ in engine.calls)
+
+    others = [replace(setup, engine="vllm"), replace(setup, dtype="bfloat16"), replace(setup, enable_thinking=True)]
+    assert [asked(other) for other in (*others, setup, setup)] == [4, 4, 4, 4, 0]
+    scored = judging()
+    assert {row["protocol"] for row in scored} == set(json.loads((tmp_path / "protocol.json").read_text())["cards"])
+    model = tmp_path / "model.json"
+    stored = json.loads(model.read_text())
+    assert stored == {"model": "scripted", "identity": "a", "engine": "transformers", "dtype": "float32"} | {
+        "enable_thinking": False
+    }
+    model.write_text(json.dumps({"model": "scripted", "identity": "a"}))  # as earlier versions wrote it
+    with pytest.raises(UserError, match=r"^4 of 4 responses to arithmetic_l1 are not there: generate them first"):
+        judging()
+    for damage in ("", "{", "[]", "{}", '{"identity": "a", "engine": [1], "dtype"'):
+        model.write_text(damage)
+        with pytest.raises(UserError, match=r"model\.json is damaged: generate them first, with stage=generate$"):
+            judging()

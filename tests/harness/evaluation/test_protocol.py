@@ -12,10 +12,19 @@ import pytest
 from omegaconf import OmegaConf
 
 import conf
+from harness.config.compose import compose
 from harness.config.evaluation import JudgeConfig, MediaConfig
-from harness.config.schema import EvalConfig
+from harness.config.schema import EvalConfig, from_hydra
 from harness.evaluation import protocol
-from harness.evaluation.protocol import NO_PART, card_hash, eval_sampling, evaluation_card, generation_kwargs
+from harness.evaluation.protocol import (
+    NO_PART,
+    Setup,
+    answered_by,
+    card_hash,
+    eval_sampling,
+    evaluation_card,
+    generation_kwargs,
+)
 from harness.evaluation.suites import Benchmark, load_suite
 from harness.rollout.base import Sampling
 from harness.types import Question
@@ -25,6 +34,7 @@ QUESTIONS = (
     Question(id="b", text="Compute 1+2.", answer="3", metadata={"level": 1}),
 )
 BENCHMARK = Benchmark(name="sums", family="LLM", questions=QUESTIONS)
+SETUP = Setup(engine="transformers", dtype="float32", enable_thinking=False)
 CHANGED = {
     "seed": 1, "temperature": 0.7, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "presence_penalty": 0.5,
     "repetition_penalty": 1.1, "max_response_tokens": 9, "media": MediaConfig(max_pixels=300_000),
@@ -89,6 +99,30 @@ def test_grader_closing_and_task_version_change_the_hash(monkeypatch: pytest.Mon
     assert len(hashes) == 4
 
 
+@pytest.mark.parametrize("parser", ["math-verify", "latex2sympy2-extended", "sympy"])
+def test_another_version_of_a_parser_is_another_protocol(parser: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, known = hash_of(), answered_by(SETUP, "math_verify")
+    versions = {parser: "0.0.1"}
+    monkeypatch.setattr(protocol.metadata, "version", lambda name: versions.get(name) or version(name))
+    assert hash_of() != before and answered_by(SETUP, "math_verify") != known
+    assert answered_by(SETUP, "mathruler") != known
+
+
+@pytest.mark.parametrize("change", [{"engine": "vllm"}, {"dtype": "bfloat16"}, {"enable_thinking": True}])
+def test_how_a_model_computes_is_part_of_card_and_key(change: dict[str, Any]) -> None:
+    other = replace(SETUP, **change)
+    cards = [evaluation_card(BENCHMARK, EvalConfig(), "math_verify", setup) for setup in (SETUP, other)]
+    assert card_hash(cards[0]) != card_hash(cards[1]) and cards[1].items() >= change.items()
+    assert answered_by(SETUP, "math_verify") != answered_by(other, "math_verify")
+
+
+def test_the_setup_of_a_run_is_its_students() -> None:
+    words = ["method=base", "student=tiny_s", "student.enable_thinking=true", "student.dtype=float16"]
+    assert Setup.of(from_hydra(compose(words))) == Setup(engine="transformers", dtype="float16", enable_thinking=True)
+    served = [*words, "rollout=server", "student.urls=[http://127.0.0.1:9/v1]"]
+    assert Setup.of(from_hydra(compose(served))) == Setup(engine="server", enable_thinking=True)  # whatever they serve
+
+
 def test_a_whole_number_and_its_float_are_one_protocol() -> None:
     assert hash_of(temperature=0) == hash_of(temperature=0.0)
 
@@ -138,8 +172,12 @@ def test_a_card_says_what_it_stands_for() -> None:
         "scoring": "det",
         "grader": "math_verify",
         "judge": None,
-        "task_version": 2,
-        "versions": {"lm-eval": version("lm-eval"), "math-verify": version("math-verify")},
+        "task_version": 3,
+        "media": None,
+        "engine": None,
+        "dtype": None,
+        "enable_thinking": None,
+        "versions": {name: version(name) for name in ("lm-eval", "math-verify", "latex2sympy2-extended", "sympy")},
     }
 
 

@@ -231,6 +231,45 @@ def test_what_one_benchmark_lacks_is_a_hole_and_the_others_finish(
         run(replace(config, columns=["gpqa_diamond"]), make_engine(right), grader, tmp_path / "none")
 
 
+def test_a_part_of_a_benchmark_and_rows_without_gold_are_told(
+    config: EvalConfig, make_engine: MakeEngine, grader: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "MathArena" / "aime_2026"
+    folder.mkdir(parents=True)
+    rows = [{"problem": f"q{i}", "answer": answer} for i, answer in enumerate([None, "", " ", "7"])]
+    datasets.Dataset.from_list(rows).to_parquet(folder / "train-00000-of-00001.parquet")
+    config = replace(config, data_root=str(tmp_path), columns=["aime26"], judge=JudgeConfig())
+    # A student that says None, as the gold answer of two rows once was.
+    row = run(config, make_engine(lambda prompt: ("\\boxed{None}", "stop")), grader, tmp_path / "out")["aime26"]
+    assert (row["n"], row["score"]) == (1, 0.0)
+    lacks = "4 of 30 rows of MathArena/aime_2026 are here; left out without a gold answer: 3"
+    assert json.loads((tmp_path / "out" / "protocol.json").read_text())["partial"] == {"aime26": lacks}
+    assert f"aime26 is not complete: {lacks}" in [record.getMessage() for record in caplog.records]
+    datasets.Dataset.from_list(rows[:3]).to_parquet(folder / "train-00000-of-00001.parquet")
+    with pytest.raises(UserError, match=r"^aime26: MathArena/aime_2026 has no question: 3 rows have no gold answer$"):
+        load_suite(config)
+
+
+def test_what_a_column_counts_are_its_own_rows_whatever_is_asked_of_them(
+    config: EvalConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HLE's rows with pictures are left out by an option, OCRBench v2 has two languages in one table."""
+    chosen = ["hle", "ocrbench_v2_en", "ocrbench_v2_zh", "aime25"]
+    config = replace(config, columns=chosen)
+    partial = {b.name: b.partial for b in load_suite(config).benchmarks}
+    num_rows = {name: int(str(lacks).partition(" of ")[0]) for name, lacks in partial.items()}
+    table = list((FIXTURES / "ling99").rglob("*.parquet"))
+    kinds = [kind for path in table for kind in datasets.Dataset.from_parquet(str(path))["type"]]
+    assert num_rows["ocrbench_v2_en"] == sum(kind.endswith(" en") for kind in kinds) > 0
+    assert num_rows["ocrbench_v2_zh"] == sum(kind.endswith(" cn") for kind in kinds) > 0
+    everything = load_suite(replace(config, columns=["hle"], options=replace(config.options, hle="all")))
+    assert everything.benchmarks[0].partial == partial["hle"] and num_rows["hle"] == 3
+    # A copy that is complete lacks nothing.
+    complete = {name: replace(column, num_rows=num_rows.get(name, 0)) for name, column in columns().items()}
+    monkeypatch.setattr("harness.evaluation.suites.suite_columns", lambda: {"paper31": list(complete.values())})
+    assert {b.partial for b in load_suite(config).benchmarks} == {None}
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

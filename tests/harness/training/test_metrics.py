@@ -41,6 +41,7 @@ def test_group_metrics_by_hand():
         "rollout/unparsable_frac": 0.5,
         "rollout/timeout_frac": 0.0,
         "rollout/response_tokens": 1.5,
+        "rollout/entropy": 0.0,
         "replay/accuracy": 1.0,
         "bcq/right_positive": 1.0,
         "bcq/wrong_negative": 1.0,
@@ -64,6 +65,7 @@ def test_a_teacher_response_in_a_students_group_is_not_the_students():
         "rollout/unparsable_frac": 0.0,
         "rollout/timeout_frac": 0.0,
         "rollout/response_tokens": 1.5,
+        "rollout/entropy": 0.0,
     }
 
 
@@ -88,10 +90,40 @@ def test_the_ungraded_are_in_no_accuracy():
         "rollout/unparsable_frac": 0.0,
         "rollout/timeout_frac": 0.0,
         "rollout/ungraded_frac": pytest.approx(3 / 8),
+        "rollout/entropy": 0.0,  # of every sampled token, graded or not
         "rollout/response_tokens": (1 + 2 + 3 + 4 + 1 + 2 + 1 + 2) / 8,
         "bcq/right_positive": 1.0,
         "bcq/wrong_other": 1.0,
     }  # and no replay/accuracy
+
+
+def test_entropy_is_over_the_sampled_tokens_of_new_plain_rollouts_of_the_student():
+    """New tokens of 1, 2 and 6 nats: 3; the mean of the two rollouts' means would be 2.5. Nothing else counts."""
+
+    def with_logprobs(made, *logprobs):
+        for rollout, values in zip(made.rollouts, logprobs, strict=True):
+            rollout.rollout_logprobs, rollout.completion_ids = list(values), [3] * len(values)
+        return made
+
+    new = with_logprobs(group("a", [1.0, 0.0]), (-1.0,), (-2.0, -6.0))
+    theirs = with_logprobs(group("a", [1.0], sampler="teacher"), (-50.0,)).rollouts[0]
+    new.rollouts.append(theirs)
+    others = [
+        with_logprobs(group("b", [0.0, 0.0], replayed=True), (-50.0,), (-50.0,)),
+        *(
+            with_logprobs(group("a", [0.0, 0.0], kind=kind), (-50.0,), (-50.0,))
+            for kind in ("bcq", "ncq", "hint", "prefix", "extra")
+        ),
+        with_logprobs(group("a", [0.0, 0.0], sampler="teacher"), (-50.0,), (-50.0,)),
+    ]
+    assert metrics.group_metrics([new, *others])["rollout/entropy"] == 3.0
+    given = with_logprobs(group("c", [1.0]), (0.0, 0.0, -7.0))
+    given.rollouts[0].num_prefix = 2  # tokens that nobody sampled
+    assert metrics.group_metrics([given])["rollout/entropy"] == 7.0
+    unknown = with_logprobs(group("d", [1.0]), (float("nan"), -3.0))
+    assert metrics.group_metrics([unknown])["rollout/entropy"] == 3.0
+    none = with_logprobs(group("e", [1.0]), (float("nan"),))
+    assert "rollout/entropy" not in metrics.group_metrics([none])
 
 
 def test_without_groups_there_is_nothing_but_counts():
@@ -171,11 +203,19 @@ def test_flops_by_hand():
 def test_buffer_metrics_by_hand():
     buffer = PromptReplayBuffer(capacity=2, tau=0.5)
     assert metrics.buffer_metrics(buffer, [], 0) == dict.fromkeys(
-        [f"buffer/{name}" for name in ("size", "replayed", "events", "admitted", "graduated", "evicted")], 0.0
+        [
+            f"buffer/{name}"
+            for name in ("size", "replayed", "events", "admitted", "graduated", "graduated_by_chance", "evicted")
+        ],
+        0.0,
     )
     buffer.update([group("a", [1.0, 0.0, 0.0, 0.0]), group("b", [0.0] * 4)])  # admit a at 1/4, b at 0
     buffer.update([group("a", [0.0] * 4), group("b", [1.0] * 4), group("c", [0.0] * 4)])  # b graduates, c at 0
     events = buffer.update([group("d", [0.0, 1.0, 0.0, 0.0])])  # admit d at 1/4, evict a, which was met once
+    # Seen at the visits of a and b: three times 0, once 1/4, once 1. Of these only 1/4 explains 1 of 4, and 0 (weight
+    # 3) and 1/4 (weight 0.75^4) explain 0 of 4. At 1/4 two or more of four are right with 1 - 0.75^4 - 4 0.25 0.75^3.
+    reaches = 1 - 0.31640625 - 0.421875
+    chance_a, chance_b = reaches, reaches * 0.31640625 / 3.31640625
     assert metrics.buffer_metrics(buffer, events, 3) == {
         "buffer/size": 2.0,
         "buffer/size@0": 1.0,  # c
@@ -188,6 +228,10 @@ def test_buffer_metrics_by_hand():
         "buffer/graduated": 1.0,
         "buffer/graduated@0": 1.0,
         "buffer/graduated@visits_1": 1.0,
+        "buffer/graduated_by_chance": pytest.approx(chance_a + chance_b),
+        "buffer/graduated_by_chance@0.25": pytest.approx(chance_a),
+        "buffer/graduated_by_chance@0": pytest.approx(chance_b),
+        "buffer/graduated_by_chance@visits_1": pytest.approx(chance_a + chance_b),
         "buffer/evicted": 1.0,
         "buffer/evicted@0.25": 1.0,
         "buffer/evicted@visits_1": 1.0,
@@ -206,7 +250,10 @@ def test_buffer_metrics_count_many_visits_together():
         for visit in range(num_visits):
             buffer.update([group(name, [float(visit == num_visits - 1)])])
     row = metrics.buffer_metrics(buffer, [], 0)
-    found = {name.removeprefix("buffer/"): value for name, value in row.items() if "graduated" in name}
+    found = {name.removeprefix("buffer/"): value for name, value in row.items() if "/graduated" in name}
+    chances = {name: found.pop(name) for name in list(found) if name.startswith("graduated_by_chance")}
+    of_visits = [chances[f"graduated_by_chance@visits_{visits}"] for visits in range(1, 7)]
+    assert chances["graduated_by_chance"] == pytest.approx(sum(of_visits))
     assert found == {
         "graduated": 3.0,
         "graduated@0.125": 2.0,

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reports.plots.batch import KINDS, group_kinds
-from reports.plots.buffer import bin_names, buffer_counts
+from reports.plots.buffer import bin_names, buffer_counts, graduated_by_chance
 from reports.plots.costs import cheapest, draw_cost
 from reports.plots.data import cumulative_events, listing, load_metrics, macro_averages, split_label
 from reports.plots.dynamics import off_scale, seed_curves, smoothing
@@ -87,6 +87,15 @@ def test_counts_reach_the_last_step_of_the_metrics():
     counts, bins = buffer_counts(events((1, "admit", 0.25)), metrics)
     assert bins == [0.25]
     assert [len(tables["held"]) for tables in counts["zppo", "s"]] == [5]
+
+
+def test_what_chance_graduates_is_read_by_bin_and_kept_until_the_next_step():
+    name = "buffer/graduated_by_chance"
+    metrics = pd.DataFrame({"step": [2, 4], f"{name}@0": [0.125, 0.375], f"{name}@0.333333": [np.nan, 0.5]})
+    table = graduated_by_chance(metrics, pd.RangeIndex(1, 6, name="step"), [0.0, 1 / 3, 0.5])
+    assert table[0.0].tolist() == [0, 0.125, 0.125, 0.375, 0.375]
+    assert table[1 / 3].tolist() == [0, 0, 0, 0.5, 0.5]
+    assert table[0.5].tolist() == [0] * 5  # of an earlier version
 
 
 @settings(max_examples=30)

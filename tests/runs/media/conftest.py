@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -35,6 +36,9 @@ class Noise:
         pixels = np.random.default_rng(self.seed).integers(0, 256, (self.height, self.width, 3), dtype=np.uint8)
         return Image.fromarray(pixels)
 
+    def content(self) -> Iterator[bytes]:
+        yield self.name.encode()
+
 
 @dataclass(frozen=True)
 class NoiseClip:
@@ -50,6 +54,9 @@ class NoiseClip:
     def open(self, limits: MediaLimits) -> Clip:
         pixels = np.random.default_rng(self.seed).integers(0, 256, (self.num_frames, 16, 32, 3), dtype=np.uint8)
         return Clip(pixels, tuple(i / 2 for i in range(self.num_frames)))
+
+    def content(self) -> Iterator[bytes]:
+        yield self.name.encode()
 
 
 def question(name: str, text: str, *images: Noise, video: NoiseClip | None = None) -> Question:

@@ -142,6 +142,28 @@ def test_mmmu_pro_marks(question, options, text, images, choices):
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        "[['A', 'B', 'Not enough information']]",  # as in row 81 of the data set
+        "(('A', 'B', 'Not enough information'),)",
+        "[[['A', 'B', 'Not enough information']]]",
+        "['A', 'B', 'Not enough information']",
+        [["A", "B", "Not enough information"]],
+    ],
+)
+def test_mmmu_pro_options_in_a_list_of_their_own(options):
+    cells = {"question": "Which is wider?", "options": options, "answer": "B"} | {
+        f"image_{i}": None for i in range(1, 8)
+    }
+    [made] = RECIPES["mmmu_pro"].questions(row("mmmu_pro", cells, "standard (10 options)"))
+    assert made.text == "Which is wider?\nA. A\nB. B\nC. Not enough information"
+    marks = [
+        RECIPES["mmmu_pro"].scorer(made, grade(f"\\boxed{{{box}}}", made, "math_verify")) for box in ("B", "(B)", "A")
+    ]
+    assert [(mark.score, mark.outcome) for mark in marks] == [(1.0, "match"), (1.0, "match"), (0.0, "other_option")]
+
+
+@pytest.mark.parametrize(
     ("prompt", "text"),
     [
         ("What is ringed?", "What is ringed?"),

@@ -12,7 +12,7 @@ import pytest
 from harness.config.evaluation import BenchmarkOptions
 from harness.errors import UserError
 from harness.evaluation.benchmarks.columns import columns
-from harness.evaluation.benchmarks.rows import load_rows
+from harness.evaluation.benchmarks.rows import NoGold, Row, load_rows
 
 AIME26 = columns()["aime26"]
 
@@ -47,6 +47,22 @@ def test_a_cell_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -
     assert row.id == "0" and row["answer"] == 1
     with pytest.raises(UserError, match=r"^aime26: MathArena/aime_2026 has no column 'solution' \(answer, problem, "):
         row["solution"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "is_gold"),
+    [
+        (0, True), (0.0, True), (False, True), ("0", True), (["a", None], True),
+        (None, False), ("", False), (" \n", False), (float("nan"), False), ([], False), (["", None], False),
+    ],
+)  # fmt: skip
+def test_an_index_of_0_is_a_gold_answer_and_nothing_is_none(cell: Any, is_gold: bool) -> None:
+    row = Row(column=AIME26, config="", split="", position=7, cells={"answer": cell}, options=BenchmarkOptions())
+    if is_gold:
+        assert row.gold("answer") is cell
+    else:
+        with pytest.raises(NoGold, match=r"^aime26: row 7 of MathArena/aime_2026 has no gold answer in 'answer'$"):
+            row.gold("answer")
 
 
 def test_a_missing_copy_says_how_to_get_it(tmp_path: Path) -> None:

@@ -139,7 +139,13 @@ def test_mathvista_questions(questions_of):
         (0, "greenish", (0.0, "mismatch")),
         (1, "4", (1.0, "match")),
         (1, "4.0", (1.0, "match")),
-        (1, "4.9", (1.0, "match")),  # the benchmark cuts
+        (1, "\\frac{8}{2}", (1.0, "match")),
+        (1, "4 \\text{ apples}", (1.0, "match")),
+        (1, "4.9", (0.0, "mismatch")),
+        (1, "3.99", (0.0, "mismatch")),
+        (1, "\\frac{9}{2}", (0.0, "mismatch")),
+        (1, "4\\pi/3", (0.0, "mismatch")),
+        (1, "-4", (0.0, "mismatch")),
         (1, "5", (0.0, "mismatch")),
         (1, "four", (0.0, "unparsed")),
         (2, "1.2", (1.0, "match")),
@@ -183,6 +189,12 @@ def test_mathvista_library_loses_every_decimal_number(questions_of):
     assert doc["precision"] == 1.0  # the hub's type: round() takes no float
     assert not utils.mathvista_process_results(doc, ["1.2"])["llm_as_judge_eval"]["true_false"]
     assert mark("mathvista", questions_of("mathvista")[2], "1.2").score == 1.0
+
+
+def test_mathvista_library_cuts_what_is_no_integer(questions_of):
+    normalize = upstream_module("lmms_eval.tasks.mathvista.utils").mathvista_evaluator.normalize_extracted_answer
+    cut = normalize("3.9", [], "free_form", "integer", None)
+    assert (cut, normalize("7/2", [], "free_form", "integer", None)) == ("3", None)
 
 
 def test_mathvista_library_has_no_score_where_all_is_wrong(questions_of):
