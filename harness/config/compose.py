@@ -11,11 +11,13 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import is_dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -129,15 +131,34 @@ def compose_sweep(name: str, overrides: list[str], config_dir: str | None = None
 
 
 def parse_overrides(overrides: list[str]) -> list[Override]:
-    """Hydra's own parser. Raises UserError that names the line it cannot read."""
+    """Hydra's own parser. A text that it cannot read is taken as it is: names of run folders have `,` and `=`.
+
+    Raises UserError that names the line it cannot read.
+    """
     parser = OverridesParser.create()
     parsed = []
     for line in overrides:
         try:
             parsed.append(parser.parse_override(line))
         except HydraException as error:
-            raise UserError(f"cannot read override '{line}': write key=value, quote values with spaces") from error
+            key, sign, value = line.partition("=")
+            if not sign or value.startswith("~") or not _takes_text(key.lstrip("+")):
+                shown = f"'{key}=\"{value}\"'" if sign else "key=value"
+                raise UserError(f"cannot read override '{line}': write {shown}") from error
+            quoted = re.sub(r"(\\*)('|$)", lambda match: 2 * match[1] + match[2].replace("'", "\\'"), value)
+            parsed.append(parser.parse_override(f"{key}='{quoted}'"))
     return parsed
+
+
+def _takes_text(key: str) -> bool:
+    """Whether a key of the configuration holds one text."""
+    kind: Any = RunConfig
+    for part in key.split("."):
+        if not is_dataclass(kind):
+            return False
+        kinds = get_args(hint := get_type_hints(kind).get(part)) or (hint,)
+        kind = next((k for k in kinds if k is not NoneType), None)
+    return kind is str
 
 
 def refuse_repeats(overrides: list[Override]) -> None:

@@ -1,8 +1,10 @@
 """Every option and sweep composes without torch; what no run could use is refused with a remedy."""
 
+import re
 import subprocess
 import sys
 from importlib.resources import files
+from operator import attrgetter
 
 import pytest
 
@@ -154,3 +156,29 @@ def test_configurations_share_nothing():
     second = from_hydra(compose(["student=tiny_xs"]))
     assert 9 not in second.data.levels and "group_size" not in second.method and second.student.urls == []
     assert from_hydra(compose(["student=tiny_xs", "seed=3"])).seed == 3 and second.seed == 0
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "outputs/lr/grpo,update.learning_rate=0.0001/tiny_xs/seed0/model", "a=b", "(x", "it's", "a{b", "Über uns: 1",
+        "it's a\\b=c", "x=\\", "a\\'b=",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("key", ["student.path", "outputs", "data.path"])
+def test_a_path_is_taken_as_it_is(key, path):
+    config = from_hydra(compose(["student=hf", "student.path=tiny:xs", "teacher=null", "method=grpo", f"{key}={path}"]))
+    assert attrgetter(key)(config) == path
+
+
+@pytest.mark.parametrize(
+    ("line", "remedy"),
+    [
+        ("data.levels=[a", "write 'data.levels=\"[a\"'"),
+        ("outputs=~/x", "write 'outputs=\"~/x\"'"),
+        ("nonsense", "write key=value"),
+    ],
+)
+def test_what_cannot_be_read_is_shown_as_it_should_be_written(line, remedy):
+    with pytest.raises(UserError, match=re.escape(f"cannot read override '{line}': {remedy}")):
+        compose([line])
