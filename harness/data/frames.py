@@ -78,7 +78,7 @@ class VideoPart:
 
 def last_frame_time(path: str) -> float:
     """When the last frame of a video file is shown, in seconds, by its header. Raises MediaError."""
-    with open_video(Path(path), path) as (container, stream):
+    with open_video(Path(path), path) as (container, stream, _):
         if stream.duration is not None:
             duration = float(stream.duration * stream.time_base)
         elif container.duration is not None:
