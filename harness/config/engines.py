@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, urlsplit
 
+from harness.config.foreign import foreign
 from harness.errors import UserError
 
 
@@ -38,7 +39,7 @@ class VllmConfig:
 class RolloutConfig:
     """How student and teacher sample in training. Evaluation has its own decoding under `eval.`."""
 
-    engine: str = "transformers"
+    engine: str = foreign("transformers")
     """What samples. `transformers` and `vllm` do so on this machine; `server` asks endpoints, for students that are not
     trained."""
     temperature: float = 1.0
