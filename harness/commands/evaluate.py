@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
-from harness.commands.options import start_logging
+from harness.commands.options import show, start_logging
 from harness.config.cluster import ClusterConfig
 from harness.config.schema import EvalConfig, RunConfig, from_hydra
 from harness.errors import UserError, first_line
@@ -215,8 +215,8 @@ def run_eval(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     args = parser.parse_intermixed_args(argv)
     if args.list:
         print(list_text(), flush=True)
-        print(data_text(args.words))
+        show(data_text(args.words))
         return 0
     start_logging()
-    print(eval_command(args.words, args.config_dir))
+    show(eval_command(args.words, args.config_dir))
     return 0

@@ -24,6 +24,7 @@ from harness.config.identity import FREE, differences, plain
 from harness.config.schema import RunConfig
 from harness.data.replay import BufferEvent
 from harness.errors import UserError
+from harness.process.logs import PrintableFormatter
 from harness.records.files import append_rows, write_atomically
 from harness.records.lock import RunLock
 from harness.records.rollouts import write_rollouts
@@ -235,7 +236,7 @@ class RunFolder:
     def log_to_file(self) -> logging.Handler:
         """Copy what the run logs into run.log."""
         handler = logging.FileHandler(self.path / "run.log", encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger().addHandler(handler)
         return handler
 
