@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -126,6 +127,7 @@ REFUSED_ARGUMENTS = {
     "--config": "its arguments would not be seen here; put them into server.args",
 }
 """Of `vllm serve`, each with what to do instead."""
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET = re.compile(r"key|token|secret|passw|auth|credential|signature|\bsig\b", re.IGNORECASE)
 
 
@@ -138,6 +140,27 @@ def check_arguments(arguments: Sequence[str]) -> None:
         for flag, remedy in REFUSED_ARGUMENTS.items():
             if len(name) > 2 and name.startswith("--") and flag.startswith(name):
                 raise UserError(f"server.args: {flag} is not passed on: {remedy}")
+
+
+def check_variable(option: str, name: str) -> None:
+    """Raises UserError for what cannot name an environment variable, without repeating it: it may be the key itself."""
+    if not _VARIABLE.fullmatch(name):
+        raise UserError(f"{option} names an environment variable, and the key stands in that: {option}=OPENAI_API_KEY")
+
+
+def api_key(option: str, variable: str) -> str:
+    """The key in an environment variable, which `option` names; empty where there is none.
+
+    Raises UserError, without showing it, for a key that no HTTP header takes: libraries would quote it in their errors.
+    """
+    check_variable(option, variable)
+    key = os.environ.get(variable, "").strip()
+    if not all("!" <= char <= "~" for char in key):
+        raise UserError(
+            f"the key in the variable {variable} ({option}) has a line break, a space or another character that no "
+            "header takes: store the key alone in it"
+        )
+    return key
 
 
 def check_address(option: str, url: str, variable: str) -> None:

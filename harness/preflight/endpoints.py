@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from typing import Any
 
@@ -12,7 +11,7 @@ from harness.config.engines import ServerConfig
 from harness.config.evaluation import JudgeConfig
 from harness.config.schema import ModelConfig
 from harness.preflight.machine import Check, client
-from harness.serving.http import detail, reason
+from harness.serving.http import bearer, detail, reason
 
 HOST = "127.0.0.1"
 MODELS_SECONDS = 10.0
@@ -37,7 +36,7 @@ def check_endpoint(
     The context window that the endpoint names goes to `windows`.
     """
     base, name = url.rstrip("/"), model.served_name or model.path
-    key = _key(server.api_key_env)
+    key = bearer("server.api_key_env", server.api_key_env)
     models, problem = ask(f"{base}/models", key, MODELS_SECONDS)
     address = f"{role}.urls are http://<host>:<port>/v1"
     if problem:
@@ -96,7 +95,7 @@ def check_judge(judge: JudgeConfig, option: str = "eval.judge") -> list[Check]:
     if not judge.url:
         return []
     base = judge.url.rstrip("/").removesuffix("/chat/completions")
-    _, problem = ask(f"{base}/models", _key(judge.api_key_env), MODELS_SECONDS)
+    _, problem = ask(f"{base}/models", bearer(f"{option}.api_key_env", judge.api_key_env), MODELS_SECONDS)
     if problem:
         remedy = f"is it running? {option}.url=http://<host>:<port>/v1; its key is read from {judge.api_key_env}"
         return [Check("fail", "judge", f"{base}/models: {problem}", remedy)]
@@ -127,8 +126,3 @@ def ask(url: str, headers: dict[str, str], seconds: float, body: dict[str, Any] 
         return None, f"cannot be reached ({reason(error)})"
     except ValueError:
         return None, "the answer is no JSON"
-
-
-def _key(variable: str) -> dict[str, str]:
-    key = os.environ.get(variable, "").strip()
-    return {"Authorization": f"Bearer {key}"} if key else {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import queue
 import random
 import threading
@@ -16,7 +15,7 @@ import httpx
 
 from harness.config.engines import ServerConfig
 from harness.errors import RunInterrupted, UserError
-from harness.serving.http import LOOPBACK, detail, json_of, reason, retry_after
+from harness.serving.http import LOOPBACK, bearer, detail, json_of, reason, retry_after
 
 LONGEST_PAUSE = 60.0
 CHECK_TIMEOUT = 10.0
@@ -63,8 +62,7 @@ class Endpoints:
     ) -> None:
         if not urls:
             raise UserError(f"no endpoint serves the {role}: {role}.urls=[http://<host>:<port>/v1]")
-        key = os.environ.get(config.api_key_env, "").strip()
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        headers = bearer("server.api_key_env", config.api_key_env)
         self.model = model
         self._config = config
         self._role = role

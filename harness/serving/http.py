@@ -6,10 +6,17 @@ from typing import Any
 
 import httpx
 
+from harness.config.engines import api_key
 from harness.errors import first_line
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 """Hosts that a proxy is never asked for (`trust_env=host not in LOOPBACK`)."""
+
+
+def bearer(option: str, variable: str) -> dict[str, str]:
+    """The header with the key in an environment variable, if there is one. Raises UserError like `api_key`."""
+    key = api_key(option, variable)
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def reason(error: BaseException) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import httpx
 
 from harness.config.evaluation import JudgeConfig
 from harness.errors import UserError
-from harness.serving.http import LOOPBACK, detail, retry_after
+from harness.serving.http import LOOPBACK, bearer, detail, retry_after
 from harness.serving.http import reason as reason_of
 from harness.types import Message
 
@@ -63,8 +62,7 @@ class JudgeClient:
         self.base = config.url.rstrip("/").removesuffix("/chat/completions")
         self.backoff = backoff
         self.sampling = sampling(config)
-        key = os.environ.get(config.api_key_env, "").strip()
-        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._headers = bearer(f"{option}.api_key_env", config.api_key_env)
         self._checked = False
 
     def ask(self, prompts: Sequence[list[Message]], on_reply: OnReply | None = None) -> list[Reply]:
