@@ -15,6 +15,7 @@ import reasoning_gym
 from jinja2.exceptions import SecurityError
 
 import harness
+from benchmarks.replies import READERS, seconds
 from harness.app import main
 from harness.config.compose import compose
 from harness.config.engines import REFUSED_ARGUMENTS, ServerConfig
@@ -306,3 +307,25 @@ def test_doctor_and_the_judge_of_an_evaluation_show_no_key_either(monkeypatch, t
         assert main(words) == 2
         shown = "".join(capfd.readouterr())
         assert "PLANTED (eval.judge.api_key_env) has" in shown and "sk-" not in shown
+
+
+@pytest.mark.parametrize(
+    ("reader", "before", "piece", "behind"),
+    [
+        ("between_tags", "", "<hint>", ""),
+        ("between_tags", "</think>", "<hint></hint>", "<hint>"),
+        ("number", "+", "$", "x"),  # signs of a currency are gaps
+        ("number", "+", " ", "x"),
+        ("number", "", "1", "!"),
+        ("number", "1/", "1", "!"),
+        ("grid_size", "", "1 ", ""),
+        ("choice_letter", "the answer is (", "\\text{a} ", ""),
+        ("last_boxed", "", "\\boxed{", ""),
+        ("neutralize", "", "</ ", ""),
+    ],
+)
+def test_a_reply_is_read_in_time_that_is_linear_in_its_length(reader, before, piece, behind):
+    """Ten times what a response may have. Linear takes milliseconds, quadratic minutes; `benchmarks.replies` compares
+    lengths for every reader and many more texts."""
+    text = before + piece * (120_000 // len(piece)) + behind
+    assert seconds(READERS[reader], text) < 5.0
