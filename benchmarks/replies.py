@@ -51,7 +51,7 @@ READERS: dict[str, Callable[[str], object]] = {
     "judge response": lambda text: student_section(text, None),
     "printable": printable,
 }
-"""All that reads a whole reply, or a whole box, in the process of the run. The grading workers have limits."""
+"""All that reads a complete reply, or a complete box, in the process of the run. The grading workers have limits."""
 
 PIECES = (
     "a", "0", " ", "\n", "\t", "(", "{", "}", "[", "<", "\\", "$", ",", ".", "=", "'", "_", "-", "é", "答案", "\x1b",
@@ -60,14 +60,14 @@ PIECES = (
     "1,", "0.", "1 ", "/0", "[INST ", "[/ ", "^ {",
 )  # fmt: skip
 AROUND = (("", ""), ("<hint>", ""), ("\\boxed{", ""), ("+", "x"), ("1", "!"), ("the answer is (", "]"))
-"""What stands before and behind the pieces: the beginning of a pattern, and an end that does not fit it."""
+"""What stands before and after the pieces: the beginning of a pattern, and an end that does not fit it."""
 
 
 def texts(length: int) -> Iterator[tuple[str, str]]:
     """Hostile texts of about `length` characters, with a name each."""
     for piece in PIECES:
-        for before, behind in AROUND:
-            yield f"{before}{piece}...{behind}", before + piece * (length // len(piece)) + behind
+        for before, after in AROUND:
+            yield f"{before}{piece}...{after}", before + piece * (length // len(piece)) + after
 
 
 def seconds(read: Callable[[str], object], text: str) -> float:

@@ -1,4 +1,4 @@
-"""Which options are read from a run folder that somebody else may have written: those that are marked beside the field.
+"""Which options are read from a run folder that somebody else may have written: those whose fields are marked.
 
 A marked option is a number, a switch, one of a few words or a list of names. What names code, a path, an address or an
 environment variable is never marked: it comes from the command line. Imports nothing heavy.
@@ -77,7 +77,7 @@ def _fits(value: Any, hint: Any, choices: Sequence[Any]) -> bool:
 
 
 def _is_item(item: Any, kinds: Sequence[Any]) -> bool:
-    """Of a list: a whole number, or a name, which whoever knows the names looks up."""
+    """Of a list: an integer, or a name, which whoever knows the names looks up."""
     if isinstance(item, str):
         return str in kinds and _NAME.fullmatch(item) is not None
     return isinstance(item, int) and not isinstance(item, bool) and int in kinds and _is_sound(item)

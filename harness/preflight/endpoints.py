@@ -65,7 +65,7 @@ def check_endpoint(
     try:
         window = window_of(served[name])
     except ValueError as error:
-        return [Check("fail", role, f"{base}/models states {error}", "does it speak vLLM's API?")]
+        return [Check("fail", role, f"{base}/models states {error}", "does it have vLLM's API?")]
     found = f"{base} serves {name}"
     if window is not None:
         windows[f"max_model_len of {base}"] = window

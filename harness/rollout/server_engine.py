@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 LONGEST_TOKEN = 256
-"""Characters of the text of a token; what is behind as many for each token of a limit is beyond it."""
+"""Characters of the text of a token; what comes after as many for each token of a limit is beyond it."""
 
 
 class ServerEngine:

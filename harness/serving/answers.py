@@ -43,14 +43,14 @@ def choices_of(answer: Mapping[str, Any], num: int) -> list[dict[str, Any]]:
 
 
 def token_ids(value: Any) -> list[int]:
-    """Whole numbers; which of them are allowed the caller knows."""
+    """Integers; which of them are allowed the caller knows."""
     if not isinstance(value, list) or not all(type(item) is int for item in value):
-        raise WrongAnswer("gives token ids that are no whole numbers")
+        raise WrongAnswer("gives token ids that are no integers")
     return value
 
 
 def check_sampled(ids: list[int], *, num_tokens: int, stop_ids: Collection[int], banned_ids: Collection[int]) -> None:
-    """Ids of a reply: of the vocabulary, none that was forbidden, and nothing behind a token that ends a turn."""
+    """Ids of a reply: of the vocabulary, none that was forbidden, and nothing after a token that ends a turn."""
     for i in ids:
         if not 0 <= i < num_tokens:
             raise WrongAnswer(
@@ -59,7 +59,7 @@ def check_sampled(ids: list[int], *, num_tokens: int, stop_ids: Collection[int],
     if (forbidden := next((i for i in ids if i in banned_ids), None)) is not None:
         raise WrongAnswer(f"sampled id {forbidden}, which was forbidden: does it honour logit_bias?")
     if (early := next((i for i in ids[:-1] if i in stop_ids), None)) is not None:
-        raise WrongAnswer(f"went on behind id {early}, which ends a turn: does it honour stop_token_ids?")
+        raise WrongAnswer(f"went on after id {early}, which ends a turn: does it honour stop_token_ids?")
 
 
 def logprob(value: Any) -> float:
@@ -99,5 +99,5 @@ def _is_int(choice: Mapping[str, Any], name: str) -> bool:
 def _is_finite(value: float) -> bool:
     try:
         return math.isfinite(value)
-    except OverflowError:  # a whole number beyond all floats
+    except OverflowError:  # an integer beyond all floats
         return False

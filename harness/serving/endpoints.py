@@ -290,7 +290,7 @@ class Endpoints:
             try:
                 window = window_of(served[self.model])
             except ValueError as error:
-                raise UserError(f"the endpoint {endpoint.url} states {error}: does it speak vLLM's API?") from error
+                raise UserError(f"the endpoint {endpoint.url} states {error}: does it have vLLM's API?") from error
             windows += [window] if window is not None else []
         return windows
 

@@ -137,10 +137,10 @@ def logprobs(change) -> Fault:
         (spoiled("prompt_token_ids", lambda ids: [["x" * 10**4], *ids[1:]]), r"token 0 is \['x{48} where"),
         (spoiled("token_ids", lambda ids: [-1] * len(ids)), "sampled id -1, and its tokenizer has"),
         (spoiled("token_ids", lambda ids: [-(2**70)] * len(ids)), "sampled id -11"),
-        (spoiled("token_ids", lambda ids: [float(i) for i in ids]), "token ids that are no whole numbers"),
-        (spoiled("token_ids", lambda ids: [str(i) for i in ids]), "token ids that are no whole numbers"),
-        (spoiled("token_ids", lambda ids: [True] * len(ids)), "token ids that are no whole numbers"),
-        (spoiled("token_ids", lambda ids: {"0": 1}), "token ids that are no whole numbers"),
+        (spoiled("token_ids", lambda ids: [float(i) for i in ids]), "token ids that are no integers"),
+        (spoiled("token_ids", lambda ids: [str(i) for i in ids]), "token ids that are no integers"),
+        (spoiled("token_ids", lambda ids: [True] * len(ids)), "token ids that are no integers"),
+        (spoiled("token_ids", lambda ids: {"0": 1}), "token ids that are no integers"),
         (logprobs(lambda values: ["-1"] * len(values)), "are no numbers"),
         (logprobs(lambda values: [True] * len(values)), "are no numbers"),
         (logprobs(lambda values: [-(10**400)] * len(values)), "are no numbers"),
@@ -158,12 +158,12 @@ def test_answers_that_cannot_be_right_are_refused(engine, fault, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("how", ["banned", "behind the end", "too long"])
+@pytest.mark.parametrize("how", ["banned", "after the end", "too long"])
 def test_a_reply_that_was_not_allowed_is_refused(served_model, engine, how):
-    """What the request forbids: ids, tokens behind one that ends a turn, more tokens than were asked for."""
+    """What the request forbids: ids, tokens after one that ends a turn, more tokens than were asked for."""
     end, banned = served_model.chat.end_id, served_model.chat.banned_ids[0]
-    ids = {"banned": [banned, end], "behind the end": [end, 70, end], "too long": [70] * 7}[how]
-    message = {"banned": f"sampled id {banned}, which was forbidden", "behind the end": f"went on behind id {end}",
+    ids = {"banned": [banned, end], "after the end": [end, 70, end], "too long": [70] * 7}[how]
+    message = {"banned": f"sampled id {banned}, which was forbidden", "after the end": f"went on after id {end}",
                "too long": "gave 7 tokens where at most 6 were asked for"}[how]  # fmt: skip
 
     def spoil(answer) -> None:
