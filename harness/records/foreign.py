@@ -14,10 +14,11 @@ from harness.config.foreign import foreign_values, option_fields, stored_value
 from harness.config.names import check_name
 from harness.config.schema import CHOICES, RunConfig
 from harness.errors import UserError, first_line
-from harness.process.regular import read_regular
+from harness.process.regular import open_regular, read_regular
 from harness.records.folder import RunFolder
 
 MAX_CONFIG_BYTES = 1 << 18
+MAX_INFO_BYTES = 1 << 24
 SECTIONS = ("student.", "eval.", "reward.", "rollout.")
 """What an evaluation reads of a configuration."""
 SILENT = ("student.name", "student.path", "student.revision", "student.gguf_file", "eval.every", "rollout.")
@@ -43,10 +44,12 @@ class ForeignRun:
 
 def read_foreign(path: Path) -> ForeignRun:
     """Raises UserError for a folder without a finished run, for damaged records, and for links that lead out of it."""
-    _check_inside(path, path.resolve(), ("run.json", "config.yaml", "model", "eval"))
+    _check_inside(path, ("run.json", "config.yaml", "model", "eval"))
     try:
+        if (path / "run.json").exists():
+            open_regular(path / "run.json", MAX_INFO_BYTES).close()
         info = RunFolder.read_info(path)
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path / 'run.json'} is damaged ({first_line(error)}): take another copy of the run"
         ) from error
@@ -82,18 +85,23 @@ class _NoAliases(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def _check_inside(place: Path, root: Path, names: tuple[str, ...]) -> None:
-    """Of these entries and all below them. The evaluation reads them and writes among them."""
-    for name in names:
-        entry = place / name
+def _check_inside(run: Path, names: tuple[str, ...]) -> None:
+    """These entries and all below them: the evaluation reads them and writes among them."""
+    root, waiting = run.resolve(), [run / name for name in names]
+    while waiting:
+        entry = waiting.pop()
         try:
             kind = entry.lstat().st_mode
+            if stat.S_ISLNK(kind):
+                if not Path(os.path.realpath(entry)).is_relative_to(root):
+                    raise UserError(f"{entry} is a link that leads out of the run: put a copy of what it names there")
+            elif stat.S_ISDIR(kind):
+                waiting += [entry / name for name in os.listdir(entry)]
+            elif not stat.S_ISREG(kind):
+                raise UserError(f"{entry} is neither a file nor a folder: remove it")
         except FileNotFoundError:
             continue
-        if stat.S_ISLNK(kind):
-            if not Path(os.path.realpath(entry)).is_relative_to(root):
-                raise UserError(f"{entry} is a link that leads out of the run: put a copy of what it names there")
-        elif stat.S_ISDIR(kind):
-            _check_inside(entry, root, tuple(sorted(os.listdir(entry))))
-        elif not stat.S_ISREG(kind):
-            raise UserError(f"{entry} is neither a file nor a folder: remove it")
+        except OSError as error:
+            raise UserError(
+                f"{str(entry)[:500]} cannot be read ({error.strerror}): take another copy of the run"
+            ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +58,7 @@ Spoil = Callable[[Path], object]
 SPOILED: dict[str, tuple[Spoil, str]] = {
     "damaged": (lambda f: (f / "run.json").write_text("{"), r"run.json is damaged \(Expecting"),
     "deep": (lambda f: (f / "run.json").write_text("[" * 100_000), r"run.json is damaged \(maximum recursion"),
+    "endless": (lambda f: os.truncate(f / "run.json", 1 << 40), r"run.json is damaged \(has more than 16 MiB\)"),
     "bytes": (lambda f: (f / "run.json").write_bytes(b"\xff\xfe"), "run.json is damaged"),
     "list": (lambda f: (f / "run.json").write_text("[]"), r"is no finished run \(run.json is no record\)"),
     "running": (lambda f: set_info(f, status="running"), r"is no finished run \(running\): zppo eval run=FOLDER"),
@@ -65,7 +67,7 @@ SPOILED: dict[str, tuple[Spoil, str]] = {
     "student": (lambda f: set_info(f, student="\x1b]0;x\x07"), "student of .*run.json=.* has a control character"),
     "no config": (lambda f: (f / "config.yaml").unlink(), "config.yaml cannot be read"),
     "no yaml": (lambda f: (f / "config.yaml").write_text("a: [}"), "config.yaml cannot be read"),
-    "deep yaml": (lambda f: (f / "config.yaml").write_text("[" * 5000), "config.yaml cannot be read"),
+    "deep yaml": (lambda f: (f / "config.yaml").write_text("[" * 1000), "config.yaml cannot be read"),
     "tag": (lambda f: (f / "config.yaml").write_text("!!python/object/apply:os.system [x]"), "cannot be read"),
     "large": (
         lambda f: (f / "config.yaml").write_text("a" * (1 << 19)),
@@ -99,6 +101,20 @@ def test_a_link_that_leads_out_is_refused(folder: Path, tmp_path: Path, place: s
     (folder / place).symlink_to(outside)
     with pytest.raises(UserError, match=f"{place} is a link that leads out of the run"):
         read_foreign(folder)
+
+
+def test_folders_within_folders_are_no_traceback(folder: Path) -> None:
+    """More of them than a function can call itself."""
+    descriptor = os.open(folder / "model", os.O_RDONLY)
+    for _ in range(2100):
+        os.mkdir("d", dir_fd=descriptor)
+        inner = os.open("d", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = inner
+    os.close(descriptor)
+    with pytest.raises(UserError, match="File name too long"):
+        read_foreign(folder)
+    subprocess.run(["rm", "-r", folder / "model"], check=True)
 
 
 def test_links_within_and_to_the_folder_are_followed(folder: Path, tmp_path: Path) -> None:
