@@ -54,7 +54,7 @@ def check_sampled(ids: list[int], *, num_tokens: int, stop_ids: Collection[int],
     for i in ids:
         if not 0 <= i < num_tokens:
             raise WrongAnswer(
-                f"sampled id {i}, and its tokenizer has {num_tokens} tokens: does it serve another model?"
+                f"sampled id {str(i)[:20]}, and its tokenizer has {num_tokens} tokens: does it serve another model?"
             )
     if (forbidden := next((i for i in ids if i in banned_ids), None)) is not None:
         raise WrongAnswer(f"sampled id {forbidden}, which was forbidden: does it honour logit_bias?")
