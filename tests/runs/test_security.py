@@ -278,9 +278,14 @@ def test_an_endpoint_that_repeats_the_key_does_not_get_it_into_the_log(planted, 
     assert leaks(tmp_path / "outputs") == []
 
 
-@pytest.mark.parametrize("key", ["sk-planted\nsecond-line", "sk-planted secret", "sk-plantéd", "sk-planted\x1b[2J"])
 @pytest.mark.parametrize(
-    "who", ["server.api_key_env teacher.urls=[{url}]", "reward.judge.api_key_env reward.judge.url={url}"]
+    ("key", "who"),
+    [
+        ("sk-planted\nsecond-line", "server.api_key_env teacher.urls=[{url}]"),
+        ("sk-planted secret", "server.api_key_env teacher.urls=[{url}]"),
+        ("sk-plantéd", "reward.judge.api_key_env reward.judge.url={url}"),
+        ("sk-planted\x1b[2J", "reward.judge.api_key_env reward.judge.url={url}"),
+    ],
 )
 def test_a_key_that_no_header_takes_is_refused_and_not_shown(monkeypatch, tmp_path, capfd, key, who):
     monkeypatch.setenv("PLANTED", key)

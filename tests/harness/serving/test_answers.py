@@ -30,6 +30,7 @@ def test_a_real_answer_takes_a_small_part_of_it(served_model, scores) -> None:
     assert 0 < size < (most_bytes(body) - MIB) / 4
 
 
+@settings(max_examples=50)
 @given(st.floats(max_value=0.0, allow_nan=False, allow_infinity=False))
 def test_a_log_probability_stays_as_it_is(value: float) -> None:
     assert logprob(value) == value
