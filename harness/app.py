@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from harness.errors import UserError, did_you_mean, first_line, write_error
+from harness.process.logs import print_uncaught
+from reports.runs.text import message
 
 COMMANDS = {
     "train": ("One run: train, save, evaluate; -m for several.", "train:run_train"),
@@ -37,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Exit codes: 0 fine, 1 a run failed, 2 the user can fix it, 75 launched again it goes on, 130 Ctrl-C, 141 unread.
     """
+    if argv is None:  # the process is this command's
+        sys.excepthook = print_uncaught
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
@@ -59,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         remedy = private_import(error)
         if debug or remedy is None:
             raise
-        print(f"error: {first_line(error)}: {remedy}", file=sys.stderr)
+        _say(f"{first_line(error)}: {remedy}")
         return UserError.exit_code
     except UserError as error:
         if debug:
@@ -67,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from harness.distributed.place import speaks
 
         if speaks():
-            print(f"error: {error}", file=sys.stderr)
+            _say(str(error))
         return error.exit_code
     except BrokenPipeError:  # `zppo view ... | head` has read enough; nothing more is to be written, at exit neither
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -76,11 +80,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug or (reason := write_error(error)) is None:
             raise
         remedy = "outputs=DIR" if name in ("train", "sweep", "eval") else "--out DIR"
-        print(f"error: {reason}: choose a folder that can be written, with {remedy}", file=sys.stderr)
+        _say(f"{reason}: choose a folder that can be written, with {remedy}")
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _say(error: str) -> None:
+    """An error for its user. It may quote data, servers and models."""
+    print(message(f"error: {error}"), file=sys.stderr, flush=True)
 
 
 def _usage() -> str:

@@ -97,8 +97,8 @@ def _hint_prompt(question: Question, hint: str) -> Prompt:
 def copies(hint: str, solution: str) -> bool:
     """Whether more than half of the solution's sentences and lines, its box aside, stand in the hint word for word."""
     pieces = [_normal(piece) for piece in _SENTENCE.split(solution.partition("\\boxed")[0])]
-    pieces = [piece for piece in pieces if piece]
-    return 2 * sum(piece in _normal(hint) for piece in pieces) > len(pieces)
+    pieces, shown = [piece for piece in pieces if piece], _normal(hint)
+    return 2 * sum(piece in shown for piece in pieces) > len(pieces)
 
 
 def _normal(text: str) -> str:

@@ -52,14 +52,14 @@ def plain_text(question: Question) -> str:
 
 def bcq_text(question: Question, candidates: Sequence[str]) -> str:
     """Binary candidate question: one right and one wrong compressed trace, in the order given, without labels."""
-    return "\n\n".join([question.text, BCQ, *map(_candidate, candidates), CLOSING])
+    return "\n\n".join([_asked(question, "candidate"), BCQ, *map(_candidate, candidates), CLOSING])
 
 
 def ncq_text(question: Question, wrong_answers: Sequence[str], candidates: Sequence[str]) -> str:
     """Negative candidate question: the wrong answers, deduplicated by the caller, then every wrong trace."""
     listed = ", ".join(f"\\boxed{{{neutralize(answer)}}}" for answer in wrong_answers)
     statement = [NCQ.format(answers=listed)] if wrong_answers else []
-    return "\n\n".join([question.text, *statement, *map(_candidate, candidates), CLOSING])
+    return "\n\n".join([_asked(question, "candidate"), *statement, *map(_candidate, candidates), CLOSING])
 
 
 def compress_text(response: str, *, max_lines: int, max_tokens: int) -> str:
@@ -70,7 +70,7 @@ def compress_text(response: str, *, max_lines: int, max_tokens: int) -> str:
 
 def hint_text(question: Question, hint: str) -> str:
     """The question with a hint."""
-    return "\n\n".join([question.text, HINT, f"<hint>\n{neutralize(hint).strip()}\n</hint>", CLOSING])
+    return "\n\n".join([_asked(question, "hint"), HINT, f"<hint>\n{neutralize(hint).strip()}\n</hint>", CLOSING])
 
 
 def write_hint_text(response: str, *, max_tokens: int) -> str:
@@ -90,6 +90,11 @@ def plain_messages(question: Question) -> tuple[Message, ...]:
 def user_turn(question: Question, text: str) -> tuple[Message, ...]:
     """`text` as the last user turn, after the question's earlier turns."""
     return (*question.messages, {"role": "user", "content": text})
+
+
+def _asked(question: Question, tag: str) -> str:
+    """The question where blocks in these tags follow: its own tags of that name are broken, and nothing else of it."""
+    return re.sub(rf"<(?=\s*/?\s*{tag}\b)", "< ", question.text, flags=re.IGNORECASE)
 
 
 def _response(response: str) -> str:

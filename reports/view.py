@@ -12,6 +12,7 @@ from typing import Any
 
 from reports.audit import ranges
 from reports.runs.rollouts import read_rollouts, rollout_files
+from reports.runs.text import printable
 
 REWRITES = ("compress", "write_hint")
 """Teacher text that is no answer; its reward says whether the boxed answer was kept."""
@@ -57,14 +58,6 @@ def view_command(
         groups[row["uid"]].append(row)
     more = f"; --num {len(uids)} shows all" if len(uids) > len(shown) else ""
     return "\n\n".join([*map(_group, groups.values()), f"{len(shown)} of {len(uids)} groups{more}"])
-
-
-def printable(text: str) -> str:
-    r"""Text without characters that a terminal may act on or hide: control, bidi, zero-width and odd spaces.
-
-    Example: an escape character, a line break and a no-break space become `\x1b`, `\n` and `\xa0`.
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _uids(file: Path, kind: str | None, question: str | None) -> list[str]:

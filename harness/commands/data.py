@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.builders.corpus.options import SHARED, UNKNOWN, BuildOptions
+from harness.commands.options import show
 from harness.errors import UserError
+from reports.runs.text import message
 
 CORPORA = ("zppo77k",)
 DEFAULTS = BuildOptions()
@@ -78,7 +80,7 @@ def _build(args: argparse.Namespace) -> int:
     options = _with_fixture(given) if args.fixture else BuildOptions(**given)
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the builder has a limit of its own, and counts
     made = build(options, config, force=args.force, report=_report)
-    print(summary(made, options.out))
+    show(summary(made, options.out))
     return 0
 
 
@@ -104,7 +106,7 @@ def _hash(args: argparse.Namespace) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     hashes.save(out)
     for name, reason in hashes.missing.items():
-        print(f"not in it: {name} ({reason})")
+        show(f"not in it: {name} ({reason})")
     print(
         f"{sum(hashes.columns.values())} questions of {len(hashes.columns)} benchmarks, {len(hashes.texts)} texts and "
         f"{len(hashes.images)} pictures: {out}"
@@ -119,7 +121,7 @@ ACTIONS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, Callabl
 
 
 def _report(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(message(line), file=sys.stderr, flush=True)
 
 
 def run_tiny(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import json
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.commands.options import start_logging
+from harness.commands.options import show, start_logging
 from harness.config.cluster import ClusterConfig
 from harness.config.evaluation import MediaConfig
 from harness.config.schema import EvalConfig, RunConfig, from_hydra
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+OF_A_RUN = ("eval.", "student.", "reward.", "rollout.", "server.", "device=", "num_threads=")
+"""How the words begin that say more about the evaluation of a run."""
 OWN = ("run", "model", "suite")
 SHORT = {"limit": "eval.limit", "stage": "eval.stage", "data_root": "eval.data_root"}
 
@@ -45,34 +48,41 @@ def eval_command(words: Sequence[str], config_dir: str | None = None) -> str:
 
 
 def _evaluate_run(path: Path, suite: str | None, overrides: list[str], config_dir: str | None) -> str:
-    """In the run's own folder, so that the scores join its study's tables."""
-    from omegaconf import DictConfig, OmegaConf
+    """In the run's own folder, so that the scores join its study's tables.
 
-    from harness.config.compose import check_key, compose, parse_overrides
+    The folder may be somebody else's. It decides how it is decoded and shown what it is asked; where a model is, what
+    code runs and who is asked comes from the command line.
+    """
+    from harness.config.compose import compose
+    from harness.config.identity import plain
+    from harness.records.foreign import read_foreign
 
-    info = RunFolder.read_info(path)
-    if info.get("status") != "done":
-        raise UserError(f"{path} is no finished run ({info.get('status', 'no run.json')}): zppo eval run=FOLDER")
-    if other := [word for word in overrides if not word.startswith("eval.")]:
-        raise UserError(f"{other[0]}: only eval.* can be chosen for a run that is done")
-    stored = OmegaConf.load(path / "config.yaml")
-    assert isinstance(stored, DictConfig)
-    own = stored.eval.suite
+    run, model = read_foreign(path), path / "model"
+    if other := [word for word in overrides if not word.startswith(OF_A_RUN)]:
+        raise UserError(f"{other[0]}: only {', '.join(OF_A_RUN)} can be chosen for a run that is done")
+    names_model = any(word.startswith("student.path=") for word in overrides)
+    if names_model == model.is_dir():
+        remedy = "leave student.path out" if names_model else "name the model that it evaluated, student.path=NAME"
+        raise UserError(f"{path} has {'its' if names_model else 'no'} model in {model}: {remedy}")
+    own = run.options.pop("eval.suite", None)
     suite = suite or own
     if suite is None:
         raise UserError(f"{path} was run without an evaluation: name one, suite=mini")
-    if suite != own:  # another suite's decoding; what the student is shown stays the run's
-        media = [f"eval.media.{key}={'null' if value is None else value}" for key, value in stored.eval.media.items()]
-        stored.eval = compose([f"eval={suite}", *media], config_dir=config_dir).eval
-    for override in parse_overrides(overrides):
-        check_key(override, config_dir)
-        OmegaConf.update(stored, override.key_or_group, override.value())
-    stored.study, stored.label = path.resolve().name, None  # the folder is there, whatever an earlier version named it
-    config = from_hydra(stored)
-    if (path / "model").is_dir():
-        student = dataclasses.replace(config.student, path=str(path / "model"), gguf_file=None, revision=None)
-        config = dataclasses.replace(config, student=student)
-    return _evaluate(config, path / "eval" / str(suite), str(info["label"]))
+    # Another suite has its own decoding; what the student is shown stays the run's.
+    taken = {k: v for k, v in run.options.items() if suite == own or not k.startswith("eval.") or "media." in k}
+    words = ["method=base", "student=hf", "student.path=''", "student.name=student", f"eval={suite}"]
+    words += [f"{key}={json.dumps(value)}" for key, value in taken.items()]
+    config = from_hydra(compose([*words, *overrides], config_dir=config_dir))
+    student = dataclasses.replace(config.student, name=run.student)
+    if not names_model:
+        student = dataclasses.replace(student, path=str(model), gguf_file=None, revision=None)
+    config = dataclasses.replace(config, student=student)
+    if left_out := run.left_out(plain(config)):
+        logger.warning(
+            "%s also sets %s, which no folder decides: give KEY=VALUE where you mean it",
+            path / "config.yaml", ", ".join(left_out),
+        )  # fmt: skip
+    return _evaluate(config, path / "eval" / str(suite), run.label)
 
 
 def _evaluate_model(model: str, suite: str, overrides: list[str], config_dir: str | None) -> str:
@@ -230,8 +240,8 @@ def run_eval(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     args = parser.parse_intermixed_args(argv)
     if args.list:
         print(list_text(), flush=True)
-        print(data_text(args.words))
+        show(data_text(args.words))
         return 0
     start_logging()
-    print(eval_command(args.words, args.config_dir))
+    show(eval_command(args.words, args.config_dir))
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from harness.commands.options import add_overrides
+from harness.commands.options import add_overrides, show
 
 
 def run_plan(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
@@ -19,7 +19,7 @@ def run_plan(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     from harness.preflight.plan.study import plan_command
 
     assumed, kernels = read_options(args)
-    print(plan_command(args.overrides, config_dir=args.config_dir, assumed=assumed, kernels=kernels, as_json=args.json))
+    show(plan_command(args.overrides, config_dir=args.config_dir, assumed=assumed, kernels=kernels, as_json=args.json))
     return 0
 
 
@@ -30,7 +30,7 @@ def run_doctor(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     from harness.preflight.doctor import doctor
 
     text, code = doctor(args.overrides, args.config_dir)
-    print(text)
+    show(text)
     return code
 
 
@@ -40,5 +40,5 @@ def run_status(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
 
     from harness.study.status import status
 
-    print(status(args.study))
+    show(status(args.study))
     return 0

@@ -6,6 +6,9 @@ import argparse
 import logging
 import sys
 
+from harness.process.logs import PrintableFormatter, log_printable
+from reports.runs.text import printable_lines
+
 
 def add_overrides(parser: argparse.ArgumentParser, text: str = "key=value, Hydra's grammar") -> None:
     parser.add_argument("overrides", nargs="*", help=text)
@@ -18,9 +21,17 @@ def add_study_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="remove the run folders and start anew")
 
 
+def show(text: object) -> None:
+    """Print what a command has to say, which may quote what others wrote."""
+    print(printable_lines(str(text)))
+
+
 def start_logging(*, quiet: bool = False) -> None:
     """Log to standard error. A `quiet` process, a rank other than 0, only says why it has to end."""
-    logging.basicConfig(level=logging.CRITICAL if quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
+    log_printable()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PrintableFormatter("%(message)s"))
+    logging.basicConfig(level=logging.CRITICAL if quiet else logging.INFO, handlers=[handler])
     for noisy in (
         "httpx",
         "urllib3",

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from harness.commands.options import show
 from harness.errors import UserError
 
 RUN = "folder of a run, such as outputs/quickstart/zppo/tiny_s/seed0"
@@ -29,7 +30,7 @@ def run_report(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
 
     with _value_errors_are_the_users():
         if args.compare is not None:
-            print(compare_runs(*map(Path, args.compare)))
+            show(compare_runs(*map(Path, args.compare)))
             return 0
         report = write_report(
             args.studies,
@@ -38,11 +39,11 @@ def run_report(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
             baseline=args.baseline,
             with_published=args.with_published,
         )
-        print(report.text)
+        show(report.text)
     if args.wandb:
         from harness.records.tracking import log_report
 
-        print(log_report(report.folder, Path(args.studies[0]).resolve().name, mode=args.wandb))
+        show(log_report(report.folder, Path(args.studies[0]).resolve().name, mode=args.wandb))
     return 0
 
 
@@ -53,7 +54,7 @@ def run_audit(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     from reports.audit import audit_command
 
     with _value_errors_are_the_users():
-        print(audit_command(args.run))
+        show(audit_command(args.run))
     return 0
 
 
@@ -68,7 +69,7 @@ def run_view(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     from reports.view import view_command
 
     with _value_errors_are_the_users():
-        print(view_command(args.run, step=args.step, kind=args.kind, question=args.question, num_groups=args.num))
+        show(view_command(args.run, step=args.step, kind=args.kind, question=args.question, num_groups=args.num))
     return 0
 
 

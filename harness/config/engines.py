@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, urlsplit
 
+from harness.config.foreign import foreign
 from harness.errors import UserError
 
 
@@ -38,7 +40,7 @@ class VllmConfig:
 class RolloutConfig:
     """How student and teacher sample in training. Evaluation has its own decoding under `eval.`."""
 
-    engine: str = "transformers"
+    engine: str = foreign("transformers")
     """What samples. `transformers` and `vllm` do so on this machine; `server` asks endpoints, for students that are not
     trained."""
     temperature: float = 1.0
@@ -125,6 +127,7 @@ REFUSED_ARGUMENTS = {
     "--config": "its arguments would not be seen here; put them into server.args",
 }
 """Of `vllm serve`, each with what to do instead."""
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET = re.compile(r"key|token|secret|passw|auth|credential|signature|\bsig\b", re.IGNORECASE)
 
 
@@ -137,6 +140,27 @@ def check_arguments(arguments: Sequence[str]) -> None:
         for flag, remedy in REFUSED_ARGUMENTS.items():
             if len(name) > 2 and name.startswith("--") and flag.startswith(name):
                 raise UserError(f"server.args: {flag} is not passed on: {remedy}")
+
+
+def check_variable(option: str, name: str) -> None:
+    """Raises UserError for what cannot name an environment variable, without repeating it: it may be the key itself."""
+    if not _VARIABLE.fullmatch(name):
+        raise UserError(f"{option} names an environment variable, and the key stands in that: {option}=OPENAI_API_KEY")
+
+
+def api_key(option: str, variable: str) -> str:
+    """The key in an environment variable, which `option` names; empty where there is none.
+
+    Raises UserError, without showing it, for a key that no HTTP header takes: libraries would quote it in their errors.
+    """
+    check_variable(option, variable)
+    key = os.environ.get(variable, "").strip()
+    if not all("!" <= char <= "~" for char in key):
+        raise UserError(
+            f"the key in the variable {variable} ({option}) has a line break, a space or another character that no "
+            "header takes: store the key alone in it"
+        )
+    return key
 
 
 def check_address(option: str, url: str, variable: str) -> None:

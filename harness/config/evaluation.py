@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness.config.foreign import FOREIGN, foreign
 from harness.errors import UserError
 from harness.types import MediaLimits
 
@@ -13,18 +14,18 @@ from harness.types import MediaLimits
 class MediaConfig:
     """How large an image and how long a video is shown to a model."""
 
-    min_pixels: int = 256 * 32 * 32
+    min_pixels: int = foreign(256 * 32 * 32)
     """Least pixels of an image or a frame (published for evaluation: 256 * 32 * 32). Smaller ones are enlarged in
     proportion."""
-    max_pixels: int = 1280 * 32 * 32
+    max_pixels: int = foreign(1280 * 32 * 32)
     """Most pixels of an image or a frame (published for evaluation: 1280 * 32 * 32). Larger ones are reduced in
     proportion."""
-    fps: float | None = 2.0
+    fps: float | None = foreign(2.0)
     """Frames that are taken of each second of a video, at least 2 in all. Either this or `num_frames` is set; the other
     is `null`."""
-    num_frames: int | None = None
+    num_frames: int | None = foreign(None)
     """Take this many frames of every video, evenly spread. `null`: as many as `fps` gives."""
-    max_frames: int = 768
+    max_frames: int = foreign(768)
     """Most frames of a video, 2 or more. A video that has more at `fps` is shown this many, evenly spread."""
 
     def limits(self) -> MediaLimits:
@@ -35,36 +36,36 @@ class MediaConfig:
 class BenchmarkOptions:
     """What the paper leaves open about single benchmarks. Each choice is part of the evaluation card."""
 
-    charxiv: str = "reasoning"
+    charxiv: str = foreign("reasoning")
     """Questions of CharXiv. `reasoning`: one for each figure; `descriptive`: the figure's four others; `both`: all
     five."""
-    dynamath: str = "average"
+    dynamath: str = foreign("average")
     """Score of DynaMath. `average`: the mean over all variants; `worst`: a seed question counts as its worst
     variant."""
-    hle: str = "text_only"
+    hle: str = foreign("text_only")
     """Questions of Humanity's Last Exam. `text_only` leaves out those with a picture, because the column belongs to the
     LLM family."""
-    mmlu_redux: str = "corrected"
+    mmlu_redux: str = foreign("corrected")
     """Questions of MMLU-Redux that the re-annotation found faulty. `corrected` takes the corrected answer where there
     is one, `printed` the printed one; `ok` leaves them out."""
-    wemath: str = "accuracy"
+    wemath: str = foreign("accuracy")
     """Score of We-Math. `accuracy`: over all questions; `strict` or `loose`: the benchmark's own four-way score over
     composite problems."""
-    vlmsareblind: str = "rows"
+    vlmsareblind: str = foreign("rows")
     """Mean of VLMs are Blind. `rows`: every question weighs the same; `tasks`: every task does."""
-    ceval: str = "rows"
+    ceval: str = foreign("rows")
     """Mean of C-Eval. `rows`: every question weighs the same; `subjects`: every subject does."""
-    ocrbench_v2: str = "categories"
+    ocrbench_v2: str = foreign("categories")
     """Mean of OCRBench v2. `categories`: the official one over ability categories; `rows`: every question weighs the
     same."""
-    multichallenge: str = "axes"
+    multichallenge: str = foreign("axes")
     """Mean of MultiChallenge. `axes`: the official one over four challenge axes; `rows`: every question weighs the
     same."""
-    gpqa_seed: int = 0
+    gpqa_seed: int = foreign(0)
     """Seed for the order of the options of GPQA-Diamond, drawn for each question from this and its record id."""
-    videomme_subtitles: str = "all"
+    videomme_subtitles: str = foreign("all")
     """Subtitles that Video-MME shows. `all`: the complete file; `frames`: what is said at 32 evenly spread times."""
-    aime_repeats: int = 1
+    aime_repeats: int = foreign(1)
     """Samples for each problem of AIME 2025 and 2026. The score is their mean; the published one takes a single
     sample."""
 
@@ -119,40 +120,42 @@ class JudgeConfig:
 class EvalConfig:
     """What a student is scored on. Defaults of decoding are the published protocol."""
 
-    suite: str | None = None
+    suite: str | None = foreign(None)
     """Benchmarks to run: `mini` generates its questions, the others are the paper's (`zppo eval --list`). `null`
     evaluates nothing."""
     every: int = 0
     """Also evaluate after every so many rollout steps. 0: only at the end."""
-    tasks: list[str] = field(default_factory=lambda: ["arithmetic", "bar_chart", "bar_cards", "bar_clip"])
+    tasks: list[str] = field(
+        default_factory=lambda: ["arithmetic", "bar_chart", "bar_cards", "bar_clip"], metadata=FOREIGN
+    )
     """Tasks of `mini`: `arithmetic` (LLM), `bar_chart` and `bar_cards` (VLM), `bar_clip` (Video). Each is a benchmark
     at each level."""
-    levels: list[int] = field(default_factory=lambda: [1, 2, 3, 4])
+    levels: list[int] = field(default_factory=lambda: [1, 2, 3, 4], metadata=FOREIGN)
     """Difficulty levels of `mini`, some of 1 to 4."""
-    num_questions: int = 200
+    num_questions: int = foreign(200)
     """Held-out questions of `mini` for each level of a task."""
-    seed: int = 0
+    seed: int = foreign(0)
     """Decides the questions of `mini` and the sampling of all suites, so that scores do not depend on the run's
     `seed`."""
-    temperature: float = 0.6
+    temperature: float = foreign(0.6)
     """Sampling temperature of the student (published: 0.6). 0 is greedy."""
-    top_p: float = 0.95
+    top_p: float = foreign(0.95)
     """Sample from the likeliest tokens whose probabilities reach this sum (published: 0.95). 1 takes all."""
-    top_k: int = 20
+    top_k: int = foreign(20)
     """Sample from this many likeliest tokens (published: 20). 0 takes all."""
-    min_p: float = 0.0
+    min_p: float = foreign(0.0)
     """Drop tokens below this share of the likeliest token's probability (published: 0). 0 drops none."""
-    presence_penalty: float = 1.5
+    presence_penalty: float = foreign(1.5)
     """Subtracted from the logits of tokens that the response has already (published: 1.5). 0 is no penalty."""
-    repetition_penalty: float = 1.0
+    repetition_penalty: float = foreign(1.0)
     """Divides the logits of tokens that occurred already (published: 1.0). 1 is no penalty."""
-    max_response_tokens: int = 12_288
+    max_response_tokens: int = foreign(12_288)
     """Most new tokens of a response (published: 12,288)."""
     media: MediaConfig = field(default_factory=MediaConfig)
     """These limits hold in evaluation. Training has its own, `data.media`."""
-    columns: list[str] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list, metadata=FOREIGN)
     """Run only these benchmarks of the suite. Empty: all."""
-    limit: int | None = None
+    limit: int | None = foreign(None)
     """Most questions of each benchmark, evenly spread over it. `null`: all. For `mini` it is of the questions that
     `eval.num_questions` makes."""
     data_root: str | None = None

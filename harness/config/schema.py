@@ -20,6 +20,7 @@ from harness.config.cluster import ClusterConfig, check_cluster
 from harness.config.data import DataConfig, check_data
 from harness.config.engines import RolloutConfig, ServerConfig
 from harness.config.evaluation import EvalConfig, JudgeConfig, check_media
+from harness.config.foreign import foreign
 from harness.config.names import check_name
 from harness.config.update import AlarmConfig, UpdateConfig
 from harness.errors import UserError, did_you_mean
@@ -38,13 +39,13 @@ class ModelConfig:
     """Branch, tag or commit of a hub repository. `null` takes the newest."""
     gguf_file: str | None = None
     """Read the weights from this GGUF file in `path`, or in the folder of the package. `null` reads safetensors."""
-    dtype: str = "bfloat16"
+    dtype: str = foreign("bfloat16")
     """Number format in which the model computes (published: bf16). A student that is trained in 16 bits keeps fp32
     weights until it is saved."""
     attn_implementation: str = "sdpa"
     """Attention of transformers, such as `sdpa`, `eager` or `flash_attention_2`. One from a hub repository needs
     `trust_remote_code`."""
-    enable_thinking: bool = False
+    enable_thinking: bool = foreign(False)
     """Passed to the chat template. It is explicit because templates of one family differ in their default."""
     chat_template: str | None = None
     """A Jinja file that replaces the tokenizer's template. Base models have none and need it."""
@@ -71,7 +72,7 @@ class ModelConfig:
 class RewardConfig:
     """How answers are graded, in training and in evaluation."""
 
-    grader: str = "math_verify"
+    grader: str = foreign("math_verify")
     """Library that compares mathematical answers. The published one is `mathruler`."""
     num_workers: int = 1
     """Processes that grade side by side. They start when the first answer needs one."""
@@ -302,8 +303,14 @@ def _check_secrets(config: RunConfig) -> None:
     for role, model in (("student", config.student), ("teacher", config.teacher)):
         for url in model.urls if model is not None else ():
             engines.check_address(f"{role}.urls", url, "server.api_key_env")
+        if model is not None and model.is_served:
+            engines.api_key("server.api_key_env", config.server.api_key_env)
     for option, judge in (("reward.judge", config.reward.judge), ("eval.judge", config.eval.judge)):
         engines.check_address(f"{option}.url", judge.url or "", f"{option}.api_key_env")
+        engines.check_variable(f"{option}.api_key_env", judge.api_key_env)
+        if judge.url:
+            engines.api_key(f"{option}.api_key_env", judge.api_key_env)
+    engines.check_variable("server.api_key_env", config.server.api_key_env)
     engines.check_arguments(config.server.args)
 
 

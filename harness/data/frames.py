@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.data.images import MediaError, decode_image, file_content
-from harness.data.video import MAX_CLIP_BYTES, choose_frames, decode_video, frames_within, open_video
+from harness.data.images import MAX_FILE_BYTES, MediaError, decode_image
+from harness.data.reader import file_content
+from harness.data.video import MAX_CLIP_BYTES, MAX_VIDEO_BYTES, choose_frames, decode_video, frames_within, open_video
 from harness.types import Clip, MediaLimits
 
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
@@ -56,7 +57,7 @@ class FrameFolder:
         yield repr((self.fps, self.start, self.end)).encode()
         for path in pictures:
             yield path.name.encode(errors="surrogateescape")
-            yield from file_content(path, f"image {path}")
+            yield from file_content(path, f"image {path}", MAX_FILE_BYTES)
 
     def _pictures(self) -> list[Path]:
         folder = Path(self.path)
@@ -86,12 +87,12 @@ class VideoPart:
 
     def content(self) -> Iterator[bytes]:
         yield repr((self.start, self.end)).encode()
-        yield from file_content(self.path, f"video {self.name}")
+        yield from file_content(Path(self.path), f"video {self.name}", MAX_VIDEO_BYTES)
 
 
 def last_frame_time(path: str) -> float:
     """When the last frame of a video file is shown, in seconds, by its header. Raises MediaError."""
-    with open_video(Path(path), path) as (container, stream):
+    with open_video(Path(path), path) as (container, stream, _):
         if stream.duration is not None:
             duration = float(stream.duration * stream.time_base)
         elif container.duration is not None:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.data.images import decode_image, file_content
+from harness.data.images import MAX_FILE_BYTES, decode_image
+from harness.data.reader import file_content
 from harness.types import Clip, MediaLimits
 
 if TYPE_CHECKING:
@@ -136,7 +137,8 @@ class TableCell:
 
     def content(self) -> Iterator[bytes]:
         source = self.source()
-        return file_content(source, self._named(source)) if isinstance(source, Path) else iter([source])
+        name = self._named(source)
+        return file_content(source, name, MAX_FILE_BYTES) if isinstance(source, Path) else iter([source])
 
     def _named(self, source: bytes | Path) -> str:
         return f"{self.name} ({source})" if isinstance(source, Path) else self.name

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import io
+import errno
+from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.data.images import MediaError, check_size, file_content
+from harness.data.images import MAX_PIXELS, MediaError, check_size
+from harness.data.reader import Reader, file_content
 from harness.types import Clip, MediaLimits
 
 if TYPE_CHECKING:
@@ -18,6 +20,14 @@ if TYPE_CHECKING:
 
 DEFAULT_FPS = 2.0
 """Where neither `fps` nor `num_frames` is set."""
+CONTAINERS = (
+    "mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "ogg", "asf", "gif",
+    "h264", "hevc", "m4v", "mpegvideo",
+)  # fmt: skip
+"""What FFmpeg may take a clip for. Others are lists of further addresses (HLS, concat), or listen (SDP)."""
+MAX_VIDEO_BYTES = 16 << 30
+MAX_NUM_FRAMES = 2_000_000
+"""18 hours at 30 a second."""
 MIN_FRAMES = 2
 """By `fps`: a temporal patch of the models."""
 MAX_CLIP_BYTES = 4 << 30
@@ -43,7 +53,7 @@ class VideoFile:
         return decode_video(Path(self.path), self.path, limits)
 
     def content(self) -> Iterator[bytes]:
-        return file_content(self.path, f"video {self.path}")
+        return file_content(Path(self.path), f"video {self.path}", MAX_VIDEO_BYTES)
 
 
 def decode_video(source: bytes | Path, name: str, limits: MediaLimits, span: Span = WHOLE) -> Clip:
@@ -98,20 +108,20 @@ def choose_frames(times: Sequence[float], limits: MediaLimits) -> list[int]:
 
 
 @contextmanager
-def open_video(source: bytes | Path, name: str) -> Iterator[tuple[Any, Any]]:
-    """The container and its first stream of moving pictures; every failure inside becomes a MediaError."""
-    import av
+def open_video(source: bytes | Path, name: str) -> Iterator[tuple[Any, Any, Reader]]:
+    """The container, its first stream of moving pictures, and what it is read from, which has the deadline.
+
+    FFmpeg is given bytes and no address, and may open none itself. Every failure inside becomes a MediaError.
+    """
     from av.stream import Disposition
 
     try:
-        file = io.BytesIO(source) if isinstance(source, bytes) else str(source)
-        with av.open(file, metadata_errors="ignore") as container:
+        with closing(Reader(source, f"video {name}", MAX_VIDEO_BYTES)) as reader, _container(reader, name) as container:
             streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
             if not streams:
                 raise MediaError(f"video {name} has no video stream")
-            yield container, streams[0]
-    except FileNotFoundError as error:
-        raise MediaError(f"video {name} does not exist") from error
+            streams[0].codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+            yield container, streams[0], reader
     except MediaError:
         raise
     except Exception as error:  # libraries of decoders raise whatever the bytes lead them to
@@ -119,14 +129,36 @@ def open_video(source: bytes | Path, name: str) -> Iterator[tuple[Any, Any]]:
         raise MediaError(f"video {name} cannot be decoded ({reason})") from error
 
 
+def _container(reader: Reader, name: str) -> Any:
+    import av
+    from av.error import FFmpegError
+
+    options = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "none"}
+    try:
+        return av.open(reader, options=options, metadata_errors="ignore", timeout=reader.seconds)
+    except FFmpegError as error:
+        if error.errno != errno.EINVAL:  # how FFmpeg says that a format is not on the list
+            raise
+        raise MediaError(
+            f"video {name} is no clip of the containers that are read (MP4, Matroska, AVI, ...)"
+        ) from error
+
+
 def _times(source: bytes | Path, name: str) -> list[float]:
-    """When each frame is shown, in order, read from the packets without decoding them."""
-    with open_video(source, name) as (container, stream):
-        packets = [packet for packet in container.demux(stream) if packet.size]
-        if any(packet.pts is None for packet in packets):
+    """When each frame is shown, in order, read from the packets without decoding or keeping them."""
+    with open_video(source, name) as (container, stream, reader):
+        ticks, num_frames = array("q"), 0
+        for packet in container.demux(stream):
+            reader.check()
+            num_frames += bool(packet.size)
+            if num_frames > MAX_NUM_FRAMES:
+                raise MediaError(f"video {name} has more than {MAX_NUM_FRAMES} frames")
+            if packet.size and packet.pts is not None:
+                ticks.append(packet.pts)
+        if len(ticks) < num_frames:
             rate = float(stream.average_rate or stream.guessed_rate or 25)
-            return [i / rate for i in range(len(packets))]
-        return [float(pts * stream.time_base) for pts in sorted(packet.pts for packet in packets)]
+            return [i / rate for i in range(num_frames)]
+        return [float(pts * stream.time_base) for pts in sorted(ticks)]
 
 
 def _decode(source: bytes | Path, name: str, indices: Sequence[int]) -> tuple[np.ndarray, list[float | None], int]:
@@ -136,8 +168,9 @@ def _decode(source: bytes | Path, name: str, indices: Sequence[int]) -> tuple[np
     frames_FHWC = np.empty((len(indices), 0, 0, 3), np.uint8)
     shown_at: list[float | None] = []
     num_seen = 0
-    with open_video(source, name) as (container, stream):
+    with open_video(source, name) as (container, stream, reader):
         for frame in container.decode(stream):
+            reader.check()
             num_seen += 1
             if num_seen - 1 != indices[len(shown_at)]:
                 continue

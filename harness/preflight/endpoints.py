@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import asyncio
 import socket
 from typing import Any
 
@@ -11,8 +11,20 @@ import httpx
 from harness.config.engines import ServerConfig
 from harness.config.evaluation import JudgeConfig
 from harness.config.schema import ModelConfig
-from harness.preflight.machine import Check, client
-from harness.serving.http import detail, reason
+from harness.preflight.machine import Check
+from harness.serving.answers import WrongAnswer, logprob, most_bytes, token_ids
+from harness.serving.http import (
+    LOOPBACK,
+    MODELS_BYTES,
+    bearer,
+    detail,
+    json_of,
+    listed,
+    models_of,
+    reason,
+    request,
+    window_of,
+)
 
 HOST = "127.0.0.1"
 MODELS_SECONDS = 10.0
@@ -37,22 +49,25 @@ def check_endpoint(
     The context window that the endpoint names goes to `windows`.
     """
     base, name = url.rstrip("/"), model.served_name or model.path
-    key = _key(server.api_key_env)
+    key = bearer("server.api_key_env", server.api_key_env)
     models, problem = ask(f"{base}/models", key, MODELS_SECONDS)
     address = f"{role}.urls are http://<host>:<port>/v1"
     if problem:
         remedy = f"is it running? {address}; a key is read from the variable {server.api_key_env}"
         return [Check("fail", role, f"{base}/models: {problem}", remedy)]
-    entries = models.get("data") if isinstance(models, dict) else None
-    if not isinstance(entries, list):
+    found_models = models_of(models)
+    if found_models is None:
         return [Check("fail", role, f"{base}/models: no list of models", address)]
-    served = {str(entry["id"]): entry for entry in entries if isinstance(entry, dict) and "id" in entry}
+    served = dict(found_models)
     if name not in served:
-        text = f"{base} does not serve {name}, it serves {', '.join(served) or 'nothing'}"
+        text = f"{base} does not serve {name}, it serves {listed(list(served))}"
         return [Check("fail", role, text, f"set {role}.served_name to what is served, or serve {name}")]
-    window = served[name].get("max_model_len")
+    try:
+        window = window_of(served[name])
+    except ValueError as error:
+        return [Check("fail", role, f"{base}/models states {error}", "does it have vLLM's API?")]
     found = f"{base} serves {name}"
-    if isinstance(window, int):
+    if window is not None:
         windows[f"max_model_len of {base}"] = window
         found += f", context window {window}"
     if model.api == "text":
@@ -82,12 +97,16 @@ def lacks(answer: Any, probe_ids: list[int], *, scores: bool = False) -> str:
         return "the answer is no completion"
     if not ids:
         return "no token ids are returned"
-    if not logprobs or not all(isinstance(value, int | float) for value in logprobs):
+    if not isinstance(logprobs, list) or not logprobs:
         return "no log-probabilities are returned"
+    try:
+        token_ids(ids), [logprob(value) for value in logprobs]
+    except WrongAnswer as error:
+        return f"it {error}"
     if scores and not choice.get("prompt_logprobs"):
         return "no log-probabilities of the prompt are returned"
     if prompt_ids is not None and prompt_ids != probe_ids:
-        return f"it read the ids {prompt_ids} where {probe_ids} were sent"
+        return f"it read the ids {str(prompt_ids)[:200]} where {probe_ids} were sent"
     return ""
 
 
@@ -96,7 +115,7 @@ def check_judge(judge: JudgeConfig, option: str = "eval.judge") -> list[Check]:
     if not judge.url:
         return []
     base = judge.url.rstrip("/").removesuffix("/chat/completions")
-    _, problem = ask(f"{base}/models", _key(judge.api_key_env), MODELS_SECONDS)
+    _, problem = ask(f"{base}/models", bearer(f"{option}.api_key_env", judge.api_key_env), MODELS_SECONDS)
     if problem:
         remedy = f"is it running? {option}.url=http://<host>:<port>/v1; its key is read from {judge.api_key_env}"
         return [Check("fail", "judge", f"{base}/models: {problem}", remedy)]
@@ -118,17 +137,20 @@ def check_port(port: int) -> Check:
 def ask(url: str, headers: dict[str, str], seconds: float, body: dict[str, Any] | None = None) -> tuple[Any, str]:
     """The JSON that answers a GET, or a POST of `body`, and what went wrong or ""."""
     try:
-        with client(url, seconds) as http:
-            response = http.get(url, headers=headers) if body is None else http.post(url, headers=headers, json=body)
-        if response.status_code != 200:
-            return None, f"status {response.status_code}, {detail(response)}"
-        return response.json(), ""
+        response = asyncio.run(_request(url, headers, seconds, body))
+    except TimeoutError:
+        return None, f"no answer in {seconds:g} s"
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
         return None, f"cannot be reached ({reason(error)})"
-    except ValueError:
-        return None, "the answer is no JSON"
+    if response.status_code != 200:
+        return None, f"status {response.status_code}, {detail(response)}"
+    answer = json_of(response)
+    return answer, "" if answer is not None else "the answer is no JSON"
 
 
-def _key(variable: str) -> dict[str, str]:
-    key = os.environ.get(variable, "").strip()
-    return {"Authorization": f"Bearer {key}"} if key else {}
+async def _request(url: str, headers: dict[str, str], seconds: float, body: dict[str, Any] | None) -> httpx.Response:
+    most = MODELS_BYTES if body is None else most_bytes(body)
+    is_here = httpx.URL(url).host in LOOPBACK
+    async with asyncio.timeout(seconds), httpx.AsyncClient(timeout=None, trust_env=not is_here) as http:
+        method = "GET" if body is None else "POST"
+        return await request(http, method, url, most_bytes=most, body=body, headers=headers)

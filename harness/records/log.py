@@ -6,6 +6,8 @@ import logging
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
+from harness.process.logs import PrintableFormatter
+
 CAPACITY = 10_000
 
 
@@ -20,7 +22,7 @@ class RunLog:
     def write_to(self, path: Path) -> None:
         """Append what was logged, and what will be, to a file."""
         self._file = logging.FileHandler(path, encoding="utf-8")
-        self._file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._file.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(message)s"))
         self._handler.setTarget(self._file)
         self._handler.flush()
         self._handler.capacity = 1  # from here on each line at once

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -154,7 +153,7 @@ class LiveActors:
     ) -> dict[str, Rewrite]:
         """What the teacher's replies say, by uid; records them."""
         self.rewritten += groups
-        texts = [_between_tags(group.rollouts[0].text, tag) for group in groups]
+        texts = [between_tags(group.rollouts[0].text, tag) for group in groups]
         answers = [last_boxed(text) for text in texts]
         references = [last_boxed(group.prompt.reference or "") for group in groups]
         with self.clock.running("grade"):
@@ -275,7 +274,10 @@ def _lost(prompt: Prompt) -> Rewrite:
     return Rewrite(uid=prompt.uid, text="", answer=None, same_answer=False, truncated=True)
 
 
-def _between_tags(text: str, tag: str) -> str:
-    """Content of the last pair of tags after the thinking, which may name the tags itself."""
-    found = re.findall(rf"<{tag}>(.*?)</{tag}>", text.rpartition("</think>")[2], re.DOTALL)
-    return found[-1].strip() if found else ""
+def between_tags(text: str, tag: str) -> str:
+    """Content of the last pair of tags after the thinking, which may name the tags itself. Linear in its length."""
+    opening, closing = f"<{tag}>", f"</{tag}>"
+    found, place = "", text.rfind("</think>") + 1
+    while (start := text.find(opening, place)) >= 0 and (end := text.find(closing, start)) >= 0:
+        found, place = text[start + len(opening) : end], end + len(closing)
+    return found.strip()

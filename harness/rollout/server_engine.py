@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import UserError
 from harness.models.chat import Chat
 from harness.rollout.base import BAN, Sampling, rollout_seed, room
+from harness.serving.answers import WrongAnswer, check_sampled, choices_of, logprob, readable, token_ids
 from harness.serving.endpoints import Endpoints
 from harness.types import FinishReason, Prompt, Rollout, RolloutGroup, Sampler
 
 if TYPE_CHECKING:
     import torch
+
+LONGEST_TOKEN = 256
+"""Characters of the text of a token; what comes after as many for each token of a limit is beyond it."""
 
 
 class ServerEngine:
@@ -47,6 +51,7 @@ class ServerEngine:
         self._window = context_window
         self._api = api
         self._bias = {str(i): BAN for i in (*chat.banned_ids, *range(chat.num_tokens, vocab_size))}
+        self._banned = frozenset(chat.banned_ids)
         self._name = f"the {sampler}'s endpoint"
 
     @property
@@ -108,7 +113,10 @@ class ServerEngine:
 
         for position, answer in self._endpoints.map(path, bodies()):
             one, part = requests[position]
-            choices = self._choices(answer, draws // parts)
+            try:
+                choices = choices_of(answer, draws // parts)
+            except WrongAnswer as error:
+                raise UserError(f"{self._name} {error}") from error
             one.rollouts += [read(one, part + number, choice) for number, choice in enumerate(choices)]
             if len(one.rollouts) == draws:
                 if draws < sampling.num_rollouts:
@@ -150,58 +158,60 @@ class ServerEngine:
                 body[name] = value
         return body
 
-    def _choices(self, answer: dict[str, Any], expected: int) -> list[dict[str, Any]]:
-        choices = answer.get("choices")
-        if not isinstance(choices, list) or len(choices) != expected:
-            found = len(choices) if isinstance(choices, list) else 0
-            raise UserError(f"{self._name} gave {found} replies where {expected} were asked for: does it honour n?")
-        return sorted(choices, key=lambda choice: choice.get("index", 0))
-
     def _read_tokens(self, asked: _Asked, index: int, choice: dict[str, Any]) -> Rollout:
-        ids, read = choice.get("token_ids"), choice.get("prompt_token_ids")
-        logprobs = (choice.get("logprobs") or {}).get("token_logprobs")
         remedy = f"serve it with vLLM, or set {self.sampler}.api=text, which asks for text alone"
-        if not ids or read is None:
+        read, scores = choice.get("prompt_token_ids"), choice.get("logprobs")
+        if not choice.get("token_ids") or not isinstance(read, list):
             raise UserError(f"{self._name} gives no token ids: {remedy}")
-        if logprobs is None or len(logprobs) != len(ids):
-            raise UserError(f"{self._name} gives no log-probabilities of its tokens: {remedy}")
-        if any(logprob is None or not math.isfinite(logprob) for logprob in logprobs):
-            raise UserError(f"{self._name} gives log-probabilities that are no numbers: {remedy}")
-        self._check_ids(asked, read, ids)
+        listed = scores.get("token_logprobs") if isinstance(scores, dict) else None
+        try:
+            ids = token_ids(choice["token_ids"])
+            if not isinstance(listed, list) or len(listed) != len(ids):
+                raise WrongAnswer("gives no log-probabilities of its tokens")
+            logprobs = [logprob(value) for value in listed]
+        except WrongAnswer as error:
+            raise UserError(f"{self._name} {error}: {remedy}") from error
+        self._check_prompt(asked, read)
         prefix = list(asked.prompt.prefix_ids)
-        finish: FinishReason = "stop" if ids[-1] in self._chat.stop_ids else "length"
+        if len(prefix) + len(ids) > asked.limit:
+            most = asked.limit - len(prefix)
+            raise UserError(f"{self._name} gave {len(ids)} tokens where at most {most} were asked for: {remedy}")
+        chat = self._chat
+        try:
+            check_sampled(ids, num_tokens=chat.num_tokens, stop_ids=chat.stop_ids, banned_ids=self._banned)
+        except WrongAnswer as error:
+            raise UserError(f"{self._name} {error}") from error
+        finish: FinishReason = "stop" if ids[-1] in chat.stop_ids else "length"
         if finish == "length" and len(prefix) + len(ids) < asked.limit:
             raise UserError(
                 f"{self._name} ended a reply after {len(ids)} tokens without a token that ends a turn "
-                f"(finish_reason {choice.get('finish_reason')}): start it with --generation-config vllm"
+                f"(finish_reason {str(choice.get('finish_reason'))[:50]}): start it with --generation-config vllm"
             )
         return self._rollout(asked, index, prefix + ids, [0.0] * len(prefix) + logprobs, None, finish)
 
-    def _check_ids(self, asked: _Asked, read: Sequence[int], ids: Sequence[int]) -> None:
-        """The endpoint has to have read our ids, and its own have to be of our tokenizer."""
+    def _check_prompt(self, asked: _Asked, read: Sequence[Any]) -> None:
+        """The endpoint has to have read our ids."""
         given = asked.given
-        if list(read) != given:
+        if read != given:
             both = zip(read, given, strict=False)
             at = next((i for i, (a, b) in enumerate(both) if a != b), min(len(read), len(given)))
-            theirs, ours = (str(some[at]) if at < len(some) else "nothing" for some in (read, given))
+            theirs, ours = (str(some[at])[:50] if at < len(some) else "nothing" for some in (read, given))
             raise UserError(
                 f"{self._name} read another prompt than {asked.prompt.uid}: token {at} is {theirs} where {ours} was "
                 "sent: does it cut prompts, or serve another model?"
             )
-        if max(ids) >= self._chat.num_tokens:
-            raise UserError(
-                f"{self._name} sampled id {max(ids)}, the tokenizer of {self.sampler}.path has "
-                f"{self._chat.num_tokens} tokens: does it serve another model?"
-            )
 
     def _read_text(self, asked: _Asked, index: int, choice: dict[str, Any]) -> Rollout:
-        text = (choice.get("message") or {}).get("content")
-        # Without any text the reply was all reasoning, or a refusal.
-        text = text if isinstance(text, str) else ""
+        """Without any text the reply was all reasoning, or a refusal. One above the limit is cut off there."""
+        message = choice.get("message")
+        text = readable(message.get("content") if isinstance(message, dict) else None)[: asked.limit * LONGEST_TOKEN]
         finish: FinishReason = "stop" if choice.get("finish_reason") == "stop" else "length"
         ids = self._chat.encode_text(text)
         if finish == "stop" or not ids:
             ids.append(self._chat.end_id)
+        if len(ids) > asked.limit:
+            ids, finish = ids[: asked.limit], "length"
+            text = self._chat.decode(ids)
         return self._rollout(asked, index, ids, [math.nan] * len(ids), text, finish)
 
     def _rollout(

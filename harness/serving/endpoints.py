@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import queue
 import random
 import threading
@@ -16,7 +14,20 @@ import httpx
 
 from harness.config.engines import ServerConfig
 from harness.errors import RunInterrupted, UserError
-from harness.serving.http import LOOPBACK, detail, json_of, reason, retry_after
+from harness.serving.answers import most_bytes
+from harness.serving.http import (
+    LOOPBACK,
+    MODELS_BYTES,
+    bearer,
+    detail,
+    json_of,
+    listed,
+    models_of,
+    reason,
+    request,
+    retry_after,
+    window_of,
+)
 
 LONGEST_PAUSE = 60.0
 CHECK_TIMEOUT = 10.0
@@ -63,8 +74,7 @@ class Endpoints:
     ) -> None:
         if not urls:
             raise UserError(f"no endpoint serves the {role}: {role}.urls=[http://<host>:<port>/v1]")
-        key = os.environ.get(config.api_key_env, "").strip()
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        headers = bearer("server.api_key_env", config.api_key_env)
         self.model = model
         self._config = config
         self._role = role
@@ -155,7 +165,7 @@ class Endpoints:
             raise errors.exceptions[0] from None  # one refusal or one end of patience; the rest was cancelled
 
     async def _answer(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        content = json.dumps({**body, "model": self.model}).encode()
+        content = {**body, "model": self.model}
         while True:
             endpoint = await self._free()
             started = self._loop.time()
@@ -231,12 +241,11 @@ class Endpoints:
             endpoint.restarted_at = self._loop.time()
             endpoint.failures, endpoint.failing_since, endpoint.pause_until = 0, None, 0.0
 
-    async def _request(self, endpoint: _Endpoint, path: str, content: bytes) -> dict[str, Any]:
+    async def _request(self, endpoint: _Endpoint, path: str, body: dict[str, Any]) -> dict[str, Any]:
         url = f"{endpoint.url}/{path}"
         try:
             async with asyncio.timeout(self._config.timeout):
-                headers = {"Content-Type": "application/json"}
-                response = await endpoint.http.post(url, content=content, headers=headers)
+                response = await request(endpoint.http, "POST", url, most_bytes=most_bytes(body), body=body)
         except TimeoutError as error:
             raise _Retriable(f"no answer in {self._config.timeout:g} s") from error
         except (httpx.HTTPError, OSError) as error:
@@ -268,7 +277,7 @@ class Endpoints:
 
     def _not_served(self, endpoint: _Endpoint, served: Sequence[str]) -> UserError:
         return UserError(
-            f"the endpoint {endpoint.url} does not serve {self.model}, it serves {', '.join(served) or 'nothing'}: "
+            f"the endpoint {endpoint.url} does not serve {self.model}, it serves {listed(list(served))}: "
             f"set {self._role}.served_name"
         )
 
@@ -278,16 +287,19 @@ class Endpoints:
             served = dict(await self._served(endpoint))
             if self.model not in served:
                 raise self._not_served(endpoint, list(served))
-            window = served[self.model]
+            try:
+                window = window_of(served[self.model])
+            except ValueError as error:
+                raise UserError(f"the endpoint {endpoint.url} states {error}: does it have vLLM's API?") from error
             windows += [window] if window is not None else []
         return windows
 
-    async def _served(self, endpoint: _Endpoint) -> list[tuple[str, int | None]]:
-        """Names and context windows of the models at an endpoint."""
+    async def _served(self, endpoint: _Endpoint) -> list[tuple[str, Any]]:
+        """Names of the models at an endpoint, and what it says of their context windows."""
         unreachable = f"is it running? {self._role}.urls=[http://<host>:<port>/v1]"
         try:
             async with asyncio.timeout(min(CHECK_TIMEOUT, self._config.timeout)):
-                response = await endpoint.http.get(f"{endpoint.url}/models")
+                response = await request(endpoint.http, "GET", f"{endpoint.url}/models", most_bytes=MODELS_BYTES)
         except (httpx.HTTPError, OSError, TimeoutError) as error:
             message = f"the {self._role}'s endpoint {endpoint.url} cannot be reached ({reason(error)}): {unreachable}"
             raise UserError(message) from error
@@ -295,10 +307,10 @@ class Endpoints:
             raise UserError(f"{endpoint.url} is no OpenAI-compatible endpoint, it has no /models: {unreachable}")
         if response.status_code != HTTPStatus.OK:
             raise await self._refusal(endpoint, response)
-        try:
-            return [(str(model["id"]), model.get("max_model_len")) for model in response.json()["data"]]
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise UserError(f"{endpoint.url}/models lists no models: {unreachable}") from error
+        served = models_of(json_of(response))
+        if served is None:
+            raise UserError(f"{endpoint.url}/models lists no models: {unreachable}")
+        return served
 
 
 class _Endpoint:

@@ -1,15 +1,52 @@
-"""What those who ask endpoints share: this machine's own names, errors in a line, headers. Imports no torch."""
+"""What those who ask endpoints share: bounded requests, keys, errors in a line, headers. Imports no torch."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx
 
+from harness.config.engines import api_key
 from harness.errors import first_line
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 """Hosts that a proxy is never asked for (`trust_env=host not in LOOPBACK`)."""
+MODELS_BYTES = 4 << 20
+"""Of a list of models, at most."""
+
+
+class TooLarge(httpx.HTTPError):
+    """An answer that would not end, or that has to be unpacked first."""
+
+
+async def request(
+    http: httpx.AsyncClient, method: str, url: str, *, most_bytes: int, body: Any = None, **options: Any
+) -> httpx.Response:
+    """The answer with its complete content, of at most `most_bytes`; the caller has the deadline.
+
+    It is asked for as it is, since a few packed bytes may be gigabytes. Raises httpx.HTTPError and OSError.
+    """
+    headers = {"Accept-Encoding": "identity", **options.pop("headers", {})}
+    if body is not None:
+        headers["Content-Type"] = "application/json"
+        options["content"] = json.dumps(body).encode()
+    content = bytearray()
+    async with http.stream(method, url, headers=headers, **options) as response:
+        if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise TooLarge("the answer is packed, which was not asked for")
+        async for piece in response.aiter_raw():
+            content += piece
+            if len(content) > most_bytes:
+                raise TooLarge(f"the answer has more than {most_bytes / 2**20:.1f} MiB")
+    kept = {name: response.headers[name] for name in ("Content-Type", "Retry-After") if name in response.headers}
+    return httpx.Response(response.status_code, headers=kept, content=bytes(content), request=response.request)
+
+
+def bearer(option: str, variable: str) -> dict[str, str]:
+    """The header with the key in an environment variable, if there is one. Raises UserError like `api_key`."""
+    key = api_key(option, variable)
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def reason(error: BaseException) -> str:
@@ -29,10 +66,10 @@ def retry_after(response: httpx.Response) -> float | None:
 
 
 def json_of(response: httpx.Response) -> Any:
-    """The body, None where it is no JSON."""
+    """The body, None where it is no JSON or nested without end."""
     try:
         return response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -42,7 +79,29 @@ def detail(response: httpx.Response) -> str:
     body = json_of(response)
     error = body.get("error", body) if isinstance(body, dict) else response.text
     text = error.get("message", error) if isinstance(error, dict) else error
-    line = " ".join(str(text).split())
+    line = " ".join(str(text)[:10_000].split())
     if key := response.request.headers.get("Authorization", "").removeprefix("Bearer "):
         line = line.replace(key, "***")
     return line[:300] or "no reason given"
+
+
+def models_of(answer: Any) -> list[tuple[str, Any]] | None:
+    """Name and stated context window of each model in a list of models; None for another answer."""
+    models = answer.get("data") if isinstance(answer, dict) else None
+    if not isinstance(models, list):
+        return None
+    named = [model for model in models if isinstance(model, dict) and "id" in model]
+    return [(str(model["id"]), model.get("max_model_len")) for model in named]
+
+
+def window_of(stated: Any) -> int | None:
+    """A context window in tokens, None where there is none. Raises ValueError for what is no such number."""
+    if stated is not None and (type(stated) is not int or stated < 1):
+        raise ValueError(f"a context window of {str(stated)[:50]}")
+    return stated
+
+
+def listed(names: list[str], most: int = 10) -> str:
+    """Names of models in a message; a server may list thousands."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return (", ".join(name[:100] for name in names[:most]) or "nothing") + more

@@ -33,6 +33,7 @@ from harness.errors import UserError, did_you_mean
 from harness.records.lock import owner_of
 from harness.study.cells import Cell
 from harness.study.scheduler import COMMAND, Outcome, exit_code, outcome_of, read_record, settled, stop_seconds, summary
+from reports.runs.text import printable_lines
 
 REQUEUE_SIGNAL = signal.SIGUSR2
 """submitit's word to a job that its time is over; its handler puts the job back into the queue."""
@@ -84,7 +85,7 @@ def launch(
         ]
         _run_hydra(_write_plan(missing[0].study_dir / "launcher", plan), len(plan), hydra_overrides)
     outcomes = [before[cell.run_dir] or _outcome(cell) for cell in cells]
-    Console().print(summary(outcomes), markup=False, highlight=False, soft_wrap=True)
+    Console().print(printable_lines(summary(outcomes)), markup=False, highlight=False, soft_wrap=True)
     return exit_code(outcomes)
 
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.study.status import format_seconds
+from reports.runs.text import printable, printable_lines
 
 STATES = ("running", "elsewhere", "failed", "interrupted", "refused", "waiting", "done", "skipped")
 """States of a cell, in the order in which rows are kept where the terminal is too low for all. `elsewhere`: another
@@ -58,7 +59,7 @@ class Progress:
         self.say(f"[{self.num_finished:>{len(str(self.total))}}/{self.total}] {_words(row)}")
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(printable_lines(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def table(rows: Sequence[Row], max_rows: int) -> Table:
@@ -76,7 +77,7 @@ def table(rows: Sequence[Row], max_rows: int) -> Table:
         step = f"{row.step}/{row.num_steps or '?'}" if row.step or row.num_steps else ""
         reward = "" if row.reward is None else f"{row.reward:.2f}"
         state = Text(row.state, _STYLES.get(row.state, ""))
-        shown.add_row(Text(row.name), state, step, reward, *times, Text(row.note))
+        shown.add_row(Text(printable(row.name)), state, step, reward, *times, Text(printable(row.note)))
     return shown
 
 

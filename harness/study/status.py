@@ -18,6 +18,7 @@ from harness.records.lock import owner_of
 from harness.records.read import Damaged
 from harness.records.refusals import Refusal, refused_cells
 from harness.study.cells import BASE
+from reports.runs.text import printable
 
 TAIL_BYTES = 65_536
 SHOWN = ("status", "num_steps", "label", "method", "student", "seed", "started", "finished")
@@ -151,7 +152,8 @@ def status(study_dir: str | Path) -> str:
         times = ["" if seconds is None else format_seconds(seconds) for seconds in (run.seconds, run.seconds_left)]
         step = f"{run.step}/{run.num_steps}" if run.num_steps else ""
         reward = "" if run.reward is None else f"{run.reward:.2f}"
-        table.add_row(Text(run.label), Text(run.student), str(run.seed), run.state, step, reward, *times)
+        names = (Text(printable(str(name))) for name in (run.label, run.student, run.seed, run.state))
+        table.add_row(*names, step, reward, *times)
     console = Console(width=200)
     with console.capture() as capture:
         console.print(table)

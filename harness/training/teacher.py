@@ -20,6 +20,7 @@ import torch
 
 from harness.errors import UserError
 from harness.models.forward import LanguageModel
+from harness.serving.answers import WrongAnswer, choices_of, listed_logprobs
 from harness.training.batching import ModelInputs, PaddedBatch, pad_for_teacher
 from harness.types import TeacherDistribution, TrainingSample
 
@@ -210,33 +211,41 @@ class ServerScorer:
         }
 
     def _read(self, batch: PaddedBatch, rows: list[list[int]], answers: list[dict[str, Any]]) -> ListedScores:
-        choices = [answer["choices"][0] for answer in answers]
-        for ids, choice in zip(rows, choices, strict=True):
-            if not choice.get("prompt_logprobs") or choice.get("prompt_token_ids") is None:
-                raise UserError(
-                    "the teacher's endpoint returns no prompt_logprobs with token ids: serve it with vLLM, or load "
-                    "the teacher beside the student (teacher.serve=false, teacher.urls=[])"
-                )
-            if choice["prompt_token_ids"] != ids or len(choice["prompt_logprobs"]) != len(ids):
-                raise RuntimeError("the teacher's endpoint scored other token ids than it was sent")
-        width = self._top_k + 1
-        listed_ids, listed_logprobs, scored = [], [], []
-        for row, column in zip(batch.rows_N.tolist(), batch.columns_N.tolist(), strict=True):
-            entry = choices[row]["prompt_logprobs"][column + 1]  # of the token that this column predicts
-            token_id = choices[row]["prompt_token_ids"][column + 1]
-            if str(token_id) not in entry:
-                raise RuntimeError(f"the teacher's endpoint gives no log-probability of the scored token {token_id}")
-            kept = {i: value["logprob"] for key, value in entry.items() if self._is_possible(i := int(key))}
-            padding = width - len(kept)
-            listed_ids.append([*kept, *[-1] * padding])
-            listed_logprobs.append([*(max(v, LEAST_LOGPROB) for v in kept.values()), *[0.0] * padding])
-            scored.append(token_id)
+        try:
+            choices = [choices_of(answer, 1)[0] for answer in answers]
+            for ids, choice in zip(rows, choices, strict=True):
+                self._check_prompt(ids, choice)
+            width = self._top_k + 1
+            listed_ids, listed_values, scored = [], [], []
+            for row, column in zip(batch.rows_N.tolist(), batch.columns_N.tolist(), strict=True):
+                # of the token that this column predicts
+                entry = listed_logprobs(choices[row]["prompt_logprobs"][column + 1], width)
+                token_id = rows[row][column + 1]
+                if token_id not in entry:
+                    raise WrongAnswer(f"gives no log-probability of the scored token {token_id}")
+                kept = {i: value for i, value in entry.items() if self._is_possible(i)}
+                padding = width - len(kept)
+                listed_ids.append([*kept, *[-1] * padding])
+                listed_values.append([*(max(v, LEAST_LOGPROB) for v in kept.values()), *[0.0] * padding])
+                scored.append(token_id)
+        except WrongAnswer as error:
+            raise UserError(
+                f"the teacher's endpoint {error}: serve it with vLLM, or load the teacher beside the student "
+                "(teacher.serve=false, teacher.urls=[])"
+            ) from error
         return ListedScores(
             topk_ids_NK=torch.tensor(listed_ids, dtype=torch.int64).reshape(-1, width),
-            topk_logprobs_NK=torch.tensor(listed_logprobs, dtype=torch.float32).reshape(-1, width),
+            topk_logprobs_NK=torch.tensor(listed_values, dtype=torch.float32).reshape(-1, width),
             ids_N=scored,
             digests=digests_of(batch),
         )
+
+    def _check_prompt(self, ids: list[int], choice: dict[str, Any]) -> None:
+        read, scores = choice.get("prompt_token_ids"), choice.get("prompt_logprobs")
+        if not isinstance(scores, list) or not isinstance(read, list):
+            raise WrongAnswer("returns no prompt_logprobs with token ids")
+        if read != ids or len(scores) != len(ids):
+            raise WrongAnswer("scored other token ids than it was sent")
 
     def _is_possible(self, token_id: int) -> bool:
         return token_id < self._num_tokens and token_id not in self._banned

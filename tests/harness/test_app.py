@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -13,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from harness.app import COMMANDS, main
+
+STUDY = Path(__file__).parents[1] / "fixtures" / "study_at_39ecb1c"
 
 
 def test_usage_lists_every_command_with_its_summary(capsys):
@@ -177,3 +181,35 @@ def test_a_plugin_is_imported_where_its_method_is_chosen(install, tmp_path, monk
     assert "demo_pkg" not in sys.modules
     assert main(["train", "--dry-run", *TINY, "method=demo"]) == 0
     assert "demo_pkg" in sys.modules
+
+
+EVIL = "\x1b]0;PWN\x07\x1b]52;c;cHduZWQ=\x07\u202e.png"
+SHOWN = "\\x1b]0;PWN\\x07\\x1b]52;c;cHduZWQ=\\x07\\u202e.png"
+
+
+def test_text_of_a_data_set_is_printable_in_errors_and_logs(tmp_path, capsys):
+    """From the file to the terminal and to run.log, in a message that refuses the data and in one that skips a row."""
+    rows = [{"question": f"{i}+1", "answer": str(i + 1)} for i in range(9)]
+    rows.append({"question": "x", "answer": "1", "images": EVIL})
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [
+        "train", "method=grpo", "student=tiny_xs", "data=jsonl", f"data.path={tmp_path / 'd.jsonl'}", "eval=none",
+        "data.pool_size=null", f"outputs={tmp_path}", "data.batch_size=3", "method.group_size=2", "steps=1",
+        "rollout.max_response_tokens=2",
+    ]  # fmt: skip
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert SHOWN in error and "\x1b" not in error
+    assert main([*words, "data.max_bad_fraction=0.5"]) == 0
+    (log,) = tmp_path.rglob("run.log")
+    assert f"skipped {tmp_path / 'd.jsonl'}:10: image {tmp_path}/{SHOWN} does not exist" in log.read_text()
+    assert "\x1b" not in log.read_text() + capsys.readouterr().err
+
+
+def test_names_of_a_run_folder_are_printable_in_its_status(tmp_path, capsys):
+    run = Path(shutil.copytree(STUDY, tmp_path / "study")) / "zppo" / "tiny_xs" / "seed0" / "run.json"
+    names = {"label": EVIL, "student": f"a\n{EVIL}", "status": f"[link=http://a]{EVIL}"}
+    run.write_text(json.dumps(json.loads(run.read_text()) | names))
+    assert main(["status", str(tmp_path / "study")]) == 0
+    out = capsys.readouterr().out
+    assert out.count(SHOWN) == 3 and "\x1b" not in out and "[link=http://a]" in out and out.count("\n") == 2

@@ -15,6 +15,7 @@ import reasoning_gym
 from jinja2.exceptions import SecurityError
 
 import harness
+from benchmarks.replies import READERS, seconds
 from harness.app import main
 from harness.config.compose import compose
 from harness.config.engines import REFUSED_ARGUMENTS, ServerConfig
@@ -275,3 +276,61 @@ def test_an_endpoint_that_repeats_the_key_does_not_get_it_into_the_log(planted, 
     printed = "".join(capfd.readouterr())
     assert "Incorrect API key provided: ***" in printed and PLANTED["JUDGE_KEY"] not in printed
     assert leaks(tmp_path / "outputs") == []
+
+
+@pytest.mark.parametrize(
+    ("key", "who"),
+    [
+        ("sk-planted\nsecond-line", "server.api_key_env teacher.urls=[{url}]"),
+        ("sk-planted secret", "server.api_key_env teacher.urls=[{url}]"),
+        ("sk-plantéd", "reward.judge.api_key_env reward.judge.url={url}"),
+        ("sk-planted\x1b[2J", "reward.judge.api_key_env reward.judge.url={url}"),
+    ],
+)
+def test_a_key_that_no_header_takes_is_refused_and_not_shown(monkeypatch, tmp_path, capfd, key, who):
+    monkeypatch.setenv("PLANTED", key)
+    option, endpoint = who.format(url="http://127.0.0.1:9/v1").split()
+    lines = [*SMALL, "method=zppo", "teacher=tiny_teacher", endpoint, f"{option}=PLANTED", f"outputs={tmp_path}"]
+    assert main(["train", *lines]) == 2
+    shown = "".join(capfd.readouterr())
+    assert f"the key in the variable PLANTED ({option}) has" in shown and "planted" not in shown and "sk-" not in shown
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", ["server.api_key_env", "eval.judge.api_key_env", "reward.judge.api_key_env"])
+def test_a_key_in_the_place_of_its_variable_is_refused_and_not_shown(tmp_path, capfd, option):
+    assert main(["train", *SMALL, f"{option}=sk-planted", f"outputs={tmp_path}"]) == 2
+    shown = "".join(capfd.readouterr())
+    assert f"{option} names an environment variable" in shown and "sk-" not in shown
+    assert not list(tmp_path.iterdir())
+
+
+def test_doctor_and_the_judge_of_an_evaluation_show_no_key_either(monkeypatch, tmp_path, capfd):
+    monkeypatch.setenv("PLANTED", "sk-planted\nsecond")
+    judge = ["eval.judge.url=http://127.0.0.1:9/v1", "eval.judge.api_key_env=PLANTED"]
+    for words in (["doctor", *judge], ["eval", "model=tiny_xs", f"outputs={tmp_path}", *judge]):
+        assert main(words) == 2
+        shown = "".join(capfd.readouterr())
+        assert "PLANTED (eval.judge.api_key_env) has" in shown and "sk-" not in shown
+
+
+@pytest.mark.parametrize(
+    ("reader", "before", "piece", "behind"),
+    [
+        ("between_tags", "", "<hint>", ""),
+        ("between_tags", "</think>", "<hint></hint>", "<hint>"),
+        ("number", "+", "$", "x"),  # signs of a currency are gaps
+        ("number", "+", " ", "x"),
+        ("number", "", "1", "!"),
+        ("number", "1/", "1", "!"),
+        ("grid_size", "", "1 ", ""),
+        ("choice_letter", "the answer is (", "\\text{a} ", ""),
+        ("last_boxed", "", "\\boxed{", ""),
+        ("neutralize", "", "</ ", ""),
+    ],
+)
+def test_a_reply_is_read_in_time_that_is_linear_in_its_length(reader, before, piece, behind):
+    """Ten times what a response may have. Linear takes milliseconds, quadratic minutes; `benchmarks.replies` compares
+    lengths for every reader and many more texts."""
+    text = before + piece * (120_000 // len(piece)) + behind
+    assert seconds(READERS[reader], text) < 5.0

@@ -28,6 +28,8 @@ _DIRECTIVE = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _GRID_WORD = re.compile(r"(?P<row>rows?)|(?P<column>col(?:umn)?s?)|x|by|and|grid|table|a|the")
+LONGEST_NUMBER = 18
+"""Digits that are read of a grid's size. Python refuses to read thousands of them."""
 _GRID_GLUE = re.compile(r"[\s,;:=()\[\]{}*\u00d7\\]*")
 
 
@@ -92,7 +94,7 @@ def rows_and_columns(question: Question, grade: Grade) -> Mark:
 def grid_size(text: str) -> tuple[int, int] | None:
     r"""Rows and columns: `3,4`, `(3, 4)`, `3 \times 4`, `3 rows, 4 columns`, `columns=4, rows=3`; None for all else."""
     plain = normal_text(text).replace("\\times", " x ")
-    numbers = [int(number) for number in re.findall(r"[0-9]+", plain)]
+    numbers = [int(number[:LONGEST_NUMBER]) for number in re.findall(r"[0-9]+", plain)]
     words = [_GRID_WORD.fullmatch(word) for word in re.findall(r"[^\W\d_]+", plain)]
     if len(numbers) != 2 or None in words or not _GRID_GLUE.fullmatch(re.sub(r"[0-9]+|[^\W\d_]+", "", plain)):
         return None

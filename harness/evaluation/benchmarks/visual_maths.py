@@ -49,7 +49,9 @@ _UNIT = re.compile(
     r"|\^?\s*\{?\\circ\}?|°|\\?%|\\[,;:! ]|\\?[$]"
 )
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}")
-_NUMBER = re.compile(r"(?P<sign>[+-]?)\s*(?P<top>\d+\.?\d*|\.\d+)?\s*(?P<pi>π)?\s*(?:/\s*(?P<bottom>\d+\.?\d*|\.\d+))?")
+_NUMBER = re.compile(
+    r"(?P<sign>[+-]?)\s*(?P<top>\d+(?:\.\d*)?|\.\d+)?\s*(?P<pi>π)?\s*(?:/\s*(?P<bottom>\d+(?:\.\d*)?|\.\d+))?"
+)
 
 
 def mathverse(row: Row) -> list[Question]:
@@ -134,16 +136,24 @@ def labelled_choices(text: str, label: re.Pattern[str]) -> list[str]:
 
 
 def number(text: str) -> float | None:
-    """A plain number, a fraction of numbers or a multiple of pi, its unit left out; None for anything else."""
-    plain = re.split(r"=|\\approx|≈", text)[-1]
-    plain = _UNIT.sub(" ", _THOUSANDS.sub("", plain.replace("\\pi", "π")))
-    match = _NUMBER.fullmatch(_FRACTION.sub(r"\1/\2", plain).strip().rstrip("."))
+    """A plain number, a fraction of numbers or a multiple of pi, its unit left out; None for anything else.
+
+    Linear in the length of a reply: the patterns meet no long gaps, which they would go over again and again.
+    """
+    plain = _closed(re.split(r"=|\\approx|≈", text)[-1])
+    plain = _closed(_UNIT.sub(" ", _THOUSANDS.sub("", plain.replace("\\pi", "π"))))
+    match = _NUMBER.fullmatch(_FRACTION.sub(r"\1/\2", plain).rstrip("."))
     if match is None or not (match["top"] or match["pi"]):
         return None
     value = float(match["top"] or 1) * (math.pi if match["pi"] else 1)
     bottom = float(match["bottom"] or 1)
     value = math.nan if bottom == 0 else value / bottom
     return (-value if match["sign"] == "-" else value) if math.isfinite(value) else None
+
+
+def _closed(text: str) -> str:
+    """Without white space around it, and a single space in each gap."""
+    return " ".join(text.split())
 
 
 def mark_mathvista(question: Question, grade: Grade) -> Mark:

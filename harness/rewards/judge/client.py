@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ import httpx
 
 from harness.config.evaluation import JudgeConfig
 from harness.errors import UserError
-from harness.serving.http import LOOPBACK, detail, retry_after
+from harness.serving.answers import most_bytes, readable
+from harness.serving.http import LOOPBACK, MODELS_BYTES, bearer, detail, json_of, request, retry_after
 from harness.serving.http import reason as reason_of
 from harness.types import Message
 
@@ -63,8 +63,7 @@ class JudgeClient:
         self.base = config.url.rstrip("/").removesuffix("/chat/completions")
         self.backoff = backoff
         self.sampling = sampling(config)
-        key = os.environ.get(config.api_key_env, "").strip()
-        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._headers = bearer(f"{option}.api_key_env", config.api_key_env)
         self._checked = False
 
     def ask(self, prompts: Sequence[list[Message]], on_reply: OnReply | None = None) -> list[Reply]:
@@ -121,7 +120,7 @@ class JudgeClient:
             return
         try:
             async with asyncio.timeout(min(_CHECK_TIMEOUT, self.config.timeout)):
-                response = await http.get(f"{self.base}/models")
+                response = await request(http, "GET", f"{self.base}/models", most_bytes=MODELS_BYTES)
         except (httpx.HTTPError, OSError, TimeoutError) as error:
             raise JudgeGone(
                 f"the judge at {self.base} cannot be reached ({reason_of(error)}): is it running? "
@@ -153,7 +152,8 @@ class JudgeClient:
         return JudgeFailure(f"{reason} ({self.config.retries + 1} tries)")
 
     async def _request(self, http: httpx.AsyncClient, messages: list[Message]) -> Reply:
-        response = await http.post(f"{self.base}/chat/completions", json={**self.sampling, "messages": messages})
+        body = {**self.sampling, "messages": messages}
+        response = await request(http, "POST", f"{self.base}/chat/completions", most_bytes=most_bytes(body), body=body)
         status = response.status_code
         if status == HTTPStatus.TOO_MANY_REQUESTS or status >= 500:
             raise _Retriable(f"status {status}", retry_after(response))
@@ -162,11 +162,11 @@ class JudgeClient:
         if status >= 400:
             return JudgeFailure(f"status {status}: {detail(response)}")
         try:
-            content = response.json()["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError) as error:
+            content = json_of(response)["choices"][0]["message"]["content"]
+        except (LookupError, TypeError) as error:
             raise _Retriable("the answer is no chat completion") from error
         # Without any text the reply is malformed: it was all reasoning, or a refusal.
-        return content if isinstance(content, str) else ""
+        return readable(content)
 
     def _pause(self, attempt: int, asked_for: float | None) -> float:
         """Spread by half, so that requests that failed together do not come back together."""

@@ -7,11 +7,13 @@ import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image
 
 from harness.app import main
@@ -221,7 +223,7 @@ def test_a_model_whose_first_evaluation_failed_is_a_row_after_the_second(
 
 def test_a_run_keeps_its_student(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", f"run={run}", "student=tiny_s"]) == 2
-    assert "student=tiny_s: only eval.* can be chosen for a run that is done" in capsys.readouterr().err
+    assert "student=tiny_s: only eval., student., " in capsys.readouterr().err
 
 
 def test_the_list_has_every_column_with_its_options_and_data(tmp_path: Path) -> None:
@@ -377,3 +379,83 @@ def test_a_judge_without_a_verdict_gives_no_score_and_one_without_form_stops_the
     assert (code, num_asked) == (0, num_open) and scores(folder)["aime26"]["num_malformed"] == "0"
     assert scores(folder)["aime26"]["score"] != ""
     assert json.loads((run_folder / "run.json").read_text())["status"] == "done"
+
+
+HOSTILE_CODE = """
+import pathlib
+pathlib.Path({mark!r}).touch()
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
+class EvilConfig(PretrainedConfig): model_type = "evil"
+class EvilTok(PreTrainedTokenizerFast): pass
+"""
+
+
+def contents(run: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and not path.name.startswith(".lock")}
+
+
+def make_hostile(run: Path, mark: Path) -> None:
+    """A run whose model has code of its own, which its configuration allows, as it allows much else."""
+    (run / "model" / "evil.py").write_text(HOSTILE_CODE.format(mark=str(mark)))
+    for name, changes in {
+        "config.json": {"auto_map": {"AutoConfig": "evil.EvilConfig"}, "model_type": "evil"},
+        "tokenizer_config.json": {"auto_map": {"AutoTokenizer": [None, "evil.EvilTok"]}, "tokenizer_class": "EvilTok"},
+    }.items():
+        file = run / "model" / name
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["student"] |= {"trust_remote_code": True, "attn_implementation": "evil/kernels"}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def test_a_hostile_run_runs_no_code_of_its_own(
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    make_hostile(run, tmp_path / "ran")
+    before = contents(run)
+    assert main(["eval", f"run={run}", "suite=mini", "limit=1"]) == 2
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith("error: ") and "trust_remote_code=true" in error.splitlines()[-1]
+    assert (
+        "config.yaml also sets student.attn_implementation, student.trust_remote_code, which no folder" in caplog.text
+    )
+    assert not (tmp_path / "ran").exists()
+    assert contents(run) == before
+
+
+def test_a_run_asks_nobody_and_reads_no_variable_that_it_names(
+    run: Path,
+    start: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its judge would be sent the key of another one, from any variable of whoever looks at the run."""
+    monkeypatch.setenv("PLANTED", "secret-of-mine")
+    server, _ = start()
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["eval"] |= {"data_root": "/", "suite": "paper31", "columns": ["aime26"], "max_response_tokens": 8}
+    config["eval"]["judge"] |= {"url": server.url, "api_key_env": "PLANTED"}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["eval", f"run={run}", f"data_root={FIXTURES}"]) == 0
+    assert server.keys == [] and "aime26" in capsys.readouterr().out
+    assert "sets eval.data_root, eval.judge.url, eval.judge.api_key_env, which no folder decides" in caplog.text
+    config["eval"]["suite"] = "${oc.env:PLANTED}"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["eval", f"run={run}"]) == 2
+    assert "secret-of-mine" not in (error := capsys.readouterr().err) and "eval.suite has no value" in error
+
+
+def test_a_run_without_a_model_is_told_which_one(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What it was trained from may be anything."""
+    assert main(["eval", f"run={run}", "student.path=tiny:xs"]) == 2
+    assert "leave student.path out" in capsys.readouterr().err
+    shutil.rmtree(run / "model")
+    assert main(["eval", f"run={run}"]) == 2
+    assert "no model in" in (error := capsys.readouterr().err) and "student.path=NAME" in error
+    assert main(["eval", f"run={run}", "student.path=tiny:xs", "eval.num_questions=1", "eval.levels=[1]"]) == 0

@@ -1,5 +1,6 @@
 """Shared by the tests of data: where tables are kept, and clips whose frames are known by their brightness."""
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -34,3 +35,43 @@ def write_clip(path: Path, num_frames: int, fps: int = 10, size: tuple[int, int]
 def shown(clip: Any) -> list[int]:
     """Which frames of `write_clip` these are, by their brightness."""
     return [round(float(frame.mean()) / STEP) for frame in clip.frames_FHWC]
+
+
+def tiny_samples(num: int) -> bytes:
+    """An MP4 whose video track has `num` samples of one byte each, none of them a picture."""
+
+    def box(kind: bytes, *parts: bytes) -> bytes:
+        content = b"".join(parts)
+        return struct.pack(">I4s", 8 + len(content), kind) + content
+
+    def full(kind: bytes, flags: int, *parts: bytes) -> bytes:
+        return box(kind, struct.pack(">I", flags), *parts)
+
+    matrix = struct.pack(">9I", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    size = struct.pack(">4HI", 64, 64, 72, 0, 72 << 16)
+    kind = box(b"jpeg", bytes(6), b"\0\1", bytes(16), size, bytes(4), b"\0\1", bytes(32), struct.pack(">Hh", 24, -1))
+
+    def moov(offset: int) -> bytes:
+        samples = box(
+            b"stbl",
+            full(b"stsd", 0, struct.pack(">I", 1), kind),
+            full(b"stts", 0, struct.pack(">3I", 1, num, 1)),
+            full(b"stsc", 0, struct.pack(">4I", 1, 1, num, 1)),
+            full(b"stsz", 0, struct.pack(">2I", 1, num)),
+            full(b"stco", 0, struct.pack(">2I", 1, offset)),
+        )
+        source = box(b"dinf", full(b"dref", 0, struct.pack(">I", 1), full(b"url ", 1)))
+        media = box(
+            b"mdia",
+            full(b"mdhd", 0, struct.pack(">4I2H", 0, 0, 1000, num, 0x55C4, 0)),
+            full(b"hdlr", 0, bytes(4), b"vide", bytes(12), b"v\0"),
+            box(b"minf", full(b"vmhd", 1, bytes(8)), source, samples),
+        )
+        shown = struct.pack(">2I", 64 << 16, 64 << 16)
+        track = full(b"tkhd", 3, struct.pack(">5I", 0, 0, 1, 0, num), bytes(16), matrix, shown)
+        pace = struct.pack(">5IH", 0, 0, 1000, num, 1 << 16, 256)
+        head = full(b"mvhd", 0, pace, bytes(10), matrix, bytes(24), struct.pack(">I", 2))
+        return box(b"moov", head, box(b"trak", track, media))
+
+    start = box(b"ftyp", b"isom\0\0\2\0isomiso2mp41")
+    return start + moov(len(start) + len(moov(0)) + 8) + box(b"mdat", b"\xff" * num)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import gc
+import os
 import struct
+import threading
 import wave
 import weakref
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import av
@@ -13,9 +17,10 @@ import numpy as np
 import pytest
 
 from harness.data.images import MediaError
+from harness.data.reader import Reader
 from harness.data.video import VideoFile, choose_frames, decode_video
 from harness.types import MediaLimits
-from tests.harness.data.conftest import shown, write_clip
+from tests.harness.data.conftest import shown, tiny_samples, write_clip
 
 
 @pytest.mark.parametrize(
@@ -118,7 +123,7 @@ def damage_video(path: Path, how: str) -> None:
         ("text", "cannot be decoded (Invalid data found when processing input)"),
         ("cut", "cannot be decoded"),
         ("audio", "has no video stream"),
-        ("wave", "has no video stream"),
+        ("wave", "is no clip of the containers that are read (MP4, Matroska, AVI, ...)"),
         ("no frames", "has no frames"),
         ("strip", "has 3000x2 pixels: one side is more than 200 times the other"),
     ],
@@ -174,3 +179,78 @@ def test_clips_are_not_kept(tmp_path: Path) -> None:
     opened = [weakref.ref(reference.open(MediaLimits()).frames_FHWC) for _ in range(5)]
     gc.collect()
     assert [frames() for frames in opened] == [None] * 5
+
+
+@pytest.fixture
+def asked() -> Iterator[tuple[str, list[str]]]:
+    """An address on this machine, and what was asked of it."""
+    paths: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            paths.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *args: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/clip.mp4", paths
+        server.shutdown()
+
+
+LISTS = {
+    "sdp": "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\nm=video 50044 RTP/AVP 96\r\n"
+    "a=rtpmap:96 H264/90000\r\n",
+    "ffconcat": "ffconcat version 1.0\nfile {file}\n",
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_a_clip_names_no_other_place(tmp_path: Path, asked: tuple[str, list[str]], kind: str) -> None:
+    """FFmpeg knows formats that are lists of addresses, or say where to listen."""
+    url, paths = asked
+    text = LISTS[kind].format(url=url, file=write_clip(tmp_path / "other.mp4", num_frames=2))
+    (tmp_path / f"a.{kind}").write_text(text)
+    for source in (text.encode(), tmp_path / f"a.{kind}"):
+        with pytest.raises(MediaError, match=r"is no clip of the containers|Invalid data"):
+            decode_video(source, "a", MediaLimits())
+    assert paths == []
+
+
+@pytest.mark.parametrize("path", ["{url}", "tcp:{url}", "concat:{file}|{file}", "file:{file}", "data:video/mp4,AA"])
+def test_a_path_is_no_address(tmp_path: Path, asked: tuple[str, list[str]], path: str) -> None:
+    url, paths = asked
+    name = path.format(url=url, file=write_clip(tmp_path / "other.mp4", num_frames=2))
+    with pytest.raises(MediaError, match="does not exist"):
+        VideoFile(name).open(MediaLimits())
+    assert paths == []
+
+
+def test_a_pipe_or_a_device_is_no_clip(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "endless.mp4").symlink_to("/dev/zero")
+    for name in ("pipe.mp4", "endless.mp4"):
+        with pytest.raises(MediaError, match=f"{name} is no regular file"):
+            VideoFile(str(tmp_path / name)).open(MediaLimits())
+
+
+def test_packets_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of these bytes is a packet, and a packet that is kept takes hundreds of bytes."""
+    data, alive, num_asked = tiny_samples(4000), [], 0
+    check = Reader.check
+
+    def counting(reader: Reader) -> None:
+        nonlocal num_asked
+        num_asked += 1
+        if num_asked % 1500 == 0:
+            alive.append(sum(isinstance(thing, av.Packet) for thing in gc.get_objects()))
+        check(reader)
+
+    monkeypatch.setattr(Reader, "check", counting)
+    with pytest.raises(MediaError, match="cannot be decoded"):
+        decode_video(data, "a", MediaLimits(num_frames=2))
+    assert len(alive) >= 2 and max(alive) < 10
+    monkeypatch.setattr("harness.data.video.MAX_NUM_FRAMES", 3999)
+    with pytest.raises(MediaError, match="video a has more than 3999 frames"):
+        decode_video(data, "a", MediaLimits(num_frames=2))

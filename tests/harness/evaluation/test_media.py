@@ -77,7 +77,7 @@ def test_what_is_no_file_is_named_and_nobody_waits_for_it(tmp_path: Path) -> Non
     os.mkfifo(tmp_path / "pipe.png")
     for name, reason in (
         ("pipe.png", "is no regular file"),
-        ("", "cannot be read (Is a directory)"),
+        ("", "is a folder"),
         ("none.png", "does not exist"),
     ):
         path = str(tmp_path / name)

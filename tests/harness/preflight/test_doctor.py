@@ -285,7 +285,7 @@ def test_a_proxy_is_never_asked_for_this_machine(serve, monkeypatch):
         ({"completions": (200, {"choices": [CHOICE | {"logprobs": None}]})}, "no log-probabilities"),
         (
             {"completions": (200, {"choices": [CHOICE | {"logprobs": {"token_logprobs": [None]}}]})},
-            "no log-probabilities",
+            "log-probabilities that are no numbers",
         ),
         (
             {"completions": (200, {"choices": [CHOICE | {"prompt_token_ids": [1, 97, 98, 99]}]})},

@@ -1,16 +1,19 @@
 """Streams, grading, rewriting and counters of the actors, over an engine that replies what it is told."""
 
 import dataclasses
+import re
 import threading
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from harness.config.schema import ModelConfig, RewardConfig, RolloutConfig
 from harness.errors import UserError
 from harness.models.chat import Chat
 from harness.models.loading import load_tokenizer
 from harness.rewards.workers import Grader
-from harness.rollout.actors import LiveActors
+from harness.rollout.actors import LiveActors, between_tags
 from harness.types import Prompt, Question, Rollout, RolloutGroup
 
 
@@ -258,3 +261,10 @@ def test_the_clock_knows_who_was_at_work(make):
     )
     actors.begin(4)
     assert actors.clock.finish()["time/rollout"] == 0
+
+
+@given(st.lists(st.sampled_from(["<hint>", "</hint>", "</think>", "<think>", "a", "<", "\n", " b "])).map("".join))
+def test_the_last_pair_of_tags_is_that_of_the_pattern(text):
+    """As a pattern says it, which is quadratic where tags are opened and never closed."""
+    found = re.findall("<hint>(.*?)</hint>", text.rpartition("</think>")[2], re.DOTALL)
+    assert between_tags(text, "hint") == (found[-1].strip() if found else "")

@@ -110,6 +110,10 @@ def test_what_a_request_says(served_model, engine):
     assert 0 <= body["seed"] < 2**48
 
 
+def logprobs(change) -> Fault:
+    return spoiled("logprobs", lambda entry: {"token_logprobs": change(entry["token_logprobs"])})
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
@@ -117,12 +121,33 @@ def test_what_a_request_says(served_model, engine):
         (spoiled("prompt_token_ids", lambda ids: ids[:-1]), r"is nothing where \d+ was sent"),
         (spoiled("prompt_token_ids", lambda ids: None), r"gives no token ids: .*teacher\.api=text"),
         (spoiled("token_ids", lambda ids: None), r"gives no token ids: .*teacher\.api=text"),
-        (spoiled("token_ids", lambda ids: [10**6] * len(ids)), r"sampled id 1000000, the tokenizer of teacher\.path"),
+        (spoiled("token_ids", lambda ids: [10**6] * len(ids)), "sampled id 1000000, and its tokenizer has"),
         (spoiled("logprobs", lambda entry: None), r"gives no log-probabilities of its tokens: .*teacher\.api=text"),
         (spoiled("logprobs", lambda e: {"token_logprobs": e["token_logprobs"][1:]}), "gives no log-probabilities"),
         (spoiled("logprobs", lambda e: {"token_logprobs": [None] * len(e["tokens"])}), "are no numbers"),
         (spoiled("logprobs", lambda e: {"token_logprobs": [math.nan] * len(e["tokens"])}), "are no numbers"),
         (Fault(spoil=lambda answer: answer["choices"].pop()), "gave 1 replies where 2 were asked for"),
+        (Fault(spoil=lambda answer: answer.update(choices=["a", "b"])), "gave replies that are no records"),
+        (Fault(spoil=lambda answer: answer.update(choices=[None, None])), "gave replies that are no records"),
+        (Fault(spoil=lambda answer: answer.update(choices={"0": 1, "1": 2})), "gave 0 replies where 2"),
+        (spoiled("index", lambda index: 0), "numbered its 2 replies otherwise than 0 to 1"),
+        (spoiled("index", lambda index: str(index)), "numbered its 2 replies otherwise"),
+        (spoiled("index", lambda index: [index]), "numbered its 2 replies otherwise"),
+        (spoiled("prompt_token_ids", lambda ids: 7), "gives no token ids"),
+        (spoiled("prompt_token_ids", lambda ids: [["x" * 10**4], *ids[1:]]), r"token 0 is \['x{48} where"),
+        (spoiled("token_ids", lambda ids: [-1] * len(ids)), "sampled id -1, and its tokenizer has"),
+        (spoiled("token_ids", lambda ids: [-(2**9000)] * len(ids)), r"sampled id -\d{19}, and"),
+        (spoiled("token_ids", lambda ids: [float(i) for i in ids]), "token ids that are no integers"),
+        (spoiled("token_ids", lambda ids: [str(i) for i in ids]), "token ids that are no integers"),
+        (spoiled("token_ids", lambda ids: [True] * len(ids)), "token ids that are no integers"),
+        (spoiled("token_ids", lambda ids: {"0": 1}), "token ids that are no integers"),
+        (logprobs(lambda values: ["-1"] * len(values)), "are no numbers"),
+        (logprobs(lambda values: [True] * len(values)), "are no numbers"),
+        (logprobs(lambda values: [-(10**400)] * len(values)), "are no numbers"),
+        (logprobs(lambda values: [-math.inf] * len(values)), "are no numbers"),
+        (logprobs(lambda values: [0.1] * len(values)), "gives log-probabilities above 0"),
+        (logprobs(lambda values: {"a": 1}), "gives no log-probabilities of its tokens"),
+        (spoiled("logprobs", lambda entry: [1]), "gives no log-probabilities of its tokens"),
     ],
 )
 def test_answers_that_cannot_be_right_are_refused(engine, fault, message):
@@ -131,6 +156,67 @@ def test_answers_that_cannot_be_right_are_refused(engine, fault, message):
     with pytest.raises(UserError, match=message) as error:
         list(server_engine.generate([asked(TEXTS[0])], sampling))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("how", ["banned", "after the end", "too long"])
+def test_a_reply_that_was_not_allowed_is_refused(served_model, engine, how):
+    """What the request forbids: ids, tokens after one that ends a turn, more tokens than were asked for."""
+    end, banned = served_model.chat.end_id, served_model.chat.banned_ids[0]
+    ids = {"banned": [banned, end], "after the end": [end, 70, end], "too long": [70] * 7}[how]
+    message = {"banned": f"sampled id {banned}, which was forbidden", "after the end": f"went on after id {end}",
+               "too long": "gave 7 tokens where at most 6 were asked for"}[how]  # fmt: skip
+
+    def spoil(answer) -> None:
+        for choice in answer["choices"]:
+            choice |= {"token_ids": ids, "logprobs": {"token_logprobs": [-1.0] * len(ids)}}
+
+    server_engine, _ = engine(plan=lambda number, body: Fault(spoil=spoil))
+    with pytest.raises(UserError, match=message):
+        list(server_engine.generate([asked(TEXTS[0])], Sampling(num_rollouts=2, max_new_tokens=6)))
+
+
+def test_a_log_probability_that_is_0_but_for_rounding_is_0(served_model, engine):
+    server_engine, _ = engine(plan=lambda number, body: logprobs(lambda values: [1e-6] * len(values)))
+    (group,) = server_engine.generate([asked(TEXTS[0])], Sampling(max_new_tokens=6))
+    assert set(group.rollouts[0].rollout_logprobs) == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("\ud800 \\boxed{2}", "? \\boxed{2}"),
+        ("a\x00b", "a\x00b"),
+        (None, ""),
+        (["a"], ""),
+        ({"a": 1}, ""),
+        ("", ""),
+    ],
+)
+def test_text_that_is_none_is_empty_and_half_a_character_a_question_mark(engine, content, text):
+    fault = Fault(spoil=lambda answer: answer["choices"][0].update(message={"content": content}, finish_reason="stop"))
+    server_engine, _ = engine(plan=lambda number, body: fault, api="text")
+    (group,) = server_engine.generate([asked(TEXTS[0])], Sampling(max_new_tokens=40))
+    assert group.rollouts[0].text == text and group.rollouts[0].finish_reason == "stop"
+    group.rollouts[0].text.encode()
+
+
+@pytest.mark.parametrize("message", ["x", ["content"], None, 3])
+def test_a_message_that_is_none_has_no_text(engine, message):
+    fault = Fault(spoil=lambda answer: answer["choices"][0].update(message=message))
+    server_engine, _ = engine(plan=lambda number, body: fault, api="text")
+    (group,) = server_engine.generate([asked(TEXTS[0])], Sampling(max_new_tokens=40))
+    assert group.rollouts[0].text == ""
+
+
+def test_text_above_the_limit_is_cut_off_there(served_model, engine):
+    fault = Fault(
+        spoil=lambda answer: answer["choices"][0].update(message={"content": "abc " * 10_000}, finish_reason="stop")
+    )
+    server_engine, _ = engine(plan=lambda number, body: fault, api="text")
+    (group,) = server_engine.generate([asked(TEXTS[0])], Sampling(max_new_tokens=40))
+    (rollout,) = group.rollouts
+    assert (len(rollout.completion_ids), rollout.finish_reason) == (40, "length")
+    assert rollout.text and ("abc " * 10_000).startswith(rollout.text)
 
 
 def test_a_reply_that_ends_without_an_end_is_refused(engine):

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
+import gzip
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -210,3 +215,82 @@ def test_close_ends_those_who_wait(served_model, stack, connect):
     with pytest.raises(concurrent.futures.CancelledError):
         list(endpoints.map("completions", BODIES))
     assert time.monotonic() - start < 1.0
+
+
+@contextmanager
+def raw_server(*parts: bytes, endless: bytes = b"") -> Iterator[tuple[str, list[int]]]:
+    """Answers a GET with its models, and every other request with these bytes, then with `endless` ones until nobody
+    reads them any more. How many bytes it got rid of is in the list."""
+    sent = [0]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.do_POST()
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            with contextlib.suppress(OSError):
+                for part in parts:
+                    self.wfile.write(part)
+                while endless:
+                    self.wfile.write(endless)
+                    sent[0] += len(endless)
+
+        def log_message(self, *args: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/v1", sent
+        server.shutdown()
+
+
+def answer_with(content: bytes, *headers: bytes) -> bytes:
+    lines = [b"HTTP/1.0 200 OK", b"Content-Type: application/json", *headers, b"Content-Length: %d" % len(content)]
+    return b"\r\n".join([*lines, b"", content])
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+ZEROS = gzip.compress(bytes(64 << 20))
+ENDLESS = {
+    "never-ending": (CHUNKED, b"%x\r\n%s\r\n" % (1 << 16, b" " * (1 << 16)), "the answer has more than 1.0 MiB"),
+    "no length": (b"HTTP/1.0 200 OK\r\n\r\n", b"[" * (1 << 16), "the answer has more than 1.0 MiB"),
+    "packed": (answer_with(ZEROS, b"Content-Encoding: gzip"), b"", "the answer is packed"),
+    "packed twice": (answer_with(ZEROS, b"Content-Encoding: gzip, gzip"), b"", "the answer is packed"),
+    "nested lists": (answer_with(b"[" * 300_000), b"", "the answer is no JSON object"),
+    "nested records": (answer_with(b'{"a":' * 200_000), b"", "the answer is no JSON object"),
+    "digits": (answer_with(b"9" * 100_000), b"", "the answer is no JSON object"),
+    "bytes": (answer_with(b'{"choices":"\xff\xfe"}'), b"", "the answer is no JSON object"),
+    "headers": (b"HTTP/1.0 200 OK\r\n", b"X: %s\r\n" % (b"a" * 9000), "has not answered"),
+    "status": (b"HTTP/1.0 503 x\r\n\r\n", b"x" * (1 << 16), "the answer has more than 1.0 MiB"),
+}
+
+
+@pytest.mark.parametrize("how", ENDLESS)
+def test_an_answer_without_end_costs_little_and_is_a_failure(connect, how):
+    first, endless, says = ENDLESS[how]
+    with raw_server(first, endless=endless) as (url, sent):
+        endpoints = connect([url], max_wait=0.05, timeout=10.0)
+        with pytest.raises(RunInterrupted, match=says):
+            endpoints.post("completions", BODIES[0])
+        assert sent[0] < 24 << 20  # what the sockets of both sides hold in a few tries
+
+
+@pytest.mark.parametrize("window", [-5, 0, "big", 1.5, True, [1]])
+def test_a_window_that_is_no_number_of_tokens_is_refused(served_model, stack, connect, window):
+    server = stack.enter_context(serve(served_model))
+    server.models[0]["max_model_len"] = window
+    with pytest.raises(UserError, match="states a context window of"):
+        connect([server.url]).check()
+
+
+def test_the_list_of_models_may_hold_anything(served_model, stack, connect):
+    server = stack.enter_context(serve(served_model))
+    server.models += ["x", None, {"name": "y"}, *({"id": f"m{i}" + "x" * 500} for i in range(1000))]
+    assert connect([server.url]).check() == served_model.plain.context_window
+    with pytest.raises(UserError, match=r"it serves tiny:teacher, m0x+, .* and 991 more: set teacher") as error:
+        connect([server.url], name="other").check()
+    assert len(str(error.value)) < 2000
+    for body in (b"[" * 300_000, b"{}", b'{"data": 3}', b"<html>"):
+        with raw_server(answer_with(body)) as (url, _), pytest.raises(UserError, match="lists no models"):
+            connect([url]).check()

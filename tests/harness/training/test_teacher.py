@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -335,6 +336,12 @@ def test_what_a_server_cannot_do_is_refused(teacher: Any, chat: Any, make_sample
         open_scorer(TEACHER, chat, temperature=1.0, endpoints=TinyServer(teacher), process=True)
 
 
+def every_entry(choice: dict[str, Any], change: Any) -> None:
+    """Changes what is listed at each position of a prompt."""
+    for entry in filter(None, choice["prompt_logprobs"]):
+        change(entry)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -344,13 +351,22 @@ def test_what_a_server_cannot_do_is_refused(teacher: Any, chat: Any, make_sample
             "returns no prompt_logprobs with token ids: serve it with",
         ),
         (lambda c: c.pop("prompt_token_ids"), UserError, "returns no prompt_logprobs with token ids: serve it with"),
-        (lambda c: c.update(prompt_token_ids=[7, *c["prompt_token_ids"][1:]]), RuntimeError, "scored other token ids"),
-        (lambda c: c.update(prompt_logprobs=c["prompt_logprobs"][:-1]), RuntimeError, "scored other token ids"),
+        (lambda c: c.update(prompt_token_ids=[7, *c["prompt_token_ids"][1:]]), UserError, "scored other token ids"),
+        (lambda c: c.update(prompt_logprobs=c["prompt_logprobs"][:-1]), UserError, "scored other token ids"),
+        (lambda c: c["prompt_logprobs"].insert(0, c["prompt_logprobs"].pop()), UserError, "gives no log-probability"),
+        (lambda c: c.update(prompt_logprobs=[None] * len(c["prompt_logprobs"])), UserError, "does not list at most 2"),
         (
-            lambda c: c["prompt_logprobs"].insert(0, c["prompt_logprobs"].pop()),
-            RuntimeError,
-            "gives no log-probability",
+            lambda c: every_entry(c, lambda e: e.update({"7": {"logprob": -9.0}, "8": {"logprob": -9.0}})),
+            UserError,
+            "does not list at most 2 tokens",
         ),
+        (lambda c: every_entry(c, lambda e: e.update({next(iter(e)): {"logprob": 0.5}})), UserError, "above 0"),
+        (lambda c: every_entry(c, lambda e: e.update({next(iter(e)): {"logprob": math.nan}})), UserError, "no numbers"),
+        (lambda c: every_entry(c, lambda e: e.update({next(iter(e)): {"logprob": "x"}})), UserError, "no numbers"),
+        (lambda c: every_entry(c, lambda e: e.update({next(iter(e)): None})), UserError, "by what is no id"),
+        (lambda c: every_entry(c, lambda e: e.update({"-1": e.pop(next(iter(e)))})), UserError, "by what is no id"),
+        (lambda c: every_entry(c, lambda e: e.update({key: {"logprob": -0.1} for key in e})), UserError, "more than 1"),
+        (lambda c: every_entry(c, lambda e: e.update({"0" + k: v for k, v in e.items()})), UserError, "at most 2"),
     ],
 )
 def test_answers_to_something_else_are_refused(

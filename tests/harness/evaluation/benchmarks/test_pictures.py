@@ -213,10 +213,10 @@ def test_sizes_of_grids(text):
     "text",
     [
         "", "12", "3.4", "3-4", "3/4", "-3, 4", "3, 4, 5", "three by four", "3 rows", "4 columns, 3", "3 rows, 4 rows",
-        "3 or 4", "3 x 4 = 12", "no such thing at all", "3 rows, 4 cells",
+        "3 or 4", "3 x 4 = 12", "no such thing at all", "3 rows, 4 cells", f"3, 4, {'5' * 5000}",
     ],
 )  # fmt: skip
-def test_what_is_no_size_of_a_grid(text):
+def test_what_is_no_size_of_a_grid(text):  # however many digits it has
     assert grid_size(text) is None
 
 
@@ -393,3 +393,8 @@ def test_ai2d_upstream_reads_no_letter_in_prose(questions_of):
     filtered = utils("ai2d").MultiChoiceRegexFilter().apply([["B. hare"], ["It is \\boxed{B}."]], docs("ai2d"))
     assert filtered == ["B", "It is \\boxed{B}."]
     assert score("ai2d", questions_of("ai2d")[0], "It is \\boxed{B. hare}.") == (1.0, "match")
+
+
+def test_a_size_of_thousands_of_digits_is_another_size():
+    """Python refuses to read so many."""
+    assert grid_size("3, " + "4" * 5000) not in (None, (3, 4))
