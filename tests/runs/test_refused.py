@@ -12,6 +12,8 @@ from types import CodeType, FrameType
 import pytest
 
 from harness.app import main
+from harness.config.compose import compose
+from harness.config.schema import from_hydra
 from harness.errors import UserError
 from harness.records.folder import RunFolder
 from harness.run import preparation
@@ -128,7 +130,17 @@ def test_a_refused_fresh_cell_leaves_a_line_that_status_and_report_show(outputs,
     assert f"refused: {line['error'][:40]}" in page
 
 
-def test_a_prolonged_run_that_fails_stays_done(outputs, monkeypatch):
+def test_a_cell_whose_models_load_is_starting(outputs, capsys):
+    config = from_hydra(compose([*SMALL, f"outputs={outputs}", "seed=1"]))
+    folder = RunFolder(run_folder(outputs).with_name("seed1"), config)
+    assert main(["status", str(outputs / "default")]) == 0
+    states = [line.split()[:4] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert states == [["grpo", "tiny_xs", "0", "done"], ["grpo", "tiny_xs", "1", "starting"]]
+    folder.close()
+    assert not folder.path.exists()
+
+
+def test_a_prolonged_run_that_fails_stays_done(outputs, monkeypatch, caplog):
     def fail(*_: object) -> None:
         raise UserError("no room: make some")
 
@@ -142,6 +154,7 @@ def test_a_prolonged_run_that_fails_stays_done(outputs, monkeypatch):
     kept = ("status", "num_steps", "started", "finished", "error")
     assert {key: info[key] for key in kept} == {key: first[key] for key in kept}
     assert (info["status"], info["last_error"]) == ("done", "no room: make some")
+    assert "data.pool_size=24 leaves out 16 of them: data.pool_size=null trains on all" in caplog.text
     after = digests(run_folder(outputs))
     same = [name for name in before if name.startswith(("model/", "eval/"))]
     assert same and all(after[name] == before[name] for name in same)
