@@ -1,4 +1,4 @@
-"""Distillation: per-token JSD between student and teacher (METHOD section 5, Algs. 2 and 3)."""
+"""Distillation: per-token JSD between student and teacher (arXiv 2606.18216, Algs. 2 and 3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hard questions (METHOD section 4): which they are, in which order they are helped, what the teacher does on them."""
+"""Hard questions (Sec. 3.2): which they are, in which order they are helped, what the teacher does on them."""
 
 from __future__ import annotations
 

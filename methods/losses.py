@@ -32,7 +32,7 @@ def policy_gradient_loss(
     rollout_logprobs_N: torch.Tensor | None = None,
     importance_cap: float | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """PPO surrogate with asymmetric clip and dual clip (METHOD section 3; arXiv 1707.06347, 2503.14476, 1912.09729).
+    """PPO surrogate with asymmetric clip and dual clip (Table 8; arXiv 1707.06347, 2503.14476, 1912.09729).
 
     With rho = exp(logprob - old_logprob) the objective is min(rho A, clip(rho, 1 - low, 1 + high) A), bounded below by
     c A where A < 0; the loss is its negative. Returns loss [N] and token sums of detached statistics: `clip_low_frac`
@@ -92,7 +92,7 @@ def _importance_weights(
 
 
 def jsd_loss(student_logits_NV: torch.Tensor, teacher_logits_NV: torch.Tensor, beta: float) -> torch.Tensor:
-    """Generalised Jensen-Shannon divergence of each token, in nats (METHOD section 5, GKD, arXiv 2306.13649).
+    """Generalised Jensen-Shannon divergence of each token, in nats (Algs. 2 and 3; GKD, arXiv 2306.13649).
 
     With M = beta P_T + (1 - beta) P_S, JSD = beta KL(P_T || M) + (1 - beta) KL(P_S || M). beta = 0 is KL(P_T || P_S)
     and beta = 1 is KL(P_S || P_T), the limits after dividing by beta or 1 - beta. Differentiable in the student only.

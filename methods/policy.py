@@ -1,4 +1,4 @@
-"""Policy-gradient methods: group advantages and the clipped surrogate (METHOD sections 2 and 3)."""
+"""Policy-gradient methods: group advantages and the clipped surrogate (arXiv 2606.18216, Eqs. 1-6 and App. C)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ZPPO (Alg. 1, METHOD section 4): GRPO plus BCQ and NCQ groups on hard questions, with prompt replay.
+"""ZPPO (arXiv 2606.18216, Alg. 1): GRPO plus BCQ and NCQ groups on hard questions, with prompt replay.
 
 The teacher writes only into prompts: every trained token was sampled by the current student.
 """

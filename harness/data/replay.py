@@ -1,4 +1,4 @@
-"""The prompt replay buffer (METHOD section 4): hard questions, first in first out, never a response.
+"""The prompt replay buffer (arXiv 2606.18216, Sec. 3.3): hard questions, first in first out, never a response.
 
 It belongs to the harness, not to a method: it reads the plain student groups of a step, whatever the method trains on.
 """

@@ -1,4 +1,4 @@
-r"""The candidate-match audit (METHOD section 9): whose answer does a reply to a candidate prompt give?"""
+r"""The candidate-match audit (arXiv 2606.18216, App. F.7): whose answer does a reply to a candidate prompt give?"""
 
 from __future__ import annotations
 

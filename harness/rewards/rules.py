@@ -1,6 +1,6 @@
 """Is an answer right? Pure functions, one for each answer type; `workers` runs them under a time limit.
 
-The rule of METHOD section 1: the last box against the gold answer, LaTeX- and number-aware, and once more without
+The rule of App. D.1: the last box against the gold answer, LaTeX- and number-aware, and once more without
 degree and percent marks. Libraries are imported on use: the parent process needs none of them.
 """
 

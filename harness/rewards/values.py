@@ -40,7 +40,7 @@ def read(gold: str, answer: str) -> tuple[Measured, Measured]:
 
 
 def both_ways(gold: str, answer: str) -> Iterator[tuple[str, str]]:
-    """The texts, and once more without degree and percent marks where there are any (METHOD section 1)."""
+    """The texts, and once more without degree and percent marks where there are any (App. D.1)."""
     yield gold, answer
     bare = _MARKS.sub("", gold).strip(), _MARKS.sub("", answer).strip()
     if bare != (gold, answer):

@@ -1,4 +1,4 @@
-"""The numbers of a rollout step, one definition each (METHOD section 9; docs/run_folder.md lists them)."""
+"""The numbers of a rollout step, one definition each (docs/run_folder.md lists them)."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("preset", sorted(PUBLISHED))
 def test_defaults_are_the_published_setting(preset):
-    """METHOD sections 2-5 and Table 8."""
+    """Table 8 and Algs. 1-6."""
     method = build(PRESETS[preset])
     assert method is not None
     needs_teacher, options = PUBLISHED[preset]

@@ -1,4 +1,4 @@
-"""A run of ZPPO judged from its folder alone: caps, order, prompts, advantages, flags and buffer (METHOD sections 2-4).
+"""A run of ZPPO judged from its folder alone: caps, order, prompts, advantages, flags and buffer.
 
 The reference is written out here; nothing is imported of the code that made the run but its launch.
 """

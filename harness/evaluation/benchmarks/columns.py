@@ -14,7 +14,7 @@ from typing import Any, Literal, cast, get_args
 
 Family = Literal["LLM", "VLM", "Video"]
 Scoring = Literal["det", "rule_judge", "exact_judge", "bench_judge"]
-"""METHOD section 8: an official metric; a parser, then the shared judge; the box, then the shared judge; an official
+"""App. B.2: an official metric; a parser, then the shared judge; the box, then the shared judge; an official
 judge for every row."""
 
 OPTION_COLUMNS = {

@@ -14,7 +14,7 @@ def cluster(*overrides: str) -> ClusterConfig:
 
 
 def test_the_presets():
-    """METHOD section 6: 64 H100-80GB as 8 nodes of 6 student and 2 teacher GPUs; 8 * 6 ranks share 384 questions."""
+    """Table 8: 64 H100-80GB as 8 nodes of 6 student and 2 teacher GPUs; 8 * 6 ranks share 384 questions."""
     assert cluster() == ClusterConfig(name="local", num_nodes=1, student_gpus=1, teacher_gpus=0, gpu="")
     published = cluster("cluster=8x8")
     assert published == ClusterConfig(name="8x8", num_nodes=8, student_gpus=6, teacher_gpus=2, gpu="H100-80GB")

@@ -78,7 +78,7 @@ print("composed")
 
 
 def test_the_defaults_are_the_published_setting():
-    """METHOD section 6 (Table 8)."""
+    """Table 8."""
     config = check("student=qwen3_5_0_8b")
     update = config.update
     assert (update.learning_rate, update.betas, update.eps, update.weight_decay) == (1e-6, [0.9, 0.999], 1e-8, 0.1)

@@ -1,4 +1,4 @@
-"""The tables against METHOD section 7, and names against what the sources write."""
+"""The tables against App. B.1, and names against what the sources write."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def test_steps(overrides, steps):
 
 
 def test_table_9():
-    """METHOD section 9, for its own setting: 384 questions a step, 12,288 tokens, 200 steps."""
+    """Table 9, for its own setting: 384 questions a step, 12,288 tokens, 200 steps."""
 
     def beside(label: str, *overrides: str) -> tuple[float, float] | None:
         run = config("steps=200", *overrides)
