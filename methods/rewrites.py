@@ -1,4 +1,4 @@
-"""The teacher's rewrites of traces (arXiv 2606.18216, App. D.1): greedy, a failure once more by sampling, then given up."""
+"""The teacher's rewrites of traces (App. D.1): greedy, a failure once more by sampling, then given up."""
 
 from __future__ import annotations
 
