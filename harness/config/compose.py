@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import is_dataclass
@@ -54,8 +53,9 @@ def compose_with_choices(
     if any(override.is_delete() and not group_options(override.key_or_group, config_dir) for override in parsed):
         values = []  # what is deleted may be one of them: Hydra carries all out in their order
     rest = [line for override, line in lines if override not in values] + _lines_of_target(parsed)
-    folders = tuple(map(str, plugins.option_folders()))
-    cfg, choices = _composed(config_name, tuple(rest), config_dir, folders, os.getcwd())
+    folders = tuple(str(folder.resolve()) for folder in plugins.option_folders())
+    own = None if config_dir is None else str(Path(config_dir).resolve())
+    cfg, choices = _composed(config_name, tuple(rest), own, folders)
     cfg = copy.deepcopy(cfg)
     try:
         with open_dict(cfg):
@@ -75,7 +75,7 @@ def _is_value(override: Override, config_dir: str | None) -> bool:
 
 @lru_cache(maxsize=256)
 def _composed(
-    config_name: str, lines: tuple[str, ...], config_dir: str | None, plugins: tuple[str, ...], folder: str
+    config_name: str, lines: tuple[str, ...], config_dir: str | None, plugins: tuple[str, ...]
 ) -> tuple[DictConfig, dict[str, str | None]]:
     """What Hydra makes of the choices of groups. A sweep has few of them and many cells, and each takes 0.2 s."""
     cfg = _hydra_compose(config_name, list(lines), config_dir)
