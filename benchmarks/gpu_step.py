@@ -46,7 +46,7 @@ from harness.rewards.workers import Grader
 from harness.rollout.actors import LiveActors
 from harness.rollout.transformers_engine import TransformersEngine
 from harness.testing.checks import peak_memory
-from harness.training.batching import mini_batches
+from harness.training.batching import deal, mini_batches
 from harness.training.memory import GB, memory_text
 from harness.training.update import Updater
 from harness.types import Prompt, Question, QuestionBatch, ReplayedQuestion, Rewrite, RolloutGroup, Sampler
@@ -145,7 +145,9 @@ def step(
         groups = method.collect(batch, actors, np.random.default_rng(0))
     samples = method.credit(groups)
     updater.fill_old_logprobs(samples)
-    parts = mini_batches(samples, num_batches=method.config.updates_per_step, rng=np.random.default_rng(1))
+    uids = list(dict.fromkeys(sample.uid for sample in samples))
+    dealt = deal(uids, num_batches=method.config.updates_per_step, rng=np.random.default_rng(1))
+    parts = mini_batches(samples, dealt)
     for part in parts:
         if part:
             with clock.measuring("update"):

@@ -168,6 +168,8 @@ class RolloutGroup:
     prompt: Prompt
     rollouts: list[Rollout]
     replayed: bool = False
+    mini_batch: int | None = None
+    """Which mini-batch of the step it is trained in, from 0; dealt before `credit`. None where it is not trained."""
 
     @property
     def accuracy(self) -> float:

@@ -85,7 +85,13 @@ class Method(ABC):
 
     @abstractmethod
     def credit(self, groups: Sequence[RolloutGroup]) -> list[TrainingSample]:
-        """Which tokens are trained, with which advantage or weight. Sees all groups of the step at once."""
+        """Which tokens are trained, with which advantage or weight. Sees all groups of the step at once, and in
+        `RolloutGroup.mini_batch` which of them are trained together."""
+
+    def is_trained(self, group: RolloutGroup) -> bool:
+        """Whether `credit` trains tokens of a group: such groups are dealt to mini-batches before it. Default: those
+        with a rollout of one of `trained_samplers`."""
+        return any(rollout.sampler in self.trained_samplers for rollout in group.rollouts)
 
     @abstractmethod
     def loss(self, logits_NV: torch.Tensor, batch: TokenBatch, teacher: TeacherDistribution | None) -> LossOutput:

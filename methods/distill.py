@@ -97,6 +97,9 @@ class OffPolicyKD(DistillationMethod):
         teacher = actors.teacher(prompts, self.config.teacher_group_size)
         return [*student.list(), *teacher.list()]
 
+    def is_trained(self, group: RolloutGroup) -> bool:
+        return bool(group.correct("teacher"))
+
     def credit(self, groups: Sequence[RolloutGroup]) -> list[TrainingSample]:
         """Right teacher rollouts. With N_x of them for a question, a token of a trace of length L weighs 1 / (L N_x)
         and the trace's norm is 1 / N_x: token mean in a trace, mean over the question's right traces, mean over the
