@@ -273,6 +273,10 @@ class Actors(Protocol):
         """Whether each prompt, its prefix included, leaves the student room for a reply in its context window."""
         ...
 
+    def are_right(self, answers: Sequence[tuple[Question, str]]) -> list[bool]:
+        """Whether each answer, as the content of a box, is right by the run's rule; a judge is not asked."""
+        ...
+
     def count(self, name: str, value: float = 1.0) -> None:
         """Add to the step's metric `section/name`."""
         ...

@@ -25,8 +25,8 @@ def group_advantages(groups: Sequence[Sequence[float]], normalization: Normaliza
     - `none`: A = A';
     - `group`: each group is its own S, the textbook GRPO form (Eq. 1).
 
-    A trivial group (all rewards equal, `is_trivial`) has advantages of exactly 0 in every setting; an empty group gives an empty
-    list. Raises ValueError for another `normalization`.
+    A trivial group (`is_trivial`: all rewards equal) has advantages of exactly 0 in every setting; an empty group gives
+    an empty list. Raises ValueError for another `normalization`.
     """
     if normalization not in NORMALIZATIONS:
         raise ValueError(f"normalization must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}")

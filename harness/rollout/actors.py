@@ -17,7 +17,7 @@ from harness.rewards.boxed import last_boxed
 from harness.rewards.judge.judged import JudgedGrader
 from harness.rewards.workers import Grader
 from harness.rollout.base import RolloutEngine, Sampling
-from harness.types import GroupStream, Prompt, Rewrite, Rollout, RolloutGroup
+from harness.types import GroupStream, Prompt, Question, Rewrite, Rollout, RolloutGroup
 
 TAG_TOKENS = 16
 """Room for the opening and closing tag around a rewrite of the allowed length."""
@@ -193,6 +193,10 @@ class LiveActors:
 
     def fits(self, prompts: Sequence[Prompt]) -> list[bool]:
         return self._fits("student", prompts)
+
+    def are_right(self, answers: Sequence[tuple[Question, str]]) -> list[bool]:
+        with self.clock.running("grade"):
+            return self._grader.are_right(answers)
 
     def close(self) -> None:
         for pool in (*self._pools.values(), *self._grading.values()):

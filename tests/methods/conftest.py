@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from harness.rewards.rules import is_correct
 from harness.types import Prompt, Question, ReplayedQuestion, Rewrite, Rollout, RolloutGroup, Sampler, Verdict
 
 Reply = tuple[str, str | None, float]  # text, boxed answer, reward
@@ -88,6 +89,9 @@ class ScriptedActors:
 
     def fits(self, prompts: Sequence[Prompt]) -> list[bool]:
         return [prompt.uid not in self.too_long for prompt in prompts]
+
+    def are_right(self, answers: Sequence[tuple[Question, str]]) -> list[bool]:
+        return [is_correct(answer, question, "math_verify") for question, answer in answers]
 
     def count(self, name: str, value: float = 1.0) -> None:
         self.counts[name] += value

@@ -62,7 +62,11 @@ def test_rewards_that_differ_by_rounding_are_equal(normalization):
     rounded = [0.1 + 0.2, 0.3, sum([0.1] * 3)]
     large = [1e6 + sum([0.1] * 7), 1e6 + 0.7]
     assert len(set(rounded)) == 2 and sum([0.1] * 10) != 1.0
-    assert group_advantages([rounded, [sum([0.1] * 10), 1.0], large], normalization) == [[0.0] * 3, [0.0] * 2, [0.0] * 2]
+    assert group_advantages([rounded, [sum([0.1] * 10), 1.0], large], normalization) == [
+        [0.0] * 3,
+        [0.0] * 2,
+        [0.0] * 2,
+    ]
     (real,) = group_advantages([[0.3, 0.3001]], normalization)
     assert real[1] > 0 > real[0]
 

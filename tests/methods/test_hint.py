@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
+from harness.rewards.rules import is_correct
 from harness.types import Prompt, Question, Rewrite
 from methods.hint import Hint, HintConfig, gives_answer, hint_outcome
 
@@ -200,12 +202,48 @@ def test_credit_and_metrics_by_hand(actors, batch_of, example):
 def test_which_rewrites_are_hints(text, truncated, outcome):
     reference = "<think>7 + 6 =  13,\nadd 2</think>\\boxed{15}"
     asked = Prompt(uid="q", question=Question(id="q", text="", answer=""), messages=(), reference=reference)
-    assert hint_outcome(asked, rewrite(text, truncated=truncated), "15") == outcome
+    assert hint_outcome(asked, rewrite(text, truncated=truncated), "15", are_right=by_rule("15")) == outcome
+
+
+def by_rule(gold: str):
+    question = Question(id="q", text="", answer=gold)
+    return lambda values: [is_correct(value, question, "math_verify") for value in values]
+
+
+@pytest.mark.parametrize(
+    ("gold", "trace", "text", "outcome"),
+    [
+        (r"\frac{1}{2}", r"\frac{1}{2}", "Simplify; you will get 0.5 in the end.", "gives_answer"),
+        ("1/2", "1/2", "The result is one half.", "gives_answer"),
+        ("12", "12", "It equals twelve.", "gives_answer"),
+        ("1200", "1200", "It is 1,200 in total.", "gives_answer"),
+        ("15", "15", "begin with 8+7", "gives_answer"),  # nothing is left but to write it down
+        ("x+1", "1+x", "look at $f(x) = 1 + x$", "gives_answer"),
+        ("2", "2.0", "it is 2", "gives_answer"),  # the gold answer, where the trace spells it differently
+        ("1/2", "1/2", "halve the 3 of 4 parts, not 0.25", "accepted"),
+        ("15", "15", "begin with 8+6", "accepted"),
+        ("1", "1", "look at one of the sides", "accepted"),
+    ],
+)
+def test_the_answer_in_another_spelling_is_given_too(gold, trace, text, outcome):
+    asked = Prompt(uid="q", question=Question(id="q", text="", answer=""), messages=(), reference="long\nsolution")
+    assert hint_outcome(asked, rewrite(text), trace, are_right=by_rule(gold)) == outcome
+
+
+def test_a_hint_is_graded_against_its_own_question(actors, batch_of):
+    """Both traces read the same; the gold answers differ, and the hint gives that of `a`."""
+    batch = batch_of("a b")
+    batch.new = [dataclasses.replace(question, answer=gold) for question, gold in zip(batch.new, ("1/2", "7"))]
+    replies = {"a/teacher": [("trace", None, 1.0)], "b/teacher": [("trace", None, 1.0)]}
+    models = actors(replies, rewriter=saying("take 0.5"))
+    hint(augment_ratio=1.0, teacher_group_size=1).collect(batch, models, rng())
+    assert [uid for uid in models.prompts if uid.endswith("/hint")] == ["b/hint"]
+    assert models.counts == NONE | {"hint/gives_answer": 2, "hint/redrawn": 1, "hint/accepted": 1}
 
 
 def test_a_trace_that_is_only_a_box_has_no_solution_to_copy():
     asked = Prompt(uid="q", question=Question(id="q", text="", answer=""), messages=(), reference="\\boxed{15}")
-    assert hint_outcome(asked, rewrite("add"), "15") == "accepted"
+    assert hint_outcome(asked, rewrite("add"), "15", are_right=by_rule("15")) == "accepted"
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,9 @@ class CountingActors:
     def fits(self, prompts: Sequence[Prompt]) -> list[bool]:
         return [True] * len(prompts)
 
+    def are_right(self, answers: Sequence[tuple[Question, str]]) -> list[bool]:
+        return [False] * len(answers)
+
     def count(self, name: str, value: float = 1.0) -> None:
         """Ignored: what a method counts, other than tokens, is not asked for."""
 

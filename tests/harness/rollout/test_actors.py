@@ -70,6 +70,12 @@ def make(chat):
         yield build
 
 
+def test_single_answers_are_graded_by_the_rule(make):
+    actors = make(Told("student", {}))
+    half = Question(id="h", text="", answer=r"\frac{1}{2}")
+    assert actors.are_right([(half, "0.5"), (half, "2"), (prompt("a").question, "4/2")]) == [True, False, True]
+
+
 def test_groups_come_back_graded_in_the_order_of_the_prompts(make):
     student = Told("student", {"a": ["\\boxed{2}", "\\boxed{3}"], "b": ["no box", "\\boxed{2.0}"]})
     actors = make(student)
