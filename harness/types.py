@@ -273,6 +273,10 @@ class Actors(Protocol):
         """Whether each prompt, its prefix included, leaves the student room for a reply in its context window."""
         ...
 
+    def boxed(self, completion_ids: Sequence[int]) -> str | None:
+        """The answer that a grader would read in a reply of these tokens: the content of its last whole box."""
+        ...
+
     def are_right(self, answers: Sequence[tuple[Question, str]]) -> list[bool]:
         """Whether each answer, as the content of a box, is right by the run's rule; a judge is not asked."""
         ...

@@ -194,6 +194,9 @@ class LiveActors:
     def fits(self, prompts: Sequence[Prompt]) -> list[bool]:
         return self._fits("student", prompts)
 
+    def boxed(self, completion_ids: Sequence[int]) -> str | None:
+        return last_boxed(self._chat.decode(completion_ids))
+
     def are_right(self, answers: Sequence[tuple[Question, str]]) -> list[bool]:
         with self.clock.running("grade"):
             return self._grader.are_right(answers)

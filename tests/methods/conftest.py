@@ -11,6 +11,8 @@ import pytest
 from harness.rewards.rules import is_correct
 from harness.types import Prompt, Question, ReplayedQuestion, Rewrite, Rollout, RolloutGroup, Sampler, Verdict
 
+BOX = 99
+"""The token whose text is a whole box."""
 Reply = tuple[str, str | None, float]  # text, boxed answer, reward
 
 
@@ -89,6 +91,9 @@ class ScriptedActors:
 
     def fits(self, prompts: Sequence[Prompt]) -> list[bool]:
         return [prompt.uid not in self.too_long for prompt in prompts]
+
+    def boxed(self, completion_ids: Sequence[int]) -> str | None:
+        return "a box" if BOX in completion_ids else None
 
     def are_right(self, answers: Sequence[tuple[Question, str]]) -> list[bool]:
         return [is_correct(answer, question, "math_verify") for question, answer in answers]

@@ -233,7 +233,9 @@ def test_the_answer_in_another_spelling_is_given_too(gold, trace, text, outcome)
 def test_a_hint_is_graded_against_its_own_question(actors, batch_of):
     """Both traces read the same; the gold answers differ, and the hint gives that of `a`."""
     batch = batch_of("a b")
-    batch.new = [dataclasses.replace(question, answer=gold) for question, gold in zip(batch.new, ("1/2", "7"))]
+    batch.new = [
+        dataclasses.replace(question, answer=gold) for question, gold in zip(batch.new, ("1/2", "7"), strict=True)
+    ]
     replies = {"a/teacher": [("trace", None, 1.0)], "b/teacher": [("trace", None, 1.0)]}
     models = actors(replies, rewriter=saying("take 0.5"))
     hint(augment_ratio=1.0, teacher_group_size=1).collect(batch, models, rng())

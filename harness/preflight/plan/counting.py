@@ -103,6 +103,9 @@ class CountingActors:
     def fits(self, prompts: Sequence[Prompt]) -> list[bool]:
         return [True] * len(prompts)
 
+    def boxed(self, completion_ids: Sequence[int]) -> str | None:
+        return None
+
     def are_right(self, answers: Sequence[tuple[Question, str]]) -> list[bool]:
         return [False] * len(answers)
 

@@ -76,6 +76,14 @@ def test_single_answers_are_graded_by_the_rule(make):
     assert actors.are_right([(half, "0.5"), (half, "2"), (prompt("a").question, "4/2")]) == [True, False, True]
 
 
+def test_a_whole_box_in_some_tokens(make, chat):
+    actors = make(Told("student", {}))
+    ids = chat.encode_text("so \\boxed{12} holds")
+    assert actors.boxed(ids) == "12" and actors.boxed([]) is None
+    cut = next(n for n in range(len(ids)) if actors.boxed(ids[:n]))
+    assert chat.decode(ids[:cut]).endswith("}") and actors.boxed(ids[: cut - 1]) is None
+
+
 def test_groups_come_back_graded_in_the_order_of_the_prompts(make):
     student = Told("student", {"a": ["\\boxed{2}", "\\boxed{3}"], "b": ["no box", "\\boxed{2.0}"]})
     actors = make(student)
