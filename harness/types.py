@@ -270,7 +270,9 @@ class Actors(Protocol):
         ...
 
     def fits(self, prompts: Sequence[Prompt]) -> list[bool]:
-        """Whether each prompt, its prefix included, leaves the student room for a reply in its context window."""
+        """Whether each prompt leaves the student's context window room for the longest reply that is allowed
+        (`rollout.max_response_tokens`, of which a prefix is the first part), or for half the window where that is less.
+        """
         ...
 
     def boxed(self, completion_ids: Sequence[int]) -> str | None:

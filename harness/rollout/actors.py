@@ -143,7 +143,8 @@ class LiveActors:
 
     def rewrite(self, prompts: Sequence[Prompt], *, tag: str, max_tokens: int, sample: bool = False) -> list[Rewrite]:
         sampling = self._sampling(1, temperature=1.0 if sample else 0.0, max_new_tokens=max_tokens + TAG_TOKENS)
-        fitting = [prompt for prompt, fits in zip(prompts, self._fits("teacher", prompts), strict=True) if fits]
+        fits = self._fits("teacher", prompts, max_tokens + TAG_TOKENS)
+        fitting = [prompt for prompt, fitted in zip(prompts, fits, strict=True) if fitted]
         future = self._pools["teacher"].submit(lambda: list(self._generate("teacher", fitting, sampling)))
         by_uid = {group.uid: group for group in future.result()}
         done = self._read_rewrites([by_uid[prompt.uid] for prompt in fitting], tag, max_tokens, sample)
@@ -192,7 +193,7 @@ class LiveActors:
         return groups
 
     def fits(self, prompts: Sequence[Prompt]) -> list[bool]:
-        return self._fits("student", prompts)
+        return self._fits("student", prompts, self._config.max_response_tokens)
 
     def boxed(self, completion_ids: Sequence[int]) -> str | None:
         return last_boxed(self._chat.decode(completion_ids))
@@ -205,9 +206,15 @@ class LiveActors:
         for pool in (*self._pools.values(), *self._grading.values()):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _fits(self, name: str, prompts: Sequence[Prompt]) -> list[bool]:
+    def _fits(self, name: str, prompts: Sequence[Prompt], max_reply: int) -> list[bool]:
+        """Whether each prompt leaves room for a reply of so many tokens, its prefix included.
+
+        A group whose replies are cut shorter than those of plain groups would learn that its prompt makes them wrong.
+        A window of less than two such replies has to hold half a window after the prompt: else nothing would fit.
+        """
         window = self._engine(name).context_window
-        return [self._chat.num_tokens_of(prompt) < window for prompt in prompts]
+        rooms = [min(max(1, max_reply - len(prompt.prefix_ids)), window // 2) for prompt in prompts]
+        return [self._chat.num_tokens_of(p) + room <= window for p, room in zip(prompts, rooms, strict=True)]
 
     def _sample(self, name: str, prompts: Iterable[Prompt], num_rollouts: int) -> Stream:
         sampling = self._sampling(num_rollouts)

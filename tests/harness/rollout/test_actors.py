@@ -60,10 +60,9 @@ def prompt(uid, answer="2", reference=None):
 def make(chat):
     with Grader(RewardConfig()) as grader:
 
-        def build(student, teacher=None):
-            actors = LiveActors(
-                student=student, teacher=teacher, chat=chat, grader=grader, config=RolloutConfig(), seed=5
-            )
+        def build(student, teacher=None, config=None):
+            config = config or RolloutConfig()
+            actors = LiveActors(student=student, teacher=teacher, chat=chat, grader=grader, config=config, seed=5)
             actors.begin(3)
             return actors
 
@@ -191,23 +190,32 @@ def test_demonstrations_end_like_a_reply(make, chat):
     assert (rollout.sampler, rollout.reward, rollout.answer) == ("teacher", 1.0, "2")
 
 
-def test_a_prompt_fits_if_it_leaves_room_for_one_token(make, chat):
-    """Window 40: prompt and prefix together may have 39 tokens."""
+def test_a_prompt_fits_if_it_leaves_room_for_the_longest_reply(make, chat):
+    """Replies of at most 6 tokens, a prefix among them."""
     student = Told("student", {})
-    student.context_window = 40
     num_tokens = len(chat.pack(prompt("a")).ids)
+    actors = make(student, config=RolloutConfig(max_response_tokens=6))
 
     def given(number):
         return dataclasses.replace(prompt("a"), prefix_ids=(4,) * number)
 
-    actors = make(student)
-    room = 39 - num_tokens
-    assert actors.fits([given(room), given(room + 1), given(0)]) == [True, False, True]
-    student.context_window = num_tokens
-    assert actors.fits([given(0)]) == [False]
-    student.context_window = num_tokens + 1
-    assert actors.fits([given(0)]) == [True]
+    def fits(spare, *numbers):
+        student.context_window = num_tokens + spare
+        return actors.fits([given(number) for number in numbers])
+
+    assert fits(6, 0, 2, 5) == [True] * 3  # 2 given and 4 to come
+    assert fits(5, 0, 2) == [False] * 2  # the old rule, one token, would take both
+    assert fits(30, 0) == [True] and fits(0, 0) == [False]
     assert actors.fits([]) == [] and student.asked == []
+
+
+def test_half_a_window_is_room_enough_where_a_reply_may_fill_it(make, chat):
+    """Replies of 12,288 tokens (Table 8) and a window of 40: a prompt may have 20."""
+    student = Told("student", {})
+    student.context_window = 40
+    spare = 20 - len(chat.pack(prompt("a")).ids)
+    given = [dataclasses.replace(prompt("a"), prefix_ids=(4,) * number) for number in (spare, spare + 1)]
+    assert make(student).fits(given) == [True, False]
 
 
 def test_it_is_the_students_window_that_counts(make, chat):
