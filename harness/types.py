@@ -261,8 +261,20 @@ class Actors(Protocol):
 
     def teacher(self, prompts: Iterable[Prompt], num_rollouts: int) -> GroupStream: ...
 
-    def rewrite(self, prompts: Sequence[Prompt], *, tag: str, max_tokens: int, sample: bool = False) -> list[Rewrite]:
-        """Teacher text between `<tag>` and `</tag>`, greedy unless `sample`; in the order of the prompts."""
+    def rewrite(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        tag: str,
+        max_tokens: int,
+        sample: bool = False,
+        reply_tokens: int | None = None,
+    ) -> list[Rewrite]:
+        """Teacher text between `<tag>` and `</tag>`, greedy unless `sample`; in the order of the prompts.
+
+        The text may have `max_tokens`, the complete reply with its thinking `reply_tokens`: by default as many, and
+        some for the tags.
+        """
         ...
 
     def demonstrate(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[RolloutGroup]:

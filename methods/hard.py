@@ -48,6 +48,23 @@ class AugmentConfig(TeacherAidedConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RewriteConfig(AugmentConfig):
+    """Options of the methods whose prompts show what the teacher has rewritten."""
+
+    rewrite_tokens: int | None = None
+    """Most tokens of a reply in which the teacher rewrites a trace, thinking included; the text between the tags keeps
+    its own limit. `null` is that limit and 16 for the tags, which leaves a teacher that thinks no room."""
+
+    def check_rewrite_tokens(self, limit: str) -> None:
+        """Raises ValueError where a reply could not hold the text that the option `limit` allows."""
+        if self.rewrite_tokens is not None and self.rewrite_tokens < getattr(self, limit):
+            raise ValueError(
+                f"method.rewrite_tokens={self.rewrite_tokens} is less than method.{limit}={getattr(self, limit)}, "
+                "which is a part of it: raise it, or lower the other"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class GuidedConfig(AugmentConfig):
     """Options of the methods whose further prompts are led by one right teacher trace."""
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from harness.types import Actors, Prompt, PromptKind, Question, Rewrite
 from methods.contract import MethodConfig
-from methods.hard import GuidedConfig, GuidedMethod
+from methods.hard import GuidedConfig, GuidedMethod, RewriteConfig
 from methods.keys import register
 from methods.prompts import hint_text, response_text, user_turn, write_hint_text
 from methods.rewrites import ACCEPTED, Rewriter, Trace
@@ -22,7 +22,7 @@ _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class HintConfig(GuidedConfig):
+class HintConfig(RewriteConfig, GuidedConfig):
     """Options of the method that appends a hint to a hard question."""
 
     hint_max_tokens: int = 512
@@ -33,6 +33,7 @@ class HintConfig(GuidedConfig):
         super().__post_init__()
         if self.hint_max_tokens < 1:
             raise ValueError(f"method.hint_max_tokens must be at least 1, got {self.hint_max_tokens}")
+        self.check_rewrite_tokens("hint_max_tokens")
 
 
 @register("hint")
@@ -57,6 +58,7 @@ class Hint(GuidedMethod):
             kind="write_hint",
             tag="hint",
             max_tokens=self.config.hint_max_tokens,
+            reply_tokens=self.config.rewrite_tokens,
             ask=partial(write_hint_text, max_tokens=self.config.hint_max_tokens),
             outcome=outcome,
             outcomes=OUTCOMES,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from harness.types import Actors, Prompt, Question, QuestionBatch, Rewrite, RolloutGroup
 from methods.contract import MethodConfig
-from methods.hard import AugmentConfig, early_teacher_groups, fitting, hard_groups, num_slots, ranked, right_trace
+from methods.hard import RewriteConfig, early_teacher_groups, fitting, hard_groups, num_slots, ranked, right_trace
 from methods.keys import register
 from methods.policy import PolicyGradientMethod
 from methods.prompts import bcq_text, compress_text, ncq_text, response_text, user_turn
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZPPOConfig(AugmentConfig):
+class ZPPOConfig(RewriteConfig):
     """Options of ZPPO and its ablations (Alg. 1)."""
 
     bcq: bool = True
@@ -52,6 +52,7 @@ class ZPPOConfig(AugmentConfig):
         for name in ("compress_max_lines", "compress_max_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"method.{name} must be at least 1, got {getattr(self, name)}")
+        self.check_rewrite_tokens("compress_max_tokens")
         if self.augment_ratio == 0 or not (self.bcq or self.ncq):
             raise ValueError("without BCQ and NCQ prompts zppo is GRPO: use method=grpo or method=grpo_replay")
         for name, form in (("bcq_positive", "bcq"), ("ncq_source", "ncq")):
@@ -221,6 +222,7 @@ class Candidates:
                 kind="compress",
                 tag="summary",
                 max_tokens=config.compress_max_tokens,
+                reply_tokens=config.rewrite_tokens,
                 ask=partial(compress_text, max_lines=config.compress_max_lines, max_tokens=config.compress_max_tokens),
                 outcome=partial(summary_outcome, max_lines=config.compress_max_lines),
                 outcomes=self.OUTCOMES,

@@ -74,9 +74,18 @@ class ScriptedActors:
     def teacher(self, prompts: Iterable[Prompt], num_rollouts: int) -> ScriptedStream:
         return self._sample("teacher", prompts, num_rollouts)
 
-    def rewrite(self, prompts: Sequence[Prompt], *, tag: str, max_tokens: int, sample: bool = False) -> list[Rewrite]:
+    def rewrite(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        tag: str,
+        max_tokens: int,
+        sample: bool = False,
+        reply_tokens: int | None = None,
+    ) -> list[Rewrite]:
         names = " ".join(p.uid for p in prompts)
-        self.log.append(f"rewrite <{tag}> {max_tokens} {'sampled' if sample else 'greedy'}: {names}")
+        budget = f"{max_tokens} in {reply_tokens}" if reply_tokens else str(max_tokens)
+        self.log.append(f"rewrite <{tag}> {budget} {'sampled' if sample else 'greedy'}: {names}")
         self.rewritten += prompts
         rewriter = self.rewriter or short
         return [rewriter(prompt, sample) for prompt in prompts]

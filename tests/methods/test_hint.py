@@ -155,6 +155,12 @@ def test_a_bad_hint_is_redrawn_once_then_skipped(actors, batch_of, example):
     assert "at most 64 tokens" in models.rewritten[0].messages[0]["content"]
 
 
+def test_the_budget_of_a_reply_reaches_the_teacher(actors, batch_of, example):
+    models = actors(example, rewriter=saying("begin"))
+    hint(rewrite_tokens=4096).collect(batch_of("a b c d"), models, rng())
+    assert models.log[4] == "rewrite <hint> 512 in 4096 greedy: c/write_hint/teacher/1 b/write_hint/teacher/0"
+
+
 def test_every_refused_hint_is_counted_by_its_reason(actors, batch_of, example):
     """The answer is that of the trace: 42 for c, 3 for b."""
     models = actors(example, rewriter=saying("think of 42"))
@@ -289,6 +295,11 @@ def test_what_gives_the_answer(answer, hint, given):
     ("options", "message"),
     [
         ({"hint_max_tokens": 0}, "method.hint_max_tokens must be at least 1, got 0"),
+        (
+            {"rewrite_tokens": 500},
+            "method.rewrite_tokens=500 is less than method.hint_max_tokens=512, which is a part of it: raise it, or "
+            "lower the other",
+        ),
         ({"augment_ratio": 1.5}, "method.augment_ratio must lie in [0, 1], got 1.5"),
         ({"augment_ratio": -0.1}, "method.augment_ratio must lie in [0, 1], got -0.1"),
         ({"teacher_group_size": 0}, "method.teacher_group_size must be at least 1, got 0"),

@@ -142,6 +142,18 @@ def test_rewrites_are_read_from_their_tags_and_compared(make, chat):
     assert (sampling.temperature, sampling.num_rollouts, sampling.max_new_tokens) == (0.0, 1, 46)
 
 
+def test_a_teacher_that_thinks_has_a_budget_of_its_own(make):
+    """The reply may have 200 tokens, the text between the tags 30: thinking does not count there."""
+    thought = "<think>" + "1+1=2 " * 20 + "</think>"
+    texts = {"short": [f"{thought}<summary>\\boxed{{2}}</summary>"]}
+    texts["long"] = [f"{thought}<summary>{'1+1=2 ' * 20}\\boxed{{2}}</summary>"]
+    teacher = Told("teacher", texts)
+    prompts = [prompt(uid, reference="\\boxed{2}") for uid in texts]
+    short, long = make(Told("student", {}), teacher).rewrite(prompts, tag="summary", max_tokens=30, reply_tokens=200)
+    assert teacher.asked[0][1].max_new_tokens == 200
+    assert (short.text, short.truncated, long.truncated) == ("\\boxed{2}", False, True)
+
+
 @pytest.mark.parametrize(
     ("reply", "text"),
     [
