@@ -215,6 +215,8 @@ class Rewrite:
     same_answer: bool
     """The rewrite's boxed answer equals the reference's (both None counts as equal)."""
     truncated: bool
+    ends_with_box: bool = True
+    """Nothing but punctuation stands behind the box of the answer."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -271,10 +271,11 @@ class Candidates:
 
 
 def summary_outcome(prompt: Prompt, rewrite: Rewrite, *, max_lines: int) -> str:
-    """`accepted`, or why a rewrite is no summary: over a cap, empty, or with another answer."""
+    """`accepted`, or why a rewrite is no summary: over a cap, empty, or without the answer as its end."""
     num_lines = sum(bool(line.strip()) for line in rewrite.text.splitlines())
     if rewrite.truncated or num_lines > max_lines:
         return "too_long"
     if not rewrite.text.strip():
         return "no_summary"
-    return ACCEPTED if rewrite.same_answer else "other_answer"
+    ends_with_answer = rewrite.answer is None or rewrite.ends_with_box  # a trace may have no answer to keep
+    return ACCEPTED if rewrite.same_answer and ends_with_answer else "other_answer"

@@ -13,7 +13,7 @@ from harness.errors import UserError
 from harness.models.chat import Chat
 from harness.process.preemption import at
 from harness.process.step_clock import Activity, StepClock
-from harness.rewards.boxed import last_boxed
+from harness.rewards.boxed import ends_with_box, last_boxed
 from harness.rewards.judge.judged import JudgedGrader
 from harness.rewards.workers import Grader
 from harness.rollout.base import RolloutEngine, Sampling
@@ -176,7 +176,12 @@ class LiveActors:
             rollout.verdict = "correct" if equal else "wrong"
             truncated = rollout.finish_reason == "length" or len(self._chat.encode_text(text)) > max_tokens
             rewrites[group.uid] = Rewrite(
-                uid=group.uid, text=text, answer=answer, same_answer=equal, truncated=truncated
+                uid=group.uid,
+                text=text,
+                answer=answer,
+                same_answer=equal,
+                truncated=truncated,
+                ends_with_box=ends_with_box(text),
             )
         return rewrites
 

@@ -154,6 +154,13 @@ def test_a_teacher_that_thinks_has_a_budget_of_its_own(make):
     assert (short.text, short.truncated, long.truncated) == ("\\boxed{2}", False, True)
 
 
+def test_a_rewrite_says_whether_its_box_is_last(make):
+    texts = {"last": ["<summary>1+1\n\\boxed{2}.</summary>"], "first": ["<summary>\\boxed{2}\n1+1=2</summary>"]}
+    prompts = [prompt(uid, reference="\\boxed{2}") for uid in texts]
+    rewrites = make(Told("student", {}), Told("teacher", texts)).rewrite(prompts, tag="summary", max_tokens=30)
+    assert [(r.same_answer, r.ends_with_box) for r in rewrites] == [(True, True), (True, False)]
+
+
 @pytest.mark.parametrize(
     ("reply", "text"),
     [
