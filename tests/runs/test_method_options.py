@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from harness.app import main
+from harness.models.tiny import tiny_path
 from harness.training.batching import deal
 
 OPTIONS = [
@@ -44,6 +45,28 @@ def test_advantages_are_normalised_within_their_mini_batch(rollouts):
             found = student.loc[student["uid"] == uid, "advantage"].tolist()
             assert found == pytest.approx([value / (sigmas[-1] + 1e-6) for value in group], abs=1e-5)
     assert len({round(sigma, 3) for sigma in sigmas}) > 1  # or this would hold for the step as well
+
+
+def test_thinking_that_is_off_and_asked_for_is_said_ahead_of_a_run_and_in_its_log(tmp_path, capsys):
+    template = (tiny_path("xs") / "chat_template.jinja").read_text(encoding="utf-8")
+    closed = "{% if add_generation_prompt and not enable_thinking %}<think></think>{% endif %}"
+    (tmp_path / "closes.jinja").write_text(template + closed, encoding="utf-8")
+    said = "student.enable_thinking=false keeps replies from thinking"
+    words = ["method=grpo", "student=tiny_xs", "eval=none", f"outputs={tmp_path}"]
+    for override, expected in ((f"student.chat_template={tmp_path}/closes.jinja", True), ("seed=0", False)):
+        assert main(["doctor", *words, override]) == 0
+        assert (said in " ".join(capsys.readouterr().out.split())) is expected
+    small = [
+        "steps=1",
+        "method.group_size=2",
+        "data.batch_size=2",
+        "data.pool_size=8",
+        "rollout.max_response_tokens=8",
+        "num_threads=1",
+    ]
+    assert main(["train", *words, *small, f"student.chat_template={tmp_path}/closes.jinja"]) == 0
+    (log,) = tmp_path.rglob("run.log")
+    assert said in log.read_text()
 
 
 def test_the_option_is_recorded(folder):
