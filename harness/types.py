@@ -389,7 +389,7 @@ class TeacherDistribution:
 
     @property
     def logits_NV(self) -> torch.Tensor:
-        """At the sampling temperature. Raises ValueError for the partial form."""
+        """At the temperature of the student's (`Method.logit_temperature`). Raises ValueError for the partial form."""
         if self._logits_NV is None:
             raise ValueError(
                 "the served teacher gives top-k log-probabilities, not logits_NV: use methods.base.distillation_loss, "

@@ -95,7 +95,12 @@ class Method(ABC):
 
     @abstractmethod
     def loss(self, logits_NV: torch.Tensor, batch: TokenBatch, teacher: TeacherDistribution | None) -> LossOutput:
-        """Loss of the N trained tokens of one chunk, before weights. Logits are fp32, divided by the temperature."""
+        """Loss of the N trained tokens of one chunk, before weights. Logits are fp32, divided by `logit_temperature`."""
+
+    def logit_temperature(self, sampling: float) -> float:
+        """The temperature of the logits that `loss` is given, of student and teacher alike. Default: that of sampling,
+        as a ratio to the probability of what was sampled needs it."""
+        return sampling
 
     def metrics(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
         """Further `section/name` numbers of a step, read off its groups."""

@@ -66,6 +66,10 @@ class DistillationMethod(Method):
     Config: ClassVar[type[MethodConfig]] = DistillConfig
     needs_teacher: TeacherUse = "distribution"
 
+    def logit_temperature(self, sampling: float) -> float:
+        """The divergence is one of the models' own distributions, however boldly they sample."""
+        return 1.0
+
     def loss(self, logits_NV: torch.Tensor, batch: TokenBatch, teacher: TeacherDistribution | None) -> LossOutput:
         assert teacher is not None, "the trainer gives the teacher's distribution to methods that need it"
         loss_N = distillation_loss(logits_NV, teacher, self.config.jsd_beta)
