@@ -95,7 +95,7 @@ class Method(ABC):
 
     @abstractmethod
     def loss(self, logits_NV: torch.Tensor, batch: TokenBatch, teacher: TeacherDistribution | None) -> LossOutput:
-        """Loss of the N trained tokens of one chunk, before weights. Logits are fp32, divided by `logit_temperature`."""
+        """Loss of the N trained tokens of one chunk, before weights. Logits are fp32, over `logit_temperature`."""
 
     def logit_temperature(self, sampling: float) -> float:
         """The temperature of the logits that `loss` is given, of student and teacher alike. Default: that of sampling,

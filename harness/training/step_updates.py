@@ -103,6 +103,7 @@ class StepUpdates:
         )
         row |= {
             "train/num_updates": float(len(rows)),
+            "train/inert_updates": float(sum(all(sample.inert for sample in part) for part in made)),
             "train/empty_mini_batches": float(sum(not part for part in parts)),
             "train/nonfinite_skipped": float(progress.num_skipped),
             "train/padding_frac": 1.0 - num_read / num_padded if num_padded else 0.0,

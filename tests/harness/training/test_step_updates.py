@@ -87,3 +87,29 @@ def test_old_log_probabilities_are_written_to_the_bit():
     state, tensors = progress.pack()
     back = Progress.unpack(json.loads(json.dumps(state)), tensors, progress.rng)
     assert repr(back) == repr(progress)
+
+
+def test_an_update_of_inert_samples_alone_is_counted_and_still_moves_weights(make, make_samples):
+    """Four groups in parts of two, one and one. The second is inert: the momentum of the first moves the weights."""
+    samples = make_samples(8)
+    dealt = dealt_of(samples)
+    assert list(map(len, dealt)) == [2, 1, 1]
+    for sample in samples:
+        if sample.uid in dealt[1]:
+            sample.advantages, sample.inert = [0.0] * len(sample.token_ids), True
+    updates, updater = make(weight_decay=0.0)
+    head = updater.student.module.get_output_embeddings().weight
+    seen = []
+
+    def note(name: str) -> None:
+        if name.startswith("update-"):
+            seen.append(head.detach().clone())
+
+    preemption.watch(note)
+    try:
+        row = updates.run(1, samples, dealt)
+    finally:
+        preemption.watch(None)
+    assert (row["train/inert_updates"], row["train/num_updates"]) == (1.0, 3.0)
+    assert not torch.equal(seen[0], seen[1])
+    assert make()[0].run(1, make_samples(8), dealt)["train/inert_updates"] == 0.0
