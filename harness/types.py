@@ -122,6 +122,8 @@ class Prompt:
     """For `Actors.rewrite`: the response that is rewritten, whose answer the rewrite is compared with."""
     positive_answer: str | None = None
     """Candidate prompts, for the audit: the boxed answer of the right trace; an NCQ does not show it."""
+    positive_position: int | None = None
+    """Where the right trace stands among the candidates of a BCQ, from 0."""
     negative_answers: tuple[str, ...] = ()
     """Candidate prompts, for the audit: the boxed answers of the wrong traces."""
 

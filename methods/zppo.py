@@ -74,6 +74,11 @@ class Reformulation:
     positive: Trace | None
     answers: tuple[str, ...] = ()
 
+    @property
+    def positive_position(self) -> int | None:
+        """Where the right trace is shown; None where it is not."""
+        return next((i for i, trace in enumerate(self.shown) if trace is self.positive), None)
+
 
 @register("zppo")
 class ZPPO(PolicyGradientMethod):
@@ -249,6 +254,7 @@ class Candidates:
             messages=user_turn(question, text),
             kind=item.kind,
             positive_answer=self._positive_answer(item),
+            positive_position=item.positive_position,
             negative_answers=tuple(dict.fromkeys(answer for answer in (*item.answers, *negatives) if answer)),
         )
 

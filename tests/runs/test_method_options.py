@@ -47,6 +47,21 @@ def test_advantages_are_normalised_within_their_mini_batch(rollouts):
     assert len({round(sigma, 3) for sigma in sigmas}) > 1  # or this would hold for the step as well
 
 
+def test_the_place_of_the_right_candidate_is_recorded_and_audited(folder, rollouts, capsys):
+    """A BCQ's candidates stand in its prompt; the audit counts replies by the place of the right one."""
+    bcq = rollouts[rollouts["kind"] == "bcq"]
+    assert len(bcq) and rollouts.loc[rollouts["kind"] != "bcq", "positive_position"].isna().all()
+    for _, row in bcq.iterrows():
+        candidates = row["prompt_text"].split("<candidate>\n")[1:]
+        assert ["\\boxed{" + row["gold"] + "}" in text for text in candidates].index(True) == row["positive_position"]
+    assert main(["audit", str(folder)]) == 0
+    table = capsys.readouterr().out.partition("BCQ by the place of the right trace\n")[2].splitlines()[1:3]
+    for place, line in enumerate(table):
+        rewards = bcq.loc[bcq["positive_position"] == place, "reward"]
+        share = f"{100 * rewards.mean():.1f}" if len(rewards) else "-"
+        assert line.split()[:3] == [("first", "second")[place], str(len(rewards)), share]
+
+
 def test_thinking_that_is_off_and_asked_for_is_said_ahead_of_a_run_and_in_its_log(tmp_path, capsys):
     template = (tiny_path("xs") / "chat_template.jinja").read_text(encoding="utf-8")
     closed = "{% if add_generation_prompt and not enable_thinking %}<think></think>{% endif %}"
