@@ -40,6 +40,10 @@ class ZPPOConfig(RewriteConfig):
     given up."""
     compress_max_tokens: int = 512
     """Most tokens of a summary, 1 or more (published: 512). A longer one is redrawn once, then given up."""
+    ncq_on_failed_rewrite: Literal["skip_prompt", "drop_trace"] = "skip_prompt"
+    """What an NCQ does where a trace has no usable summary. `skip_prompt`: it is given up, and its slot is free;
+    `drop_trace`: it shows the other traces, if any, and still lists all answers. Of 8 traces with 5% failures each,
+    34% of the prompts are given up otherwise."""
     bcq_positive: Literal["right", "wrong"] = "right"
     """What a BCQ shows next to the wrong student trace. `right`: a right teacher trace (published); `wrong`: a second
     wrong trace, as a control on the same questions."""
@@ -55,7 +59,12 @@ class ZPPOConfig(RewriteConfig):
         self.check_rewrite_tokens("compress_max_tokens")
         if self.augment_ratio == 0 or not (self.bcq or self.ncq):
             raise ValueError("without BCQ and NCQ prompts zppo is GRPO: use method=grpo or method=grpo_replay")
-        for name, form in (("bcq_positive", "bcq"), ("ncq_source", "ncq")):
+        needs = (
+            ("bcq_positive", "bcq"),
+            ("ncq_source", "ncq"),
+            *(("ncq_on_failed_rewrite", n) for n in ("ncq", "compress")),
+        )
+        for name, form in needs:
             if getattr(self, name) != getattr(type(self), name) and not getattr(self, form):
                 raise ValueError(f"method.{name}={getattr(self, name)} needs method.{form}=true")
 
@@ -219,6 +228,7 @@ class Candidates:
     def __init__(self, actors: Actors, config: ZPPOConfig) -> None:
         self._actors = actors
         self._num_skipped = 0
+        self._may_drop = config.ncq_on_failed_rewrite == "drop_trace"
         self._rewriter: Rewriter | None = None
         if config.compress:
             self._rewriter = Rewriter(
@@ -238,16 +248,19 @@ class Candidates:
             self._rewriter.prepare([trace for item in wave for trace in item.shown])
 
     def prompt(self, item: Reformulation) -> Prompt | None:
-        """None, counted, where one of the traces could not be compressed."""
-        shown = [self._candidate(trace) for trace in item.shown]
-        kept = [candidate for candidate in shown if candidate is not None]
-        if len(kept) < len(shown):
+        """None, counted, where a trace that it needs could not be compressed."""
+        candidates = [(trace, self._candidate(trace)) for trace in item.shown]
+        kept = [(trace, candidate) for trace, candidate in candidates if candidate is not None]
+        num_failed = len(candidates) - len(kept)
+        if num_failed and not (kept and self._may_drop and item.kind == "ncq"):
             self._num_skipped += 1
             self._actors.count(f"{item.kind}/skipped_rewrites")
             return None
-        question, texts = item.question, [text for text, _ in kept]
+        if num_failed:
+            self._actors.count("ncq/dropped_traces", num_failed)
+        question, texts = item.question, [text for _, (text, _) in kept]
         text = bcq_text(question, texts) if item.kind == "bcq" else ncq_text(question, item.answers, texts)
-        negatives = [answer for trace, (_, answer) in zip(item.shown, kept, strict=True) if trace is not item.positive]
+        negatives = [answer for trace, (_, answer) in kept if trace is not item.positive]
         return Prompt(
             uid=f"{question.id}/{item.kind}",
             question=question,
