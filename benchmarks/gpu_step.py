@@ -104,15 +104,9 @@ class CoinActors(LiveActors):
             rollout.answer = group.prompt.question.answer if right else str(rollout.index)
 
     def rewrite(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        tag: str,
-        max_tokens: int,
-        sample: bool = False,
-        reply_tokens: int | None = None,
+        self, prompts: Sequence[Prompt], *, tag: str, max_tokens: int, sample: bool = False, budget: int | None = None
     ) -> list[Rewrite]:
-        written = super().rewrite(prompts, tag=tag, max_tokens=max_tokens, sample=sample, reply_tokens=reply_tokens)
+        written = super().rewrite(prompts, tag=tag, max_tokens=max_tokens, sample=sample, budget=budget)
         text = "1" * max_tokens  # a token a digit
         return [
             Rewrite(uid=rewrite.uid, text=text, answer=None, same_answer=True, truncated=False) for rewrite in written

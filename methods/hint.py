@@ -58,7 +58,7 @@ class Hint(GuidedMethod):
             kind="write_hint",
             tag="hint",
             max_tokens=self.config.hint_max_tokens,
-            reply_tokens=self.config.rewrite_tokens,
+            budget=self.config.rewrite_tokens,
             ask=partial(write_hint_text, max_tokens=self.config.hint_max_tokens),
             outcome=outcome,
             outcomes=OUTCOMES,

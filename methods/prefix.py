@@ -35,7 +35,7 @@ class Prefix(GuidedMethod):
     kind: ClassVar[PromptKind] = "prefix"
 
     def is_usable(self, trace: Rollout, actors: Actors) -> bool:
-        """A prefix with a whole box is an answer: every continuation without a box would be right."""
+        """A prefix with a complete box is an answer: every continuation without a box would be right."""
         if actors.boxed(first_tokens(trace, self.config.prefix_ratio)) is None:
             return True
         actors.count("prefix/boxed")

@@ -31,14 +31,14 @@ class Rewriter:
         ask: Callable[[str], str],
         outcome: Callable[[Prompt, Rewrite], str],
         outcomes: Sequence[str],
-        reply_tokens: int | None = None,
+        budget: int | None = None,
     ) -> None:
         self._actors = actors
         self._section = section
         self._kind: PromptKind = kind
         self._tag = tag
         self._max_tokens = max_tokens
-        self._reply_tokens = reply_tokens
+        self._budget = budget
         self._ask = ask
         self._outcome = outcome
         self._rewrites: dict[str, Rewrite | None] = {}
@@ -81,7 +81,7 @@ class Rewriter:
         if not prompts:
             return []
         rewrites = self._actors.rewrite(
-            prompts, tag=self._tag, max_tokens=self._max_tokens, sample=sample, reply_tokens=self._reply_tokens
+            prompts, tag=self._tag, max_tokens=self._max_tokens, sample=sample, budget=self._budget
         )
         failed = []
         for prompt, rewrite in zip(prompts, rewrites, strict=True):

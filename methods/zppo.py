@@ -237,7 +237,7 @@ class Candidates:
                 kind="compress",
                 tag="summary",
                 max_tokens=config.compress_max_tokens,
-                reply_tokens=config.rewrite_tokens,
+                budget=config.rewrite_tokens,
                 ask=partial(compress_text, max_lines=config.compress_max_lines, max_tokens=config.compress_max_tokens),
                 outcome=partial(summary_outcome, max_lines=config.compress_max_lines),
                 outcomes=self.OUTCOMES,

@@ -9,7 +9,7 @@ _TOKEN = re.compile(r"(?P<box>\\boxed\s*\{)|\\(?:[{}]|\\(?!boxed))|(?P<brace>[{}
 
 
 _CLOSING = " \t\r\n.,;:!*_\"'`$)]\\\u3002"
-"""What may stand behind a last box: punctuation, and what closes a formula or an emphasis."""
+"""What may follow a last box: punctuation, and what closes a formula or an emphasis."""
 
 
 def last_boxed(text: str) -> str | None:

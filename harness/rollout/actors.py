@@ -142,15 +142,9 @@ class LiveActors:
         return self._sample("teacher", prompts, num_rollouts)
 
     def rewrite(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        tag: str,
-        max_tokens: int,
-        sample: bool = False,
-        reply_tokens: int | None = None,
+        self, prompts: Sequence[Prompt], *, tag: str, max_tokens: int, sample: bool = False, budget: int | None = None
     ) -> list[Rewrite]:
-        budget = max_tokens + TAG_TOKENS if reply_tokens is None else reply_tokens
+        budget = max_tokens + TAG_TOKENS if budget is None else budget
         sampling = self._sampling(1, temperature=1.0 if sample else 0.0, max_new_tokens=budget)
         fits = self._fits("teacher", prompts, max_tokens + TAG_TOKENS)
         fitting = [prompt for prompt, fitted in zip(prompts, fits, strict=True) if fitted]

@@ -12,7 +12,7 @@ from harness.rewards.rules import is_correct
 from harness.types import Prompt, Question, ReplayedQuestion, Rewrite, Rollout, RolloutGroup, Sampler, Verdict
 
 BOX = 99
-"""The token whose text is a whole box."""
+"""The token whose text is a complete box."""
 Reply = tuple[str, str | None, float]  # text, boxed answer, reward
 
 
@@ -75,16 +75,10 @@ class ScriptedActors:
         return self._sample("teacher", prompts, num_rollouts)
 
     def rewrite(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        tag: str,
-        max_tokens: int,
-        sample: bool = False,
-        reply_tokens: int | None = None,
+        self, prompts: Sequence[Prompt], *, tag: str, max_tokens: int, sample: bool = False, budget: int | None = None
     ) -> list[Rewrite]:
         names = " ".join(p.uid for p in prompts)
-        budget = f"{max_tokens} in {reply_tokens}" if reply_tokens else str(max_tokens)
+        budget = f"{max_tokens} in {budget}" if budget else str(max_tokens)
         self.log.append(f"rewrite <{tag}> {budget} {'sampled' if sample else 'greedy'}: {names}")
         self.rewritten += prompts
         rewriter = self.rewriter or short

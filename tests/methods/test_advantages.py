@@ -72,7 +72,7 @@ def test_rewards_that_differ_by_rounding_are_equal(normalization):
 
 
 def test_groups_of_rounding_errors_do_not_shrink_sigma():
-    """Beside [1, 0] (sigma 1/2) they would count as four more values near 0."""
+    """Next to [1, 0] (sigma 1/2) they would count as four more values near 0."""
     assert group_advantages([[1.0, 0.0], [0.1 + 0.2, 0.3] * 2], "nontrivial")[0] == [0.5 / 0.500001, -0.5 / 0.500001]
 
 

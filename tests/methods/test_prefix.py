@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from methods.prefix import Prefix, PrefixConfig, first_tokens
 
 CLOSING = "Reason first inside <think> </think>, then give the final answer in \\boxed{}."
-BOX = 99  # what the scripted actors read as a whole box
+BOX = 99  # what the scripted actors read as a complete box
 RIGHT, WRONG = ("yes", "42", 1.0), ("no", "7", 0.0)
 
 

@@ -90,17 +90,11 @@ class CountingActors:
         return _Stream(self._groups("teacher", prompts, num_rollouts))
 
     def rewrite(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        tag: str,
-        max_tokens: int,
-        sample: bool = False,
-        reply_tokens: int | None = None,
+        self, prompts: Sequence[Prompt], *, tag: str, max_tokens: int, sample: bool = False, budget: int | None = None
     ) -> list[Rewrite]:
         """Every rewrite succeeds, at its limit."""
         for prompt in prompts:
-            length = self._units(reply_tokens or max_tokens)
+            length = self._units(budget or max_tokens)
             self._count("teacher", prompt.messages[-1]["content"].count(MARK), [length])
         text = MARK * self._units(max_tokens)
         return [Rewrite(uid=p.uid, text=text, answer="1", same_answer=True, truncated=False) for p in prompts]

@@ -149,7 +149,7 @@ def test_a_teacher_that_thinks_has_a_budget_of_its_own(make):
     texts["long"] = [f"{thought}<summary>{'1+1=2 ' * 20}\\boxed{{2}}</summary>"]
     teacher = Told("teacher", texts)
     prompts = [prompt(uid, reference="\\boxed{2}") for uid in texts]
-    short, long = make(Told("student", {}), teacher).rewrite(prompts, tag="summary", max_tokens=30, reply_tokens=200)
+    short, long = make(Told("student", {}), teacher).rewrite(prompts, tag="summary", max_tokens=30, budget=200)
     assert teacher.asked[0][1].max_new_tokens == 200
     assert (short.text, short.truncated, long.truncated) == ("\\boxed{2}", False, True)
 
