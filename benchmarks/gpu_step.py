@@ -46,7 +46,7 @@ from harness.rewards.workers import Grader
 from harness.rollout.actors import LiveActors
 from harness.rollout.transformers_engine import TransformersEngine
 from harness.testing.checks import peak_memory
-from harness.training.batching import mini_batches
+from harness.training.batching import deal, mini_batches
 from harness.training.memory import GB, memory_text
 from harness.training.update import Updater
 from harness.types import Prompt, Question, QuestionBatch, ReplayedQuestion, Rewrite, RolloutGroup, Sampler
@@ -103,8 +103,10 @@ class CoinActors(LiveActors):
             rollout.reward, rollout.verdict = float(right), "correct" if right else "wrong"
             rollout.answer = group.prompt.question.answer if right else str(rollout.index)
 
-    def rewrite(self, prompts: Sequence[Prompt], *, tag: str, max_tokens: int, sample: bool = False) -> list[Rewrite]:
-        written = super().rewrite(prompts, tag=tag, max_tokens=max_tokens, sample=sample)
+    def rewrite(
+        self, prompts: Sequence[Prompt], *, tag: str, max_tokens: int, sample: bool = False, budget: int | None = None
+    ) -> list[Rewrite]:
+        written = super().rewrite(prompts, tag=tag, max_tokens=max_tokens, sample=sample, budget=budget)
         text = "1" * max_tokens  # a token a digit
         return [
             Rewrite(uid=rewrite.uid, text=text, answer=None, same_answer=True, truncated=False) for rewrite in written
@@ -145,7 +147,9 @@ def step(
         groups = method.collect(batch, actors, np.random.default_rng(0))
     samples = method.credit(groups)
     updater.fill_old_logprobs(samples)
-    parts = mini_batches(samples, num_batches=method.config.updates_per_step, rng=np.random.default_rng(1))
+    uids = list(dict.fromkeys(sample.uid for sample in samples))
+    dealt = deal(uids, num_batches=method.config.updates_per_step, rng=np.random.default_rng(1))
+    parts = mini_batches(samples, dealt)
     for part in parts:
         if part:
             with clock.measuring("update"):

@@ -104,11 +104,9 @@ class PromptMedia(Protocol):
     @property
     def digest(self) -> str:
         """Digest of the pixels and their layout; equal digests mean the same input."""
-        ...
 
     def inputs(self) -> Any:
         """The pixels, as the model's forward pass takes them."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,15 +122,15 @@ class Prompt:
     reference: str | None = None
     """For `Actors.rewrite`: the response that is rewritten, whose answer the rewrite is compared with."""
     positive_answer: str | None = None
-    """Candidate prompts, for the audit: the boxed answer of the right trace; an NCQ does not show it."""
     negative_answers: tuple[str, ...] = ()
-    """Candidate prompts, for the audit: the boxed answers of the wrong traces."""
+    """Candidate prompts, for the audit: boxed answers of the right trace (an NCQ does not show it) and the wrong ones."""
+    positive_position: int | None = None
+    """Where the right trace stands among the candidates of a BCQ, from 0."""
 
 
 @dataclass(kw_only=True)
 class Rollout:
     """One completion. `completion_ids` are the sampled ids (never re-tokenised text), the end token included.
-
     The first `num_prefix` completion tokens were given, not sampled: their log-probability is 0.0 and they are masked.
     """
 
@@ -152,8 +150,7 @@ class Rollout:
     """Says nothing where the verdict is `ungraded`."""
     verdict: Verdict = "wrong"
     training_reward: float | None = None
-    """What `credit` is to use in the place of `reward`, if anything: a shaped or a random reward. Records, buffer and
-    metrics keep the graded one."""
+    """A shaped or random reward that `credit` uses in the place of `reward`; records and buffer keep the graded one."""
 
     @property
     def is_graded(self) -> bool:
@@ -171,6 +168,8 @@ class RolloutGroup:
     prompt: Prompt
     rollouts: list[Rollout]
     replayed: bool = False
+    mini_batch: int | None = None
+    """Number of its mini-batch in the step, dealt before `credit`; None where it is not trained."""
 
     @property
     def accuracy(self) -> float:
@@ -214,6 +213,8 @@ class Rewrite:
     same_answer: bool
     """The rewrite's boxed answer equals the reference's (both None counts as equal)."""
     truncated: bool
+    ends_with_box: bool = True
+    """Nothing but punctuation follows the box of the answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +236,6 @@ class QuestionBatch(Protocol):
 
     def more(self, num_questions: int) -> list[Question]:
         """Further new questions from the run's cursor; fewer when the data end. They count as seen."""
-        ...
 
 
 class GroupStream(Protocol):
@@ -243,11 +243,9 @@ class GroupStream(Protocol):
 
     def __iter__(self) -> Iterator[RolloutGroup]:
         """Yield groups as they finish; from any thread, and again from the first."""
-        ...
 
     def list(self) -> list[RolloutGroup]:
         """Wait for all groups; in the order of the prompts."""
-        ...
 
 
 class Actors(Protocol):
@@ -256,35 +254,37 @@ class Actors(Protocol):
     def student(self, prompts: Iterable[Prompt], num_rollouts: int) -> GroupStream:
         """Start rollouts of each prompt. Prompts may depend on another stream that is still filling: engines that can
         do so start on those that are there."""
-        ...
 
     def teacher(self, prompts: Iterable[Prompt], num_rollouts: int) -> GroupStream: ...
 
-    def rewrite(self, prompts: Sequence[Prompt], *, tag: str, max_tokens: int, sample: bool = False) -> list[Rewrite]:
-        """Teacher text between `<tag>` and `</tag>`, greedy unless `sample`; in the order of the prompts."""
-        ...
+    def rewrite(
+        self, prompts: Sequence[Prompt], *, tag: str, max_tokens: int, sample: bool = False, budget: int | None = None
+    ) -> list[Rewrite]:
+        """Teacher text between `<tag>` and `</tag>`, at most `max_tokens`, greedy unless `sample`; in the order of the
+        prompts. The reply with its thinking may have `budget` tokens: by default as many, and some for the tags."""
 
     def demonstrate(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[RolloutGroup]:
         """Given texts as completions (with the token that ends a turn), one a prompt; nothing is sampled."""
-        ...
 
     def fits(self, prompts: Sequence[Prompt]) -> list[bool]:
-        """Whether each prompt, its prefix included, leaves the student room for a reply in its context window."""
-        ...
+        """Whether each prompt leaves room for the longest reply allowed, a prefix included, or for half the window."""
+
+    def boxed(self, completion_ids: Sequence[int]) -> str | None:
+        """What a grader would read in a reply of these tokens: the content of its last complete box."""
+
+    def are_right(self, answers: Sequence[tuple[Question, str]]) -> list[bool]:
+        """Whether each answer, as the content of a box, is right by the run's rule; a judge is not asked."""
 
     def count(self, name: str, value: float = 1.0) -> None:
         """Add to the step's metric `section/name`."""
-        ...
 
 
 @dataclass(kw_only=True)
 class TrainingSample:
     """One sequence that `Method.credit` hands to the trainer. All per-token lists have the length of `token_ids`.
 
-    Example (prompt of 2 tokens, completion of 3, one of them a masked prefix)::
-
-        TrainingSample(uid="q1/plain", token_ids=[5, 6, 7, 8, 2], loss_mask=[0, 0, 0, 1, 1],
-                       advantages=[0, 0, 0, 1.5, 1.5])
+    Example of a prompt of 2 tokens with a completion of 3, whose first is a masked prefix: `token_ids=[5, 6, 7, 8, 2]`,
+    `loss_mask=[0, 0, 0, 1, 1]`, `advantages=[0, 0, 0, 1.5, 1.5]`.
     """
 
     uid: str
@@ -364,7 +364,7 @@ class TeacherDistribution:
 
     @property
     def logits_NV(self) -> torch.Tensor:
-        """At the sampling temperature. Raises ValueError for the partial form."""
+        """At the temperature of the student's (`Method.logit_temperature`). Raises ValueError for the partial form."""
         if self._logits_NV is None:
             raise ValueError(
                 "the served teacher gives top-k log-probabilities, not logits_NV: use methods.base.distillation_loss, "

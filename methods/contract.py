@@ -85,11 +85,22 @@ class Method(ABC):
 
     @abstractmethod
     def credit(self, groups: Sequence[RolloutGroup]) -> list[TrainingSample]:
-        """Which tokens are trained, with which advantage or weight. Sees all groups of the step at once."""
+        """Which tokens are trained, with which advantage or weight. Sees all groups of the step at once, and in
+        `RolloutGroup.mini_batch` which of them are trained together."""
+
+    def is_trained(self, group: RolloutGroup) -> bool:
+        """Whether `credit` trains tokens of a group: such groups are dealt to mini-batches before it. Default: those
+        with a rollout of one of `trained_samplers`."""
+        return any(rollout.sampler in self.trained_samplers for rollout in group.rollouts)
 
     @abstractmethod
     def loss(self, logits_NV: torch.Tensor, batch: TokenBatch, teacher: TeacherDistribution | None) -> LossOutput:
-        """Loss of the N trained tokens of one chunk, before weights. Logits are fp32, divided by the temperature."""
+        """Loss of the N trained tokens of one chunk, before weights. Logits are fp32, over `logit_temperature`."""
+
+    def logit_temperature(self, sampling: float) -> float:
+        """The temperature of the logits that `loss` is given, of student and teacher alike. Default: that of sampling,
+        as a ratio to the probability of what was sampled needs it."""
+        return sampling
 
     def metrics(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
         """Further `section/name` numbers of a step, read off its groups."""

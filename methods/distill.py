@@ -66,6 +66,10 @@ class DistillationMethod(Method):
     Config: ClassVar[type[MethodConfig]] = DistillConfig
     needs_teacher: TeacherUse = "distribution"
 
+    def logit_temperature(self, sampling: float) -> float:
+        """The divergence is one of the models' own distributions, however boldly they sample."""
+        return 1.0
+
     def loss(self, logits_NV: torch.Tensor, batch: TokenBatch, teacher: TeacherDistribution | None) -> LossOutput:
         assert teacher is not None, "the trainer gives the teacher's distribution to methods that need it"
         loss_N = distillation_loss(logits_NV, teacher, self.config.jsd_beta)
@@ -96,6 +100,9 @@ class OffPolicyKD(DistillationMethod):
         prompts = [teacher_prompt(prompt.question) for prompt in plain_prompts(batch)]
         teacher = actors.teacher(prompts, self.config.teacher_group_size)
         return [*student.list(), *teacher.list()]
+
+    def is_trained(self, group: RolloutGroup) -> bool:
+        return bool(group.correct("teacher"))
 
     def credit(self, groups: Sequence[RolloutGroup]) -> list[TrainingSample]:
         """Right teacher rollouts. With N_x of them for a question, a token of a trace of length L weighs 1 / (L N_x)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.types import Actors, GroupStream, Prompt, PromptKind, QuestionBatch, Rollout, RolloutGroup
@@ -47,6 +48,23 @@ class AugmentConfig(TeacherAidedConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RewriteConfig(AugmentConfig):
+    """Options of the methods whose prompts show what the teacher has rewritten."""
+
+    rewrite_tokens: int | None = None
+    """Most tokens of a reply in which the teacher rewrites a trace, thinking included; the text between the tags keeps
+    its own limit. `null` is that limit and 16 for the tags, which leaves a teacher that thinks no room."""
+
+    def check_rewrite_tokens(self, limit: str) -> None:
+        """Raises ValueError where a reply could not hold the text that the option `limit` allows."""
+        if self.rewrite_tokens is not None and self.rewrite_tokens < getattr(self, limit):
+            raise ValueError(
+                f"method.rewrite_tokens={self.rewrite_tokens} is less than method.{limit}={getattr(self, limit)}, "
+                "which is a part of it: raise it, or lower the other"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class GuidedConfig(AugmentConfig):
     """Options of the methods whose further prompts are led by one right teacher trace."""
 
@@ -71,10 +89,15 @@ class GuidedMethod(PolicyGradientMethod):
         plain = self.plain_groups(batch, actors).list()
         kept = ranked(hard_groups(plain, self.config.tau), rng)[: num_slots(self.config.augment_ratio, batch)]
         teacher = teacher_groups(kept, actors, self.config.teacher_group_size)
-        traces = [(g.prompt.question, trace) for g in teacher if (trace := right_trace(g, rng)) is not None]
+        drawn = [right_trace(g, rng, usable=partial(self.is_usable, actors=actors)) for g in teacher]
+        traces = [(g.prompt.question, t) for g, t in zip(teacher, drawn, strict=True) if t is not None]
         prompts = fitting(self.prompts(traces, actors), actors)
         guided = actors.student(prompts, self.config.group_size).list() if prompts else []
         return [*plain, *teacher, *guided]
+
+    def is_usable(self, trace: Rollout, actors: Actors) -> bool:
+        """Whether a right trace may lead a prompt; another one is drawn in its place. Asked once of each."""
+        return True
 
     @abstractmethod
     def prompts(self, traces: Sequence[Trace], actors: Actors) -> list[Prompt]:
@@ -113,9 +136,11 @@ def early_teacher_groups(plain: GroupStream, tau: float, actors: Actors, num_rol
     return sorted(stream.list(), key=lambda group: order[group.prompt.question.id])
 
 
-def right_trace(group: RolloutGroup, rng: np.random.Generator) -> Rollout | None:
-    """One of the teacher's right rollouts, uniformly; None where it has none."""
-    right = group.correct("teacher")
+def right_trace(
+    group: RolloutGroup, rng: np.random.Generator, usable: Callable[[Rollout], bool] = lambda _: True
+) -> Rollout | None:
+    """One of the teacher's right and usable rollouts, uniformly; None where it has none."""
+    right = [rollout for rollout in group.correct("teacher") if usable(rollout)]
     return right[rng.integers(len(right))] if right else None
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
 from harness.types import Actors, Prompt, PromptKind, Question, Rewrite
 from methods.contract import MethodConfig
-from methods.hard import GuidedConfig, GuidedMethod
+from methods.hard import GuidedConfig, GuidedMethod, RewriteConfig
 from methods.keys import register
 from methods.prompts import hint_text, response_text, user_turn, write_hint_text
 from methods.rewrites import ACCEPTED, Rewriter, Trace
+from methods.shown import shown_values
 
 _SENTENCE = re.compile(r"\n|(?<=[.!?])\s")
 OUTCOMES = ("no_hint", "too_long", "gives_answer", "copies_solution")
@@ -21,7 +22,7 @@ _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class HintConfig(GuidedConfig):
+class HintConfig(RewriteConfig, GuidedConfig):
     """Options of the method that appends a hint to a hard question."""
 
     hint_max_tokens: int = 512
@@ -32,6 +33,7 @@ class HintConfig(GuidedConfig):
         super().__post_init__()
         if self.hint_max_tokens < 1:
             raise ValueError(f"method.hint_max_tokens must be at least 1, got {self.hint_max_tokens}")
+        self.check_rewrite_tokens("hint_max_tokens")
 
 
 @register("hint")
@@ -42,15 +44,23 @@ class Hint(GuidedMethod):
     kind: ClassVar[PromptKind] = "hint"
 
     def prompts(self, traces: Sequence[Trace], actors: Actors) -> list[Prompt]:
-        right_answers = {trace.text: trace.answer or "" for _, trace in traces}
+        known = {question.id: (question, trace.answer or "") for question, trace in traces}
+
+        def outcome(prompt: Prompt, rewrite: Rewrite) -> str:
+            question, answer = known[prompt.question.id]
+            return hint_outcome(
+                prompt, rewrite, answer, are_right=lambda values: actors.are_right([(question, v) for v in values])
+            )
+
         rewriter = Rewriter(
             actors,
             section="hint",
             kind="write_hint",
             tag="hint",
             max_tokens=self.config.hint_max_tokens,
+            budget=self.config.rewrite_tokens,
             ask=partial(write_hint_text, max_tokens=self.config.hint_max_tokens),
-            outcome=lambda prompt, rewrite: hint_outcome(prompt, rewrite, right_answers[prompt.reference or ""]),
+            outcome=outcome,
             outcomes=OUTCOMES,
         )
         rewriter.prepare(traces)
@@ -59,14 +69,20 @@ class Hint(GuidedMethod):
         return [_hint_prompt(question, hint.text) for question, hint in hints if hint is not None]
 
 
-def hint_outcome(prompt: Prompt, rewrite: Rewrite, answer: str) -> str:
-    """`accepted`, or why a rewrite is no hint: none, too long, gives the answer or a box, or copies the solution."""
+def hint_outcome(
+    prompt: Prompt, rewrite: Rewrite, answer: str, *, are_right: Callable[[Sequence[str]], Sequence[bool]]
+) -> str:
+    """`accepted`, or why a rewrite is no hint: none, too long, gives the answer or a box, or copies the solution.
+
+    `answer` is the trace's, which must not stand there as it is; `are_right` grades numbers and formulas of the hint,
+    which must not be the gold answer in another spelling.
+    """
     hint = rewrite.text.strip()
     if rewrite.truncated:
         return "too_long"
     if not hint:
         return "no_hint"
-    if "\\boxed" in hint or gives_answer(hint, answer):
+    if "\\boxed" in hint or gives_answer(hint, answer) or any(are_right(shown_values(hint))):
         return "gives_answer"
     return "copies_solution" if copies(hint, response_text(prompt.reference or "")) else ACCEPTED
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from harness.types import (
     LossOutput,
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     import torch
 
 
+AdvantageScope = Literal["step", "mini_batch"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class PolicyGradientConfig(MethodConfig):
     """Options of the methods with group advantages and the clipped surrogate (Eqs. 1 to 6)."""
@@ -39,6 +42,9 @@ class PolicyGradientConfig(MethodConfig):
     advantage_normalization: Normalization = "nontrivial"
     """Which groups the deviation of advantages is taken over (Eqs. 3 to 6). `nontrivial`: those whose rewards differ
     (published); `all`: every group; `group`: each for itself; `none`: no division."""
+    advantage_scope: AdvantageScope = "step"
+    """Over which groups advantages are normalised together. `step`: those of the rollout step (Alg. 1, line 18);
+    `mini_batch`: those of the same mini-batch (the paper's appendix C)."""
     importance_cap: float | None = None
     """Multiply each token's loss by min(cap, exp(old - rollout log-probability)), for an engine whose log-probabilities
     differ from the trainer's. At least 1; needs `update.old_logprobs=recompute`. `null` is off."""
@@ -62,6 +68,8 @@ class PolicyGradientConfig(MethodConfig):
                 f"method.advantage_normalization must be one of {', '.join(NORMALIZATIONS)}, "
                 f"got {self.advantage_normalization!r}"
             )
+        if self.advantage_scope not in get_args(AdvantageScope):
+            raise ValueError(f"method.advantage_scope must be step or mini_batch, got {self.advantage_scope!r}")
 
 
 class PolicyGradientMethod(Method):
@@ -70,19 +78,21 @@ class PolicyGradientMethod(Method):
     Config: ClassVar[type[MethodConfig]] = PolicyGradientConfig
 
     def credit(self, groups: Sequence[RolloutGroup]) -> list[TrainingSample]:
-        """One sample a rollout of `members`, advantages by Eqs. 1-6 over all groups.
+        """One sample a rollout of `members`, advantages by Eqs. 1-6 over the groups of each scope.
 
         Rollouts without a verdict are kept from `advantages`, and groups where too few have one. Their advantage is 0,
         and their tokens stay in the denominator.
         """
         parts = [self._graded_part(group) for group in groups]
-        compared = [part for part in parts if part is not None]
-        given = self.advantages(compared)
-        self._check_lengths(given, [len(self.members(part)) for part in compared])
-        remaining = iter(given)
+        compared = {number: part for number, part in enumerate(parts) if part is not None}
+        given: dict[int, list[float]] = {}
+        for scope in self._scopes(compared):
+            advantages = self.advantages(list(scope.values()))
+            self._check_lengths(advantages, [len(self.members(part)) for part in scope.values()])
+            given |= dict(zip(scope, advantages, strict=True))
         samples = []
-        for group, part in zip(groups, parts, strict=True):
-            values = None if part is None else iter(next(remaining))
+        for number, group in enumerate(groups):
+            values = iter(given[number]) if number in given else None
             for rollout in self.members(group):
                 advantage = next(values) if values is not None and rollout.is_graded else 0.0
                 samples.append(rollout_sample(group.uid, rollout, advantage=advantage))
@@ -91,6 +101,23 @@ class PolicyGradientMethod(Method):
     def members(self, group: RolloutGroup) -> list[Rollout]:
         """The rollouts of a group that are centred together and trained: the student's."""
         return sampled_by_student(group)
+
+    def is_trained(self, group: RolloutGroup) -> bool:
+        return bool(self.members(group))
+
+    def _scopes(self, groups: Mapping[int, RolloutGroup]) -> list[dict[int, RolloutGroup]]:
+        """The groups of each call of `advantages`, by their number in the step.
+
+        Those that are in no mini-batch are in every scope, since a method may look at them. Before groups are dealt,
+        the step is the scope.
+        """
+        batches = sorted({group.mini_batch for group in groups.values() if group.mini_batch is not None})
+        if self.config.advantage_scope == "step" or not batches:
+            return [dict(groups)]
+        return [
+            {number: group for number, group in groups.items() if group.mini_batch in (None, batch)}
+            for batch in batches
+        ]
 
     def _graded_part(self, group: RolloutGroup) -> RolloutGroup | None:
         """The group without what has no verdict; None where too few members are left."""
@@ -113,7 +140,7 @@ class PolicyGradientMethod(Method):
                 )
 
     def advantages(self, groups: Sequence[RolloutGroup]) -> list[list[float]]:
-        """Of the members of each group, in their order. All rollouts of the groups are graded."""
+        """Of the members of each group of a scope, in their order. All rollouts of the groups are graded."""
         return self.normalized([training_rewards(self.members(group)) for group in groups])
 
     def normalized(self, rewards: Sequence[Sequence[float]]) -> list[list[float]]:

@@ -34,6 +34,13 @@ class Prefix(GuidedMethod):
     Config: ClassVar[type[MethodConfig]] = PrefixConfig
     kind: ClassVar[PromptKind] = "prefix"
 
+    def is_usable(self, trace: Rollout, actors: Actors) -> bool:
+        """A prefix with a complete box is an answer: every continuation without a box would be right."""
+        if actors.boxed(first_tokens(trace, self.config.prefix_ratio)) is None:
+            return True
+        actors.count("prefix/boxed")
+        return False
+
     def prompts(self, traces: Sequence[Trace], actors: Actors) -> list[Prompt]:
         prompts = []
         for question, trace in traces:

@@ -31,12 +31,14 @@ class Rewriter:
         ask: Callable[[str], str],
         outcome: Callable[[Prompt, Rewrite], str],
         outcomes: Sequence[str],
+        budget: int | None = None,
     ) -> None:
         self._actors = actors
         self._section = section
         self._kind: PromptKind = kind
         self._tag = tag
         self._max_tokens = max_tokens
+        self._budget = budget
         self._ask = ask
         self._outcome = outcome
         self._rewrites: dict[str, Rewrite | None] = {}
@@ -78,7 +80,9 @@ class Rewriter:
         """Keep the usable rewrites and return the prompts of the others."""
         if not prompts:
             return []
-        rewrites = self._actors.rewrite(prompts, tag=self._tag, max_tokens=self._max_tokens, sample=sample)
+        rewrites = self._actors.rewrite(
+            prompts, tag=self._tag, max_tokens=self._max_tokens, sample=sample, budget=self._budget
+        )
         failed = []
         for prompt, rewrite in zip(prompts, rewrites, strict=True):
             outcome = self._outcome(prompt, rewrite)

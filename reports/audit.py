@@ -14,12 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 from reports.runs.damage import json_rows
-from reports.runs.rollouts import read_rollouts, rollout_files
+from reports.runs.rollouts import has_column, read_rollouts, rollout_files
 
 CANDIDATE_KINDS = ("bcq", "ncq")
 GUIDED_KINDS = ("hint", "prefix")
 MATCHES = ("positive", "negative", "other")
 COLUMNS = ("uid", "kind", "sampler", "reward", "match")
+POSITION = "positive_position"
 
 Replies = Counter[tuple[str, bool, str | None]]
 """Number of graded student rollouts by kind, whether they are right, and match."""
@@ -53,13 +54,19 @@ def _match_sections(files: Iterable[Path]) -> list[str]:
     """The audit table or a sentence, then a line each for the guided kinds that the run has."""
     prompts: Counter[str] = Counter()
     replies: Replies = Counter()
+    positions: Replies = Counter()
     wanted = [("sampler", "=", "student"), ("kind", "in", [*CANDIDATE_KINDS, *GUIDED_KINDS])]
     for file in files:
-        rows = read_rollouts(file, COLUMNS, wanted)
+        columns = (*COLUMNS, POSITION) if has_column(file, POSITION) else COLUMNS
+        rows = read_rollouts(file, columns, wanted)
         prompts.update(kind for _, kind in {(row["uid"], row["kind"]) for row in rows})
         graded = [row for row in rows if row["reward"] is not None]
         replies.update((row["kind"], row["reward"] > 0.5, row["match"]) for row in graded)
+        placed = [row for row in graded if row.get(POSITION) is not None]
+        positions.update((_PLACES[row[POSITION]], row["reward"] > 0.5, row["match"]) for row in placed)
     sections = [_match_table(prompts, replies)]
+    if positions:
+        sections.append(_position_table(positions))
     guided = [
         f"{kind}: {prompts[kind]} prompts, {_count(replies, kind)} rollouts, "
         f"accuracy {_percent(_count(replies, kind, right=True), _count(replies, kind))} %"
@@ -83,6 +90,19 @@ def _match_table(prompts: Counter[str], replies: Replies) -> str:
         shares = [_shares(replies, kind, verdicts) for verdicts in ((True,), (False,), (True, False))]
         table.add_row(kind, str(prompts[kind]), str(total), accuracy, *shares)
     return "Candidate-match audit: whose answer the student's replies give, % of the replies\n" + _text(table)
+
+
+_PLACES = ("first", "second")
+
+
+def _position_table(replies: Replies) -> str:
+    """Whether a student reads the candidates or one place: a row for each place of the right trace."""
+    table = _table("right trace", "rollouts", "accuracy %", "all: pos/neg/other")
+    for place in _PLACES:
+        total = _count(replies, place)
+        accuracy = _percent(_count(replies, place, right=True), total) if total else "-"
+        table.add_row(place, str(total), accuracy, _shares(replies, place, (True, False)))
+    return "BCQ by the place of the right trace\n" + _text(table)
 
 
 def _count(replies: Replies, kind: str, *, right: bool | None = None) -> int:

@@ -66,7 +66,7 @@ def _check_served_teacher(config: RunConfig, method: Method) -> None:
             f"method={name} {what}, and teacher.api=text gives text alone: use an endpoint that gives ids and "
             "log-probabilities (vLLM, teacher.api=tokens), or load the teacher beside the student"
         )
-    if reads and config.rollout.temperature != 1.0:
+    if reads and method.logit_temperature(config.rollout.temperature) != 1.0:
         raise UserError(
             f"method={name} compares distributions at rollout.temperature={config.rollout.temperature:g}, and an "
             "endpoint scores at 1: set rollout.temperature=1, or load the teacher beside the student"

@@ -18,6 +18,7 @@ from harness.errors import UserError
 from harness.models.loading import source_file
 from harness.models.vision import PackedMedia, Vision
 from harness.types import Message, Prompt
+from methods.base import CLOSING
 
 _REPLY = "reply"
 MARKER = re.compile("<(image|video)>")
@@ -166,6 +167,26 @@ class Chat:
         text: str = self._render(turns, add_generation_prompt=False, tokenize=False)
         behind = self.tokenizer(text.rpartition(_REPLY)[2], add_special_tokens=False)["input_ids"]
         return next((i for i in behind if i in special), self.tokenizer.eos_token_id)
+
+
+def thinking_conflict(tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> str | None:
+    """How a chat template is in the way of the closing instruction, which asks to reason inside `<think>`; None if not.
+
+    One that reads `enable_thinking` writes an empty block of thinking where it is false, or leaves its start out.
+    """
+    if config.enable_thinking or "<think>" not in CLOSING:
+        return None
+    turn = [{"role": "user", "content": "question"}]
+    forms = [
+        tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, enable_thinking=thinking)
+        for thinking in (True, False)
+    ]
+    if forms[0] == forms[1]:
+        return None
+    return "student.enable_thinking=false keeps replies from thinking, while every prompt asks to reason inside <think>"
+
+
+THINKING_REMEDY = "set student.enable_thinking=true; method.rewrite_tokens gives a teacher's rewrites room for it"
 
 
 def _with_marks(prompt: Prompt) -> list[Message]:

@@ -244,6 +244,7 @@ def check_tokenizers(actors: Sequence[Actor]) -> tuple[list[Check], list[int] | 
 
     Fixed ids would not do: in a small vocabulary they may be placeholders of media.
     """
+    from harness.models.chat import THINKING_REMEDY, thinking_conflict
     from harness.models.loading import load_tokenizer, same_tokenizer
 
     read = [actor.config for actor in actors if not gives_text(actor.config)]
@@ -254,13 +255,15 @@ def check_tokenizers(actors: Sequence[Actor]) -> tuple[list[Check], list[int] | 
     if not tokenizers:
         return [], None
     probe_ids: list[int] = tokenizers[0](PROBE, add_special_tokens=False)["input_ids"]
+    conflict = thinking_conflict(tokenizers[0], actors[0].config)
+    warned = [Check("warn", "thinking", conflict, THINKING_REMEDY)] if conflict else []
     if len(tokenizers) == 1:
-        return [Check("ok", "tokenizer", f"{read[0].path} has one, with a chat template")], probe_ids
+        return [Check("ok", "tokenizer", f"{read[0].path} has one, with a chat template"), *warned], probe_ids
     difference = same_tokenizer(*tokenizers)
     if difference is None:
-        return [Check("ok", "tokenizer", "the teacher's is the student's")], probe_ids
+        return [Check("ok", "tokenizer", "the teacher's is the student's"), *warned], probe_ids
     text = f"teacher {read[1].name} and student {read[0].name} have different ones: {difference}"
-    return [Check("fail", "tokenizer", text, "choose a teacher of the student's family")], probe_ids
+    return [Check("fail", "tokenizer", text, "choose a teacher of the student's family"), *warned], probe_ids
 
 
 def check_context(config: RunConfig, method: Method | None, windows: dict[str, int]) -> list[Check]:

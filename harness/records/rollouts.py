@@ -20,7 +20,7 @@ ROLLOUT_SCHEMA = pa.schema(
         ("num_prefix_tokens", pa.int32()), ("finish_reason", pa.string()), ("answer", pa.string()),
         ("gold", pa.string()), ("reward", pa.float32()), ("training_reward", pa.float32()), ("verdict", pa.string()),
         ("positive_answer", pa.string()), ("negative_answers", pa.list_(pa.string())), ("match", pa.string()),
-        ("trained", pa.bool_()), ("advantage", pa.float32()),
+        ("trained", pa.bool_()), ("advantage", pa.float32()), ("positive_position", pa.int32()),
     ]
 )  # fmt: skip
 
@@ -78,6 +78,7 @@ def write_rollouts(
                     "match": candidate_match(rollout, group.prompt),
                     "trained": sample is not None,
                     "advantage": advantage,
+                    "positive_position": group.prompt.positive_position,
                 }
             )
     unfinished = file.with_suffix(".tmp")

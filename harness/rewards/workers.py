@@ -71,6 +71,11 @@ class Grader:
         verdicts: list[Verdict] = self._complete(quick, job, verdict)
         return list(map(Grade.of, answers, verdicts))
 
+    def are_right(self, answers: Sequence[tuple[Question, str]]) -> list[bool]:
+        """Whether each answer, without its box, is the question's. No verdict means no."""
+        grades = self.grade([(f"\\boxed{{{answer}}}", question) for question, answer in answers])
+        return [grade.verdict == "correct" for grade in grades]
+
     def same(self, pairs: Sequence[tuple[str | None, str | None]]) -> list[bool]:
         """Whether the two boxed answers of each pair are the same; (None, None) is. No verdict means no."""
         quick = [rules.quick_same(a, b) for a, b in pairs]

@@ -12,11 +12,11 @@ from harness.errors import UserError
 from harness.models.chat import Chat
 from harness.process.preemption import at
 from harness.process.step_clock import Activity, StepClock
-from harness.rewards.boxed import last_boxed
+from harness.rewards.boxed import ends_with_box, last_boxed
 from harness.rewards.judge.judged import JudgedGrader
 from harness.rewards.workers import Grader
 from harness.rollout.base import RolloutEngine, Sampling
-from harness.types import GroupStream, Prompt, Rewrite, Rollout, RolloutGroup
+from harness.types import GroupStream, Prompt, Question, Rewrite, Rollout, RolloutGroup
 
 TAG_TOKENS = 16
 """Room for the opening and closing tag around a rewrite of the allowed length."""
@@ -140,9 +140,13 @@ class LiveActors:
     def teacher(self, prompts: Iterable[Prompt], num_rollouts: int) -> GroupStream:
         return self._sample("teacher", prompts, num_rollouts)
 
-    def rewrite(self, prompts: Sequence[Prompt], *, tag: str, max_tokens: int, sample: bool = False) -> list[Rewrite]:
-        sampling = self._sampling(1, temperature=1.0 if sample else 0.0, max_new_tokens=max_tokens + TAG_TOKENS)
-        fitting = [prompt for prompt, fits in zip(prompts, self._fits("teacher", prompts), strict=True) if fits]
+    def rewrite(
+        self, prompts: Sequence[Prompt], *, tag: str, max_tokens: int, sample: bool = False, budget: int | None = None
+    ) -> list[Rewrite]:
+        budget = max_tokens + TAG_TOKENS if budget is None else budget
+        sampling = self._sampling(1, temperature=1.0 if sample else 0.0, max_new_tokens=budget)
+        fits = self._fits("teacher", prompts, max_tokens + TAG_TOKENS)
+        fitting = [prompt for prompt, fitted in zip(prompts, fits, strict=True) if fitted]
         future = self._pools["teacher"].submit(lambda: list(self._generate("teacher", fitting, sampling)))
         by_uid = {group.uid: group for group in future.result()}
         done = self._read_rewrites([by_uid[prompt.uid] for prompt in fitting], tag, max_tokens, sample)
@@ -165,7 +169,12 @@ class LiveActors:
             rollout.verdict = "correct" if equal else "wrong"
             truncated = rollout.finish_reason == "length" or len(self._chat.encode_text(text)) > max_tokens
             rewrites[group.uid] = Rewrite(
-                uid=group.uid, text=text, answer=answer, same_answer=equal, truncated=truncated
+                uid=group.uid,
+                text=text,
+                answer=answer,
+                same_answer=equal,
+                truncated=truncated,
+                ends_with_box=ends_with_box(text),
             )
         return rewrites
 
@@ -191,15 +200,28 @@ class LiveActors:
         return groups
 
     def fits(self, prompts: Sequence[Prompt]) -> list[bool]:
-        return self._fits("student", prompts)
+        return self._fits("student", prompts, self._config.max_response_tokens)
+
+    def boxed(self, completion_ids: Sequence[int]) -> str | None:
+        return last_boxed(self._chat.decode(completion_ids))
+
+    def are_right(self, answers: Sequence[tuple[Question, str]]) -> list[bool]:
+        with self.clock.running("grade"):
+            return self._grader.are_right(answers)
 
     def close(self) -> None:
         for pool in (*self._pools.values(), *self._grading.values()):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _fits(self, name: str, prompts: Sequence[Prompt]) -> list[bool]:
+    def _fits(self, name: str, prompts: Sequence[Prompt], max_reply: int) -> list[bool]:
+        """Whether each prompt leaves room for a reply of so many tokens, its prefix included.
+
+        A group whose replies are cut shorter than those of plain groups would learn that its prompt makes them wrong.
+        A window of less than two such replies has to hold half a window after the prompt: else nothing would fit.
+        """
         window = self._engine(name).context_window
-        return [self._chat.num_tokens_of(prompt) < window for prompt in prompts]
+        rooms = [min(max(1, max_reply - len(prompt.prefix_ids)), window // 2) for prompt in prompts]
+        return [self._chat.num_tokens_of(p) + room <= window for p, room in zip(prompts, rooms, strict=True)]
 
     def _sample(self, name: str, prompts: Iterable[Prompt], num_rollouts: int) -> Stream:
         sampling = self._sampling(num_rollouts)

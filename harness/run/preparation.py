@@ -135,10 +135,12 @@ def process(run: Preparation) -> None:
 
 
 def tokenizer(run: Preparation) -> None:
-    from harness.models.chat import Chat
+    from harness.models.chat import THINKING_REMEDY, Chat, thinking_conflict
     from harness.models.loading import load_tokenizer
 
     run.chat = Chat(load_tokenizer(run.config.student), run.config.student)
+    if conflict := thinking_conflict(run.chat.tokenizer, run.config.student):
+        logger.warning("%s: %s", conflict, THINKING_REMEDY)
 
 
 def teacher_tokenizer(run: Preparation) -> None:

@@ -34,6 +34,7 @@ def check_samples(
     """
     known: set[Key] = {(group.uid, r.sampler, r.index) for group in groups for r in group.rollouts}
     uids = {group.uid for group in groups}
+    dealt = {group.uid for group in groups if method.is_trained(group)}
     for sample in samples:
         rollout = sample.rollout
         if sample.uid not in uids:
@@ -41,17 +42,20 @@ def check_samples(
                 f"{_name(method)}.credit trains a sample of '{sample.uid}', and the step has no group of this uid: "
                 "give a sample the uid of its group"
             )
-        if rollout is None:
-            continue
-        if (sample.uid, rollout.sampler, rollout.index) not in known:
+        if rollout is not None and (sample.uid, rollout.sampler, rollout.index) not in known:
             raise MethodError(
                 f"{_name(method)}.credit trains rollout {rollout.index} of the {rollout.sampler} of '{sample.uid}', "
                 "which the step does not have: keep sampler and index of a rollout that is copied"
             )
-        if sample.num_trained and rollout.sampler not in method.trained_samplers:
+        if rollout is not None and sample.num_trained and rollout.sampler not in method.trained_samplers:
             raise MethodError(
                 f"{_name(method)}.credit trains tokens of the {rollout.sampler}: declare it in trained_samplers "
                 f"(now {', '.join(sorted(method.trained_samplers))}), or mask them"
+            )
+        if sample.uid not in dealt:
+            raise MethodError(
+                f"{_name(method)}.credit trains a sample of '{sample.uid}', a group that {_name(method)}.is_trained "
+                "leaves out, so that it is in no mini-batch: let is_trained say yes to it"
             )
     return {"train/unrecorded_samples": float(sum(sample.rollout is None for sample in samples))}
 

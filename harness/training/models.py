@@ -181,7 +181,7 @@ def open_teacher(
         scorer = open_scorer(
             model,
             chat,
-            temperature=config.rollout.temperature,
+            temperature=method.logit_temperature(config.rollout.temperature),
             model=loaded,
             endpoints=endpoints if by_server else None,
             top_k=config.server.top_k,

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
 from harness.config.schema import UpdateConfig
@@ -16,7 +15,7 @@ from harness.process.preemption import at, check, interruptible
 from harness.records.folder import RunFolder
 from harness.training import metrics
 from harness.training.alarms import Alarms
-from harness.training.batching import mini_batches
+from harness.training.batching import Dealt, mini_batches
 from harness.training.checkpoint import rng_state, set_rng_state
 from harness.training.nonfinite import NonFinite, check_samples
 from harness.training.update import Updater
@@ -72,21 +71,19 @@ class StepUpdates:
         folder: RunFolder,
         config: UpdateConfig,
         *,
-        num_updates: int,
         teacher_scores: bool,
     ) -> None:
         self._updater = updater
         self._alarms = alarms
         self._folder = folder
         self._config = config
-        self._num_updates = num_updates
         self._teacher_scores = teacher_scores
         self.progress: Progress | None = None
 
-    def run(self, step: int, samples: Sequence[TrainingSample], rng: np.random.Generator) -> dict[str, float]:
-        """The updates of a step; their metrics averaged over those that were made. `rng` deals out mini-batches."""
+    def run(self, step: int, samples: Sequence[TrainingSample], dealt: Dealt) -> dict[str, float]:
+        """The updates of a step, one a mini-batch; their metrics averaged over those that were made."""
         progress = self.progress = self._begin(samples)
-        parts = mini_batches(samples, num_batches=self._num_updates, rng=rng)
+        parts = mini_batches(samples, dealt)
         made = list(filter(None, parts))
         try:
             check_samples(samples)
@@ -106,6 +103,7 @@ class StepUpdates:
         )
         row |= {
             "train/num_updates": float(len(rows)),
+            "train/inert_updates": float(sum(all(sample.inert for sample in part) for part in made)),
             "train/empty_mini_batches": float(sum(not part for part in parts)),
             "train/nonfinite_skipped": float(progress.num_skipped),
             "train/padding_frac": 1.0 - num_read / num_padded if num_padded else 0.0,

@@ -23,6 +23,7 @@ from harness.rollout.actors import LiveActors
 from harness.rollout.base import RolloutEngine
 from harness.training import checkpoint, metrics
 from harness.training.alarms import Alarms
+from harness.training.batching import Dealt, deal
 from harness.training.credited import check_groups, check_samples
 from harness.training.memory import memory_text
 from harness.training.models import Teacher
@@ -95,7 +96,6 @@ class Trainer:
             alarms,
             folder,
             config.update,
-            num_updates=method.config.updates_per_step,
             teacher_scores=method.needs_teacher == "distribution",
         )
         self._transfer = Transfer(
@@ -162,12 +162,13 @@ class Trainer:
         self._engine.sleep()
 
         check_groups(self._method, groups)
+        dealt = self._deal(step, groups)
         samples = self._method.credit(groups)
         row = metrics.group_metrics(groups) | metrics.sample_metrics(samples)
         row |= check_samples(self._method, groups, samples)
         row |= self._method.metrics(groups)
         with clock.running("update"):
-            row |= self._updates.run(step, samples, self._rng(step, SPLIT))
+            row |= self._updates.run(step, samples, dealt)
         with clock.running("transfer"):
             row |= self._transfer(step)
 
@@ -196,6 +197,15 @@ class Trainer:
             self._folder.keep_rollouts(self._config.rollouts.keep)
         self._tracker.log(step, row)
         logger.info("%s", _line(step, self._num_steps, row))
+
+    def _deal(self, step: int, groups: Sequence[RolloutGroup]) -> Dealt:
+        """Deal the groups that are trained to the step's mini-batches, and tell each its number."""
+        uids = [group.uid for group in groups if self._method.is_trained(group)]
+        dealt = deal(uids, num_batches=self._method.config.updates_per_step, rng=self._rng(step, SPLIT))
+        numbers = {uid: number for number, part in enumerate(dealt) for uid in part}
+        for group in groups:
+            group.mini_batch = numbers.get(group.uid)
+        return dealt
 
     def _sampled(self, step: int) -> SampledStep:
         """The rollouts of a step: those that an earlier launch has stored, else new ones, which are stored."""

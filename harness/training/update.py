@@ -56,6 +56,7 @@ class Updater:
         self._method = method
         self._config = config
         self._temperature = temperature
+        self._loss_temperature = method.logit_temperature(temperature)
         self._clock = clock or StepClock()
         self._tile = tile_tokens(student.num_tokens, config.logit_memory_mb)
         self._share = config.share_prompts and not config.gradient_checkpointing and student.can_share_prompts
@@ -207,9 +208,9 @@ class Updater:
             if scores is not None:
                 with self._clock.running("teacher"):
                     teacher = scores.between(start, stop).to(self.student.device)
-            logits_NV = self._logits(states_NH)
+            logits_NV = self._logits(states_NH, self._loss_temperature)
             if measure_gap:
-                measured.append(token_logprobs(logits_NV, tokens.ids_N))
+                measured.append(token_logprobs(self._as_sampled(logits_NV), tokens.ids_N))
             self._backward_loss(logits_NV.requires_grad_(), tokens, weights_N, teacher, micro.samples, sums)
             gradient_NH[start:stop] = self._backward_logits(states_NH, logits_NV)
             del logits_NV, teacher  # before the next ones are made
@@ -266,9 +267,14 @@ class Updater:
         return ((start, min(start + self._tile, num_tokens)) for start in range(0, num_tokens, self._tile))
 
     @torch.no_grad()
-    def _logits(self, hidden_NH: torch.Tensor) -> torch.Tensor:
+    def _logits(self, hidden_NH: torch.Tensor, temperature: float) -> torch.Tensor:
         logits_NV = self.student.logits(hidden_NH)
-        return logits_NV if self._temperature == 1.0 else logits_NV.div_(self._temperature)
+        return logits_NV if temperature == 1.0 else logits_NV.div_(temperature)
+
+    def _as_sampled(self, logits_NV: torch.Tensor) -> torch.Tensor:
+        """The loss's logits at the sampling temperature."""
+        ratio = self._temperature / self._loss_temperature
+        return logits_NV if ratio == 1.0 else logits_NV / ratio
 
     @torch.no_grad()
     def _backward_logits(self, hidden_NH: torch.Tensor, logits_NV: torch.Tensor) -> torch.Tensor:
@@ -276,9 +282,9 @@ class Updater:
         gradient_NV, logits_NV = logits_NV.grad, logits_NV.detach()
         if gradient_NV is None:
             return torch.zeros_like(hidden_NH)
-        if self._temperature != 1.0:
-            gradient_NV.div_(self._temperature)
-            logits_NV.mul_(self._temperature)
+        if self._loss_temperature != 1.0:
+            gradient_NV.div_(self._loss_temperature)
+            logits_NV.mul_(self._loss_temperature)
         return self.student.backward_logits(hidden_NH, logits_NV, gradient_NV)
 
     @staticmethod
@@ -295,7 +301,7 @@ class Updater:
         batch = pad(micro, self.student.device)
         hidden_NH = hidden_of(self.student, batch)
         tiles = [
-            token_logprobs(self._logits(hidden_NH[a:b]), batch.tokens.ids_N[a:b])
+            token_logprobs(self._logits(hidden_NH[a:b], self._temperature), batch.tokens.ids_N[a:b])
             for a, b in self._tiles(len(hidden_NH))
         ]
         values_N = torch.cat(tiles)

@@ -31,6 +31,14 @@ def rollout_files(run_dir: Path) -> dict[int, Path]:
     return dict(sorted(files.items()))
 
 
+def has_column(file: Path, name: str) -> bool:
+    """Whether a step's file has a column; not where an earlier version wrote it, or it cannot be read."""
+    try:
+        return name in pq.read_schema(file).names
+    except (pa.ArrowException, OSError):
+        return False
+
+
 def read_rollouts(file: Path, columns: Sequence[str], filters: list[tuple[str, str, Any]]) -> list[dict[str, Any]]:
     """Rows of one step that pass all filters, in recorded order. Raises ValueError, one line, where a column lacks."""
     try:

@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from harness.rewards.rules import is_correct
 from harness.types import Prompt, Question, ReplayedQuestion, Rewrite, Rollout, RolloutGroup, Sampler, Verdict
 
+BOX = 99
+"""The token whose text is a complete box."""
 Reply = tuple[str, str | None, float]  # text, boxed answer, reward
 
 
@@ -71,9 +74,12 @@ class ScriptedActors:
     def teacher(self, prompts: Iterable[Prompt], num_rollouts: int) -> ScriptedStream:
         return self._sample("teacher", prompts, num_rollouts)
 
-    def rewrite(self, prompts: Sequence[Prompt], *, tag: str, max_tokens: int, sample: bool = False) -> list[Rewrite]:
+    def rewrite(
+        self, prompts: Sequence[Prompt], *, tag: str, max_tokens: int, sample: bool = False, budget: int | None = None
+    ) -> list[Rewrite]:
         names = " ".join(p.uid for p in prompts)
-        self.log.append(f"rewrite <{tag}> {max_tokens} {'sampled' if sample else 'greedy'}: {names}")
+        budget = f"{max_tokens} in {budget}" if budget else str(max_tokens)
+        self.log.append(f"rewrite <{tag}> {budget} {'sampled' if sample else 'greedy'}: {names}")
         self.rewritten += prompts
         rewriter = self.rewriter or short
         return [rewriter(prompt, sample) for prompt in prompts]
@@ -88,6 +94,12 @@ class ScriptedActors:
 
     def fits(self, prompts: Sequence[Prompt]) -> list[bool]:
         return [prompt.uid not in self.too_long for prompt in prompts]
+
+    def boxed(self, completion_ids: Sequence[int]) -> str | None:
+        return "a box" if BOX in completion_ids else None
+
+    def are_right(self, answers: Sequence[tuple[Question, str]]) -> list[bool]:
+        return [is_correct(answer, question, "math_verify") for question, answer in answers]
 
     def count(self, name: str, value: float = 1.0) -> None:
         self.counts[name] += value

@@ -56,6 +56,26 @@ def test_all_trivial_gives_zeros_and_empty_groups_stay_empty(normalization):
     assert group_advantages([], normalization) == []
 
 
+@pytest.mark.parametrize("normalization", ["nontrivial", "all", "none", "group"])
+def test_rewards_that_differ_by_rounding_are_equal(normalization):
+    """A shaped reward is a sum of parts: 0.1 + 0.2 is not 0.3, and seven tenths are not 0.7. Real differences stay."""
+    rounded = [0.1 + 0.2, 0.3, sum([0.1] * 3)]
+    large = [1e6 + sum([0.1] * 7), 1e6 + 0.7]
+    assert len(set(rounded)) == 2 and sum([0.1] * 10) != 1.0
+    assert group_advantages([rounded, [sum([0.1] * 10), 1.0], large], normalization) == [
+        [0.0] * 3,
+        [0.0] * 2,
+        [0.0] * 2,
+    ]
+    (real,) = group_advantages([[0.3, 0.3001]], normalization)
+    assert real[1] > 0 > real[0]
+
+
+def test_groups_of_rounding_errors_do_not_shrink_sigma():
+    """Next to [1, 0] (sigma 1/2) they would count as four more values near 0."""
+    assert group_advantages([[1.0, 0.0], [0.1 + 0.2, 0.3] * 2], "nontrivial")[0] == [0.5 / 0.500001, -0.5 / 0.500001]
+
+
 def test_unknown_normalization_is_refused():
     with pytest.raises(ValueError, match="one of nontrivial, all, none, group, got 'batch'"):
         group_advantages([HALF], "batch")  # type: ignore[arg-type]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
+from harness.rewards.rules import is_correct
 from harness.types import Prompt, Question, Rewrite
 from methods.hint import Hint, HintConfig, gives_answer, hint_outcome
 
@@ -153,6 +155,12 @@ def test_a_bad_hint_is_redrawn_once_then_skipped(actors, batch_of, example):
     assert "at most 64 tokens" in models.rewritten[0].messages[0]["content"]
 
 
+def test_the_budget_of_a_reply_reaches_the_teacher(actors, batch_of, example):
+    models = actors(example, rewriter=saying("begin"))
+    hint(rewrite_tokens=4096).collect(batch_of("a b c d"), models, rng())
+    assert models.log[4] == "rewrite <hint> 512 in 4096 greedy: c/write_hint/teacher/1 b/write_hint/teacher/0"
+
+
 def test_every_refused_hint_is_counted_by_its_reason(actors, batch_of, example):
     """The answer is that of the trace: 42 for c, 3 for b."""
     models = actors(example, rewriter=saying("think of 42"))
@@ -200,12 +208,50 @@ def test_credit_and_metrics_by_hand(actors, batch_of, example):
 def test_which_rewrites_are_hints(text, truncated, outcome):
     reference = "<think>7 + 6 =  13,\nadd 2</think>\\boxed{15}"
     asked = Prompt(uid="q", question=Question(id="q", text="", answer=""), messages=(), reference=reference)
-    assert hint_outcome(asked, rewrite(text, truncated=truncated), "15") == outcome
+    assert hint_outcome(asked, rewrite(text, truncated=truncated), "15", are_right=by_rule("15")) == outcome
+
+
+def by_rule(gold: str):
+    question = Question(id="q", text="", answer=gold)
+    return lambda values: [is_correct(value, question, "math_verify") for value in values]
+
+
+@pytest.mark.parametrize(
+    ("gold", "trace", "text", "outcome"),
+    [
+        (r"\frac{1}{2}", r"\frac{1}{2}", "Simplify; you will get 0.5 in the end.", "gives_answer"),
+        ("1/2", "1/2", "The result is one half.", "gives_answer"),
+        ("12", "12", "It equals twelve.", "gives_answer"),
+        ("1200", "1200", "It is 1,200 in total.", "gives_answer"),
+        ("15", "15", "begin with 8+7", "gives_answer"),  # nothing is left but to write it down
+        ("x+1", "1+x", "look at $f(x) = 1 + x$", "gives_answer"),
+        ("2", "2.0", "it is 2", "gives_answer"),  # the gold answer, where the trace spells it differently
+        ("1/2", "1/2", "halve the 3 of 4 parts, not 0.25", "accepted"),
+        ("15", "15", "begin with 8+6", "accepted"),
+        ("1", "1", "look at one of the sides", "accepted"),
+    ],
+)
+def test_the_answer_in_another_spelling_is_given_too(gold, trace, text, outcome):
+    asked = Prompt(uid="q", question=Question(id="q", text="", answer=""), messages=(), reference="long\nsolution")
+    assert hint_outcome(asked, rewrite(text), trace, are_right=by_rule(gold)) == outcome
+
+
+def test_a_hint_is_graded_against_its_own_question(actors, batch_of):
+    """Both traces read the same; the gold answers differ, and the hint gives that of `a`."""
+    batch = batch_of("a b")
+    batch.new = [
+        dataclasses.replace(question, answer=gold) for question, gold in zip(batch.new, ("1/2", "7"), strict=True)
+    ]
+    replies = {"a/teacher": [("trace", None, 1.0)], "b/teacher": [("trace", None, 1.0)]}
+    models = actors(replies, rewriter=saying("take 0.5"))
+    hint(augment_ratio=1.0, teacher_group_size=1).collect(batch, models, rng())
+    assert [uid for uid in models.prompts if uid.endswith("/hint")] == ["b/hint"]
+    assert models.counts == NONE | {"hint/gives_answer": 2, "hint/redrawn": 1, "hint/accepted": 1}
 
 
 def test_a_trace_that_is_only_a_box_has_no_solution_to_copy():
     asked = Prompt(uid="q", question=Question(id="q", text="", answer=""), messages=(), reference="\\boxed{15}")
-    assert hint_outcome(asked, rewrite("add"), "15") == "accepted"
+    assert hint_outcome(asked, rewrite("add"), "15", are_right=by_rule("15")) == "accepted"
 
 
 @pytest.mark.parametrize(
@@ -249,6 +295,11 @@ def test_what_gives_the_answer(answer, hint, given):
     ("options", "message"),
     [
         ({"hint_max_tokens": 0}, "method.hint_max_tokens must be at least 1, got 0"),
+        (
+            {"rewrite_tokens": 500},
+            "method.rewrite_tokens=500 is less than method.hint_max_tokens=512, which is a part of it: raise it, or "
+            "lower the other",
+        ),
         ({"augment_ratio": 1.5}, "method.augment_ratio must lie in [0, 1], got 1.5"),
         ({"augment_ratio": -0.1}, "method.augment_ratio must lie in [0, 1], got -0.1"),
         ({"teacher_group_size": 0}, "method.teacher_group_size must be at least 1, got 0"),

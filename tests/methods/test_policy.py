@@ -69,6 +69,48 @@ def test_teacher_rollouts_are_neither_trained_nor_centred(rollout):
     assert [s.advantages[-1] for s in samples] == [0.5, -0.5]
 
 
+def in_batch(number, uid, rewards, rollout, sampler="student"):
+    made = group(uid, [rollout(sampler, i, ("", None, float(r))) for i, r in enumerate(rewards)])
+    made.mini_batch = number
+    return made
+
+
+def test_advantages_of_a_mini_batch_alone(rollout):
+    """Batch 0: +-1/2 over sigma 1/2. Batch 1: 3/4 and -1/4 over sqrt(3)/4. Over the step sigma is sqrt(1.25 / 6)."""
+    rewards = [(0, "a", [1, 0]), (1, "b", [1, 0, 0, 0]), (None, "t", [1, 1]), (0, "c", [1, 1])]
+
+    def advantages(**options):
+        samplers = {"t": "teacher"}
+        groups = [in_batch(n, uid, r, rollout, samplers.get(uid, "student")) for n, uid, r in rewards]
+        return [sample.advantages[-1] for sample in grpo(**options).credit(groups)]
+
+    root = math.sqrt(3)
+    assert advantages(advantage_scope="mini_batch") == pytest.approx(
+        [1, -1, root, -1 / root, -1 / root, -1 / root, 0, 0], rel=1e-5
+    )
+    # `all` counts the zeros of c: four values of squares 1/4, 1/4, 0, 0 give sigma sqrt(1/8)
+    every = advantages(advantage_scope="mini_batch", advantage_normalization="all")
+    assert every[:3] == pytest.approx([math.sqrt(2), -math.sqrt(2), root], rel=1e-5)
+    sigma = math.sqrt(1.25 / 6)
+    assert advantages() == pytest.approx(
+        [0.5 / sigma, -0.5 / sigma, 0.75 / sigma, *[-0.25 / sigma] * 3, 0, 0], rel=1e-5
+    )
+
+
+def test_a_scope_shows_a_method_the_groups_that_are_not_trained(rollout):
+    class Seen(GRPO):
+        def advantages(self, groups):
+            seen.append(" ".join(group.uid[0] for group in groups))
+            return super().advantages(groups)
+
+    for scope, expected in (("mini_batch", ["a t", "b t"]), ("step", ["a b t"])):
+        seen: list[str] = []
+        groups = [in_batch(0, "a", [1, 0], rollout), in_batch(1, "b", [1, 0], rollout)]
+        groups.append(in_batch(None, "t", [1, 1], rollout, "teacher"))
+        Seen(Seen.Config(advantage_scope=scope)).credit(groups)
+        assert seen == expected
+
+
 def test_collect_is_one_plain_group_a_question(actors, batch_of):
     models = actors({})
     groups = grpo(group_size=3).collect(batch_of("a b", "r"), models, np.random.default_rng(0))
@@ -99,6 +141,7 @@ def test_the_configured_clips_reach_the_loss():
         ({"clip_ratio_low": -0.1}, "clip_ratio_low must be 0 or more"),
         ({"clip_ratio_high": -0.1}, "clip_ratio_high must be 0 or more"),
         ({"advantage_normalization": "batch"}, "advantage_normalization must be one of nontrivial, all, none, group"),
+        ({"advantage_scope": "batch"}, "advantage_scope must be step or mini_batch, got 'batch'"),
         ({"tau": 1.5}, "tau must lie in"),
     ],
 )

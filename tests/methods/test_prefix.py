@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from methods.prefix import Prefix, PrefixConfig, first_tokens
 
 CLOSING = "Reason first inside <think> </think>, then give the final answer in \\boxed{}."
+BOX = 99  # what the scripted actors read as a complete box
 RIGHT, WRONG = ("yes", "42", 1.0), ("no", "7", 0.0)
 
 
@@ -79,6 +80,44 @@ def test_a_prefix_that_leaves_no_room_is_counted(actors, batch_of, example):
     groups = prefix().collect(batch_of("a b c d"), models, rng())
     assert groups[-1].uid == "b/teacher" and models.log[-1] == "teacher waited for"
     assert models.counts == {"prefix/empty": 1, "prefix/over_window": 1}
+
+
+@pytest.fixture
+def two_traces(actors):
+    """A teacher with two right traces of ten tokens: the box is the second token of the first, the last of the second;
+    with `both`, the second of both."""
+
+    def make(replies, *, both=False):
+        class Teacher(actors):
+            def teacher(self, prompts, num_rollouts):
+                stream = super().teacher(prompts, num_rollouts)
+                for group in stream.list():
+                    early, late = [31, BOX, *range(32, 40), 2], [*range(41, 50), BOX, 2]
+                    group.rollouts[0].completion_ids, group.rollouts[1].completion_ids = early, early if both else late
+                return stream
+
+        return Teacher(replies)
+
+    return make
+
+
+def test_a_trace_whose_prefix_is_an_answer_is_passed_over_for_another(two_traces, batch_of):
+    """floor(0.4 * 10) = 4 tokens. Whatever is drawn, the second trace is used, and the first is counted once."""
+    for seed in range(8):
+        models = two_traces({"a/teacher": [RIGHT, RIGHT]})
+        prefix(augment_ratio=1.0).collect(batch_of("a"), models, rng(seed))
+        assert models.prompts["a/prefix"].prefix_ids == (41, 42, 43, 44)
+        assert models.counts == {"prefix/boxed": 1}
+
+
+def test_without_another_trace_there_is_no_prefix(two_traces, batch_of):
+    models = two_traces({"a/teacher": [RIGHT, RIGHT]}, both=True)
+    groups = prefix(augment_ratio=1.0).collect(batch_of("a"), models, rng())
+    assert [group.uid for group in groups] == ["a/plain", "a/teacher"] and models.counts == {"prefix/boxed": 2}
+    # a wrong trace is none to pass over, and one token of a share of 0.1 is no box yet
+    models = two_traces({"a/teacher": [WRONG, RIGHT]})
+    prefix(augment_ratio=1.0, prefix_ratio=0.1).collect(batch_of("a"), models, rng())
+    assert models.prompts["a/prefix"].prefix_ids == (41,) and models.counts == {}
 
 
 def test_a_question_without_a_right_trace_gets_no_prefix(actors, batch_of, example):

@@ -43,6 +43,7 @@ POLICY = COMMON | {
     "clip_ratio_high": 0.28,
     "dual_clip": 10.0,
     "advantage_normalization": "nontrivial",
+    "advantage_scope": "step",
     "importance_cap": None,
 }
 TEACHER = POLICY | {"replay": True, "teacher_group_size": 4}
@@ -53,6 +54,8 @@ ZPPO = AUGMENT | {
     "compress": True,
     "compress_max_lines": 5,
     "compress_max_tokens": 512,
+    "rewrite_tokens": None,
+    "ncq_on_failed_rewrite": "skip_prompt",
     "bcq_positive": "right",
     "ncq_source": "own",
 }
@@ -65,7 +68,7 @@ PUBLISHED = {
     "grpo_both": ("rollouts", ZPPO | {"replay": False}),
     "grpo_replay_bcq": ("rollouts", ZPPO | {"ncq": False}),
     "grpo_replay_ncq": ("rollouts", ZPPO | {"bcq": False}),
-    "hint": ("rollouts", AUGMENT | {"hint_max_tokens": 512}),
+    "hint": ("rollouts", AUGMENT | {"hint_max_tokens": 512, "rewrite_tokens": None}),
     "prefix": ("rollouts", AUGMENT | {"prefix_ratio": 0.4}),
     "grpo_teacher_response": ("rollouts", TEACHER),
     "grpo_equal_tokens": ("none", AUGMENT),
@@ -140,7 +143,7 @@ def test_options_override_the_class():
         ),
         (
             {"class": "grpo", "zzz": 1},
-            "GRPO has no option 'method.zzz'. Options: advantage_normalization, buffer_capacity,",
+            "GRPO has no option 'method.zzz'. Options: advantage_normalization, advantage_scope, buffer_capacity,",
         ),
         ({"class": "grpo", "jsd_beta": 0.5}, "GRPO has no option 'method.jsd_beta'."),
         ({"class": "grpo", "group_size": "8"}, "method.group_size must be an integer, got '8'"),

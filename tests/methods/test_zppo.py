@@ -388,6 +388,7 @@ def test_caps_and_order_follow_the_algorithm(actors, batch_of, questions, num_re
         ({"teacher_group_size": 0}, "method.teacher_group_size must be at least 1, got 0"),
         ({"compress_max_lines": 0}, "method.compress_max_lines must be at least 1"),
         ({"compress_max_tokens": 0}, "method.compress_max_tokens must be at least 1"),
+        ({"rewrite_tokens": 511}, "method.rewrite_tokens=511 is less than method.compress_max_tokens=512"),
         ({"group_size": 1}, "method.group_size must be at least 2"),
     ],
 )

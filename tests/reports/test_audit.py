@@ -225,3 +225,22 @@ def test_files_of_an_earlier_version_and_broken_ones_are_refused(make_run):
 
 def test_ranges():
     assert [ranges(steps) for steps in ([3], [1, 2], [1, 2, 3, 7, 9, 10])] == ["3", "1-2", "1-3, 7, 9-10"]
+
+
+def test_replies_to_bcqs_by_the_place_of_the_right_trace(make_run):
+    """First: 2 of 3 right, all follow a candidate; second: 1 of 4, of which one is ungraded and left out."""
+    rows = [
+        *({**row, "positive_position": 0} for row in replies("q1/bcq", (1.0, "positive"), (1.0, "positive"))),
+        *({**row, "positive_position": 0} for row in replies("q2/bcq", (0.0, "negative"))),
+        *({**row, "positive_position": 1} for row in replies("q3/bcq", (1.0, "positive"), (0.0, "other"))),
+        *({**row, "positive_position": 1} for row in replies("q4/bcq", (0.0, "negative"), (None, "other"))),
+        *replies("q1/ncq", (0.0, "negative")),
+    ]
+    lines = audit_command(make_run(rows)).splitlines()
+    start = lines.index("BCQ by the place of the right trace")
+    assert lines[start + 1 : start + 5] == [
+        "right trace  rollouts  accuracy %  all: pos/neg/other",
+        "first               3        66.7       66.7/33.3/0.0",
+        "second              3        33.3      33.3/33.3/33.3",
+        "",
+    ]

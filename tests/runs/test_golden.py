@@ -18,7 +18,7 @@ from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
 from harness.models.loading import load_tokenizer
 from harness.models.tiny import tiny_path
-from harness.training.batching import mini_batches
+from harness.training.batching import deal, mini_batches
 from harness.training.teacher import LocalScorer
 from harness.training.update import Updater
 from harness.types import Prompt, Question, Rollout, RolloutGroup
@@ -69,8 +69,9 @@ def losses(name: str, num_steps: int = 3) -> list[list[float]]:
     for step in range(num_steps):
         samples = method.credit(stored_groups())
         updater.fill_old_logprobs(samples)
-        rng = np.random.default_rng([0, step])
-        for part in mini_batches(samples, num_batches=method.config.updates_per_step, rng=rng):
+        uids = list(dict.fromkeys(sample.uid for sample in samples))
+        dealt = deal(uids, num_batches=method.config.updates_per_step, rng=np.random.default_rng([0, step]))
+        for part in mini_batches(samples, dealt):
             row = updater.update(part)
             rows.append([row["loss"], row["grad_norm"]])
     return rows

@@ -59,6 +59,11 @@ class Renumbers(Own):
         return [replace(s, rollout=replace(s.rollout, index=9)) for s in super().credit(groups)]
 
 
+class Unexpected(Own):
+    def is_trained(self, group):
+        return False
+
+
 class Twice(Own):
     def collect(self, batch, actors, rng):
         groups = super().collect(batch, actors, rng)
@@ -115,6 +120,7 @@ def test_samples_without_a_rollout_are_counted(train):
     [
         ("Renames", "error: Renames.credit trains a sample of '"),
         ("Renumbers", "error: Renumbers.credit trains rollout 9 of the student of '"),
+        ("Unexpected", "error: Unexpected.credit trains a sample of '"),
         ("Twice", "error: Twice.collect returns two groups '"),
         (
             "Teachers",

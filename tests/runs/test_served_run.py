@@ -24,6 +24,7 @@ from harness.testing import assert_same_run
 from harness.testing import run_metrics as metrics
 from harness.testing.http_server import Fault, LoopbackServer, Plan
 from harness.testing.model_server import ServedModel, serve
+from methods.base import DistillationMethod
 
 SMALL = [
     "student=tiny_xs", "eval=none", "steps=2", "data.batch_size=8", "data.pool_size=24", "data.levels=[2,4]",
@@ -164,13 +165,26 @@ def test_methods_that_read_replies_take_a_teacher_of_text_alone(tmp_path, model)
     assert all(value == value for row in rows for value in row.values()), "its missing log-probabilities are in metrics"
 
 
+class Tempered(DistillationMethod):
+    """Compares distributions at the temperature of sampling."""
+
+    def logit_temperature(self, sampling):
+        return sampling
+
+    def credit(self, groups):
+        return []
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ([*OFF_POLICY, "teacher.api=text"], r"off_policy_kd reads the teacher's distribution.*teacher.api=tokens"),
         (["method=on_policy_kd", "teacher.api=text"], r"on_policy_kd reads the teacher's distribution.*api=tokens"),
         (["method=grpo_teacher_response", "teacher.api=text"], r"trains the teacher's tokens.*teacher.api=tokens"),
-        (["method=on_policy_kd", "rollout.temperature=0.7"], r"temperature=0.7.*set rollout.temperature=1"),
+        (
+            ["method._target_=tests.runs.test_served_run:Tempered", "rollout.temperature=0.7"],
+            r"temperature=0.7.*set rollout.temperature=1",
+        ),
         (["method=on_policy_kd", "teacher_process=true"], r"teacher_process=true.*set teacher_process=false"),
     ],
 )
@@ -184,7 +198,7 @@ def test_what_a_served_teacher_cannot_give_is_refused_before_anything_is_loaded(
 
 CAN = (
     ZPPO, [*ZPPO, "teacher.api=text"], ["method=prefix", "teacher.api=text"],
-    ["method=sft", "teacher.api=text"],
+    ["method=sft", "teacher.api=text"], ["method=on_policy_kd", "rollout.temperature=0.7"],
 )  # fmt: skip
 
 

@@ -89,10 +89,13 @@ class CountingActors:
     def teacher(self, prompts: Iterable[Prompt], num_rollouts: int) -> _Stream:
         return _Stream(self._groups("teacher", prompts, num_rollouts))
 
-    def rewrite(self, prompts: Sequence[Prompt], *, tag: str, max_tokens: int, sample: bool = False) -> list[Rewrite]:
+    def rewrite(
+        self, prompts: Sequence[Prompt], *, tag: str, max_tokens: int, sample: bool = False, budget: int | None = None
+    ) -> list[Rewrite]:
         """Every rewrite succeeds, at its limit."""
         for prompt in prompts:
-            self._count("teacher", prompt.messages[-1]["content"].count(MARK), [self._units(max_tokens)])
+            length = self._units(budget or max_tokens)
+            self._count("teacher", prompt.messages[-1]["content"].count(MARK), [length])
         text = MARK * self._units(max_tokens)
         return [Rewrite(uid=p.uid, text=text, answer="1", same_answer=True, truncated=False) for p in prompts]
 
@@ -102,6 +105,12 @@ class CountingActors:
 
     def fits(self, prompts: Sequence[Prompt]) -> list[bool]:
         return [True] * len(prompts)
+
+    def boxed(self, completion_ids: Sequence[int]) -> str | None:
+        return None
+
+    def are_right(self, answers: Sequence[tuple[Question, str]]) -> list[bool]:
+        return [False] * len(answers)
 
     def count(self, name: str, value: float = 1.0) -> None:
         """Ignored: what a method counts, other than tokens, is not asked for."""

@@ -64,6 +64,10 @@ class JudgedGrader:
                 grades[i] = Grade.of(grades[i].answer, known, judged=True, malformed=verdict is None)
         return grades
 
+    def are_right(self, answers: Sequence[tuple[Question, str]]) -> list[bool]:
+        """The grader's answer: the judge is not asked."""
+        return self._grader.are_right(answers)
+
     def same(self, pairs: Sequence[tuple[str | None, str | None]]) -> list[bool]:
         """The grader's answer: the judge is not asked."""
         return self._grader.same(pairs)

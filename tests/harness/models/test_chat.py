@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from harness.config.schema import ModelConfig
 from harness.errors import UserError
-from harness.models.chat import Chat
+from harness.models.chat import Chat, thinking_conflict
 from harness.models.loading import load_tokenizer
 from harness.types import Prompt, Question
 
@@ -56,6 +56,27 @@ def test_prompts_are_rendered_up_to_the_reply_without_their_prefix(tmp_path):
 def test_thinking_is_passed_to_the_template(tmp_path):
     chat = Chat(tokenizer(), config(tmp_path, enable_thinking=True))
     assert chat.decode_prompt(chat.pack(prompt("ab")).ids) == "<user>ab<turn><bot><think>"
+
+
+@pytest.mark.parametrize(
+    ("template", "thinking", "conflicts"),
+    [
+        (TEMPLATE, False, True),  # the start of the thinking is left out
+        (TEMPLATE, True, False),
+        (
+            TEMPLATE.replace("{% if enable_thinking %}<think>", "{% if not enable_thinking %}<think></think>"),
+            False,
+            True,
+        ),
+        (TEMPLATE.replace("{% if enable_thinking %}<think>{% endif %}", ""), False, False),  # it knows no thinking
+    ],
+)
+def test_a_template_that_keeps_from_thinking_is_in_the_way_of_the_closing_instruction(
+    tmp_path, template, thinking, conflicts
+):
+    found = thinking_conflict(tokenizer(template), config(tmp_path, enable_thinking=thinking))
+    assert (found is not None) is conflicts
+    assert not conflicts or found.startswith("student.enable_thinking=false keeps replies from thinking")
 
 
 def test_text_and_ids(tmp_path):

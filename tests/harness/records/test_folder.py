@@ -158,8 +158,9 @@ def test_rollouts_on_disk_literal(tmp_path):
     question = Question(id="q", text="Compute 1+1.", answer="2")
     messages = ({"role": "user", "content": "Compute 1+1."},)
     prompt = Prompt(
-        uid="q/bcq", question=question, messages=messages, kind="bcq", positive_answer="2", negative_answers=("3", "4")
-    )
+        uid="q/bcq", question=question, messages=messages, kind="bcq", positive_answer="2", positive_position=1,
+        negative_answers=("3", "4"),
+    )  # fmt: skip
 
     def rollout(index: int, text: str, reward: float) -> Rollout:
         return Rollout(
@@ -184,7 +185,7 @@ def test_rollouts_on_disk_literal(tmp_path):
         "index": 0, "prompt_text": "<prompt>", "response_text": "2", "num_prompt_tokens": 2, "num_response_tokens": 3,
         "num_prefix_tokens": 1, "finish_reason": "stop", "answer": "2", "gold": "2", "reward": 1.0,
         "training_reward": 0.25, "verdict": "correct", "positive_answer": "2", "match": "positive", "trained": True,
-        "advantage": 1.5,
+        "advantage": 1.5, "positive_position": 1,
     }  # fmt: skip
     assert frame.iloc[1]["match"] == "negative"
     assert not frame.iloc[1]["trained"] and pd.isna(frame.iloc[1]["advantage"])

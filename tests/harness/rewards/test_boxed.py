@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.rewards.boxed import last_boxed
+from harness.rewards.boxed import ends_with_box, last_boxed
 
 TABLE = [
     ("no box", None),
@@ -75,3 +75,22 @@ def test_an_unclosed_box_leaves_the_one_before(content: str, tail: str) -> None:
 def test_hostile_text_takes_linear_time(text: str, content: str | None) -> None:
     # A quadratic scan of 10^6 characters would not return within the time of a test run.
     assert last_boxed(text) == content
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [
+        ("1+1=2\n\\boxed{2}", True),
+        ("so $\\boxed{\\frac{1}{2}}$.", True),
+        ("\\[ \\boxed{2} \\]\n", True),
+        ("**\\boxed{2}**", True),
+        ("\\boxed{2} is the answer", False),
+        ("\\boxed{2}, since 1+1=2", False),
+        ("\\boxed{1} then \\boxed{2}", True),
+        ("\\boxed{2} then \\boxed{open", False),
+        ("no box", False),
+        ("", False),
+    ],
+)
+def test_whether_the_box_is_last(text, ends):
+    assert ends_with_box(text) is ends

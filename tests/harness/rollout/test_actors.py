@@ -63,14 +63,27 @@ def prompt(uid, answer="2", reference=None):
 def make(chat):
     with Grader(RewardConfig()) as grader:
 
-        def build(student, teacher=None):
-            actors = LiveActors(
-                student=student, teacher=teacher, chat=chat, grader=grader, config=RolloutConfig(), seed=5
-            )
+        def build(student, teacher=None, config=None):
+            config = config or RolloutConfig()
+            actors = LiveActors(student=student, teacher=teacher, chat=chat, grader=grader, config=config, seed=5)
             actors.begin(3)
             return actors
 
         yield build
+
+
+def test_single_answers_are_graded_by_the_rule(make):
+    actors = make(Told("student", {}))
+    half = Question(id="h", text="", answer=r"\frac{1}{2}")
+    assert actors.are_right([(half, "0.5"), (half, "2"), (prompt("a").question, "4/2")]) == [True, False, True]
+
+
+def test_a_whole_box_in_some_tokens(make, chat):
+    actors = make(Told("student", {}))
+    ids = chat.encode_text("so \\boxed{12} holds")
+    assert actors.boxed(ids) == "12" and actors.boxed([]) is None
+    cut = next(n for n in range(len(ids)) if actors.boxed(ids[:n]))
+    assert chat.decode(ids[:cut]).endswith("}") and actors.boxed(ids[: cut - 1]) is None
 
 
 def test_groups_come_back_graded_in_the_order_of_the_prompts(make):
@@ -132,6 +145,25 @@ def test_rewrites_are_read_from_their_tags_and_compared(make, chat):
     assert (sampling.temperature, sampling.num_rollouts, sampling.max_new_tokens) == (0.0, 1, 46)
 
 
+def test_a_teacher_that_thinks_has_a_budget_of_its_own(make):
+    """The reply may have 200 tokens, the text between the tags 30: thinking does not count there."""
+    thought = "<think>" + "1+1=2 " * 20 + "</think>"
+    texts = {"short": [f"{thought}<summary>\\boxed{{2}}</summary>"]}
+    texts["long"] = [f"{thought}<summary>{'1+1=2 ' * 20}\\boxed{{2}}</summary>"]
+    teacher = Told("teacher", texts)
+    prompts = [prompt(uid, reference="\\boxed{2}") for uid in texts]
+    short, long = make(Told("student", {}), teacher).rewrite(prompts, tag="summary", max_tokens=30, budget=200)
+    assert teacher.asked[0][1].max_new_tokens == 200
+    assert (short.text, short.truncated, long.truncated) == ("\\boxed{2}", False, True)
+
+
+def test_a_rewrite_says_whether_its_box_is_last(make):
+    texts = {"last": ["<summary>1+1\n\\boxed{2}.</summary>"], "first": ["<summary>\\boxed{2}\n1+1=2</summary>"]}
+    prompts = [prompt(uid, reference="\\boxed{2}") for uid in texts]
+    rewrites = make(Told("student", {}), Told("teacher", texts)).rewrite(prompts, tag="summary", max_tokens=30)
+    assert [(r.same_answer, r.ends_with_box) for r in rewrites] == [(True, True), (True, False)]
+
+
 @pytest.mark.parametrize(
     ("reply", "text"),
     [
@@ -180,23 +212,32 @@ def test_demonstrations_end_like_a_reply(make, chat):
     assert (rollout.sampler, rollout.reward, rollout.answer) == ("teacher", 1.0, "2")
 
 
-def test_a_prompt_fits_if_it_leaves_room_for_one_token(make, chat):
-    """Window 40: prompt and prefix together may have 39 tokens."""
+def test_a_prompt_fits_if_it_leaves_room_for_the_longest_reply(make, chat):
+    """Replies of at most 6 tokens, a prefix among them."""
     student = Told("student", {})
-    student.context_window = 40
     num_tokens = len(chat.pack(prompt("a")).ids)
+    actors = make(student, config=RolloutConfig(max_response_tokens=6))
 
     def given(number):
         return dataclasses.replace(prompt("a"), prefix_ids=(4,) * number)
 
-    actors = make(student)
-    room = 39 - num_tokens
-    assert actors.fits([given(room), given(room + 1), given(0)]) == [True, False, True]
-    student.context_window = num_tokens
-    assert actors.fits([given(0)]) == [False]
-    student.context_window = num_tokens + 1
-    assert actors.fits([given(0)]) == [True]
+    def fits(spare, *numbers):
+        student.context_window = num_tokens + spare
+        return actors.fits([given(number) for number in numbers])
+
+    assert fits(6, 0, 2, 5) == [True] * 3  # 2 given and 4 to come
+    assert fits(5, 0, 2) == [False] * 2  # the old rule, one token, would take both
+    assert fits(30, 0) == [True] and fits(0, 0) == [False]
     assert actors.fits([]) == [] and student.asked == []
+
+
+def test_half_a_window_is_room_enough_where_a_reply_may_fill_it(make, chat):
+    """Replies of 12,288 tokens (Table 8) and a window of 40: a prompt may have 20."""
+    student = Told("student", {})
+    student.context_window = 40
+    spare = 20 - len(chat.pack(prompt("a")).ids)
+    given = [dataclasses.replace(prompt("a"), prefix_ids=(4,) * number) for number in (spare, spare + 1)]
+    assert make(student).fits(given) == [True, False]
 
 
 def test_it_is_the_students_window_that_counts(make, chat):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.training.batching import micro_batches, mini_batches, one_pass, pad, pad_for_teacher, tokens_between
+from harness.training.batching import deal, micro_batches, mini_batches, one_pass, pad, pad_for_teacher, tokens_between
 from harness.types import Rollout, TrainingSample
 
 
@@ -17,7 +17,8 @@ def sample(uid: str, length: int = 3) -> TrainingSample:
 @given(num_groups=st.integers(0, 20), num_batches=st.integers(1, 6), seed=st.integers(0, 99))
 def test_groups_stay_whole_and_sizes_differ_by_one(num_groups, num_batches, seed):
     samples = [sample(f"g{i}") for i in range(num_groups) for _ in range(3)]
-    parts = mini_batches(samples, num_batches=num_batches, rng=np.random.default_rng(seed))
+    dealt = deal([f"g{i}" for i in range(num_groups)], num_batches=num_batches, rng=np.random.default_rng(seed))
+    parts = mini_batches(samples, dealt)
     assert len(parts) == num_batches
     uids = [[s.uid for s in part] for part in parts]
     groups = [set(part) for part in uids]
@@ -27,11 +28,7 @@ def test_groups_stay_whole_and_sizes_differ_by_one(num_groups, num_batches, seed
 
 
 def test_the_split_depends_on_the_generator_only():
-    samples = [sample(f"g{i}") for i in range(8)]
-    split = [
-        [[s.uid for s in part] for part in mini_batches(samples, num_batches=4, rng=np.random.default_rng(seed))]
-        for seed in (1, 1, 2)
-    ]
+    split = [deal([f"g{i}" for i in range(8)], num_batches=4, rng=np.random.default_rng(seed)) for seed in (1, 1, 2)]
     assert split[0] == split[1] != split[2]
 
 

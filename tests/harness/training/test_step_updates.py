@@ -12,6 +12,7 @@ from harness.config.schema import UpdateConfig, from_hydra
 from harness.process import preemption
 from harness.records.folder import RunFolder
 from harness.training.alarms import Alarms
+from harness.training.batching import deal
 from harness.training.step_updates import Progress, StepUpdates
 from harness.training.update import Updater
 from methods import registry
@@ -28,9 +29,14 @@ def make(make_student, tmp_path):
         updater = Updater(student=make_student(), teacher=None, method=method, config=update, temperature=1.0)
         folder = RunFolder(tmp_path / f"run{len(list(tmp_path.iterdir()))}", config)
         alarms = Alarms(config.alarms, folder, logprobs=updater.logprobs, micro_batch_tokens=512)
-        return StepUpdates(updater, alarms, folder, update, num_updates=3, teacher_scores=False), updater
+        return StepUpdates(updater, alarms, folder, update, teacher_scores=False), updater
 
     return make
+
+
+def dealt_of(samples) -> list[list[str]]:
+    uids = list(dict.fromkeys(sample.uid for sample in samples))
+    return deal(uids, num_batches=3, rng=np.random.default_rng(0))
 
 
 class Left(Exception):
@@ -52,13 +58,13 @@ def test_the_rest_of_a_step_is_the_same(make, make_samples, old_logprobs, number
     samples[3].rollout_logprobs = None  # the engine gave none: the trainer's are taken, before its weights move
     samples[5].rollout_logprobs[-1] = None
     whole, whole_updater = make(old_logprobs=old_logprobs)
-    expected = whole.run(1, copy.deepcopy(samples), np.random.default_rng(0))
+    expected = whole.run(1, copy.deepcopy(samples), dealt_of(samples))
 
     broken, updater = make(old_logprobs=old_logprobs)
     preemption.watch(left_behind(number))
     try:
         with pytest.raises(Left):
-            broken.run(1, copy.deepcopy(samples), np.random.default_rng(0))
+            broken.run(1, copy.deepcopy(samples), dealt_of(samples))
     finally:
         preemption.watch(None)
     assert broken.progress.num_done == number
@@ -68,7 +74,7 @@ def test_the_rest_of_a_step_is_the_same(make, make_samples, old_logprobs, number
     other.student.module.load_state_dict(updater.student.module.state_dict())
     other.optimizer.load_state_dict(updater.optimizer.state_dict())
     resumed.progress = Progress.unpack(json.loads(json.dumps(state)), tensors, broken.progress.rng)
-    assert resumed.run(1, copy.deepcopy(samples), np.random.default_rng(0)) == expected
+    assert resumed.run(1, copy.deepcopy(samples), dealt_of(samples)) == expected
     assert resumed.progress is None and expected["alarm/ratio"] == 1.0
     for one, two in zip(whole_updater.student.module.parameters(), other.student.module.parameters(), strict=True):
         assert torch.equal(one, two)
@@ -81,3 +87,29 @@ def test_old_log_probabilities_are_written_to_the_bit():
     state, tensors = progress.pack()
     back = Progress.unpack(json.loads(json.dumps(state)), tensors, progress.rng)
     assert repr(back) == repr(progress)
+
+
+def test_an_update_of_inert_samples_alone_is_counted_and_still_moves_weights(make, make_samples):
+    """Four groups in parts of two, one and one. The second is inert: the momentum of the first moves the weights."""
+    samples = make_samples(8)
+    dealt = dealt_of(samples)
+    assert list(map(len, dealt)) == [2, 1, 1]
+    for sample in samples:
+        if sample.uid in dealt[1]:
+            sample.advantages, sample.inert = [0.0] * len(sample.token_ids), True
+    updates, updater = make(weight_decay=0.0)
+    head = updater.student.module.get_output_embeddings().weight
+    seen = []
+
+    def note(name: str) -> None:
+        if name.startswith("update-"):
+            seen.append(head.detach().clone())
+
+    preemption.watch(note)
+    try:
+        row = updates.run(1, samples, dealt)
+    finally:
+        preemption.watch(None)
+    assert (row["train/inert_updates"], row["train/num_updates"]) == (1.0, 3.0)
+    assert not torch.equal(seen[0], seen[1])
+    assert make()[0].run(1, make_samples(8), dealt)["train/inert_updates"] == 0.0

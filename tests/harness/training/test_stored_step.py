@@ -52,7 +52,7 @@ def sampled(chat, questions) -> SampledStep:
     seen = dataclasses.replace(rollout(0, [-1.0]), prompt_ids=packed.ids, media=packed.media)
     bcq = Prompt(
         uid="t/bcq", question=text, messages=({"role": "user", "content": "Which?"},), kind="bcq", prefix_ids=(3, 4),
-        reference="r", positive_answer="4", negative_answers=("3", "5"),
+        reference="r", positive_answer="4", positive_position=1, negative_answers=("3", "5"),
     )  # fmt: skip
     stripped = dataclasses.replace(text, text="", answer="", messages=(), metadata={}, limits=MediaLimits(fps=2.0))
     rewrite = Prompt(uid="t/compress", question=stripped, messages=bcq.messages, kind="compress", reference="x")

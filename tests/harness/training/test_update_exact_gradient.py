@@ -98,7 +98,8 @@ def naive_gradient(student: LanguageModel, teacher: LanguageModel, method, given
     denominator = sum(sample.denominator for sample in given)
     for sample in given:
         batch = pad([sample], torch.device("cpu"))
-        logits_NV = naive_logits(wide, batch)
+        temperature = 1.0 if method.needs_teacher == "distribution" else TEMPERATURE  # a JSD is at 1, whatever samples
+        logits_NV = naive_logits(wide, batch) / temperature
         scores = TeacherDistribution(logits_NV=naive_logits(wide_teacher, batch).detach())
         tokens = batch.tokens
         for name in ("advantages_N", "old_logprobs_N", "rollout_logprobs_N"):
@@ -117,7 +118,7 @@ def naive_logits(wide: LanguageModel, batch) -> torch.Tensor:
         logits_NV = torch.tanh(logits_NV / cap) * cap
     banned = torch.zeros(NUM_TOKENS, dtype=torch.bool)
     banned[wide.banned_ids] = True
-    return logits_NV.masked_fill(banned, BANNED_LOGIT) / TEMPERATURE
+    return logits_NV.masked_fill(banned, BANNED_LOGIT)
 
 
 def flat(student: LanguageModel) -> torch.Tensor:
@@ -125,7 +126,8 @@ def flat(student: LanguageModel) -> torch.Tensor:
 
 
 def updater(student, teacher, method, **options) -> Updater:
-    scorer = LocalScorer(teacher, TEMPERATURE) if method.needs_teacher == "distribution" else None
+    reads = method.needs_teacher == "distribution"
+    scorer = LocalScorer(teacher, method.logit_temperature(TEMPERATURE)) if reads else None
     config = UpdateConfig(**({"max_grad_norm": 1e9} | options))
     return Updater(student=student, teacher=scorer, method=method, config=config, temperature=TEMPERATURE)
 
