@@ -41,6 +41,7 @@ def example():
     }
 
 
+@pytest.mark.clause("C080", "C085")
 def test_the_first_tokens_of_a_right_trace_are_given(actors, batch_of, example):
     models = actors(**example)
     groups = prefix().collect(batch_of("a b c d"), models, rng())
@@ -60,6 +61,7 @@ def test_the_first_tokens_of_a_right_trace_are_given(actors, batch_of, example):
     assert models.counts == {"prefix/empty": 1}  # c: floor(0.4 * 1)
 
 
+@pytest.mark.clause("C086")
 def test_the_prefix_of_every_rollout_is_masked(actors, batch_of, example):
     method = prefix(advantage_normalization="none")
     groups = method.collect(batch_of("a b c d"), actors(**example), rng())
@@ -81,12 +83,14 @@ def test_a_prefix_that_leaves_no_room_is_counted(actors, batch_of, example):
     assert models.counts == {"prefix/empty": 1, "prefix/over_window": 1}
 
 
+@pytest.mark.clause("C081")
 def test_a_question_without_a_right_trace_gets_no_prefix(actors, batch_of, example):
     models = actors(example["replies"] | {"b/teacher": [WRONG, WRONG]}, completions=example["completions"])
     groups = prefix().collect(batch_of("a b c d"), models, rng())
     assert {group.prompt.kind for group in groups} == {"plain"} and models.counts == {"prefix/empty": 1}
 
 
+@pytest.mark.clause("C085")
 def test_first_tokens_by_hand(rollout):
     def tokens(ids, ratio, finish):
         return first_tokens(dataclasses.replace(rollout("teacher", 0, RIGHT, (), ids), finish_reason=finish), ratio)
@@ -98,6 +102,7 @@ def test_first_tokens_by_hand(rollout):
     assert tokens(list(range(100)), 0.29, "length") == tuple(range(29))  # 0.29 * 100 is 28.999999999999996
 
 
+@pytest.mark.clause("C085")
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 300), st.integers(1, 99), st.sampled_from(["stop", "length"]))
 def test_the_prefix_is_the_floor_of_its_share_and_never_the_whole_trace(rollout, length, percent, finish):

@@ -75,6 +75,7 @@ print("composed")
     assert answer.stdout == "composed\n", answer.stderr
 
 
+@pytest.mark.clause("C089", "C090", "C091", "C092")
 def test_the_defaults_are_the_published_setting():
     """METHOD section 6 (Table 8)."""
     config = check("student=qwen3_5_0_8b")
@@ -83,10 +84,21 @@ def test_the_defaults_are_the_published_setting():
     assert (update.max_grad_norm, update.optimizer) == (1.0, "adamw")
     rollout = config.rollout
     assert (rollout.temperature, rollout.top_p, rollout.max_prompt_tokens) == (1.0, 1.0, 4096)
+    assert (rollout.top_k, rollout.min_p) == (0, 0.0)
+    assert (rollout.presence_penalty, rollout.repetition_penalty) == (0.0, 1.0)
     assert rollout.max_response_tokens == 12_288
     assert config.data.batch_size == 384 and config.data.epochs == 1
     assert config.teacher is not None and config.teacher.name == "qwen3_5_27b"
     assert update == UpdateConfig()
+
+
+@pytest.mark.clause("C096")
+def test_the_models_are_the_published_ones():
+    for size in ("0_8b", "2b", "4b", "9b"):
+        config = check(f"student=qwen3_5_{size}")
+        assert config.teacher is not None
+        paths = (config.student.path, config.teacher.path)
+        assert paths == (f"Qwen/Qwen3.5-{size.replace('_', '.').upper()}", "Qwen/Qwen3.5-27B-FP8")
 
 
 def test_the_student_chooses_recipe_and_teacher():
