@@ -41,7 +41,7 @@ def example():
     }
 
 
-@pytest.mark.clause("C080", "C085")
+@pytest.mark.clause("C085")
 def test_the_first_tokens_of_a_right_trace_are_given(actors, batch_of, example):
     models = actors(**example)
     groups = prefix().collect(batch_of("a b c d"), models, rng())
@@ -59,6 +59,14 @@ def test_the_first_tokens_of_a_right_trace_are_given(actors, batch_of, example):
     assert prompt.kind == "prefix"
     assert prompt.messages == ({"role": "user", "content": f"Q b?\n\n{CLOSING}"},)
     assert models.counts == {"prefix/empty": 1}  # c: floor(0.4 * 1)
+
+
+@pytest.mark.clause("C080")
+def test_the_teacher_is_asked_about_the_hardest_alone(actors, batch_of, example):
+    """floor(0.25 * 4) = 1 of two hard questions: c has 0/4, b has 1/4."""
+    models = actors(**example)
+    prefix(augment_ratio=0.25).collect(batch_of("a b c d"), models, rng())
+    assert models.log[2:] == ["teacher x2: c/teacher", "teacher waited for"]
 
 
 @pytest.mark.clause("C086")

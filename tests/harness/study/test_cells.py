@@ -125,7 +125,7 @@ def params_of(sweep: str) -> dict[str, str]:
 
 
 def differing(sweep: str, *overrides: str) -> set[str]:
-    """The options in which the trained cells of a sweep differ, their names aside."""
+    """The options in which the trained cells of a sweep differ, apart from their names."""
     cells = [cell for cell in expand(*compose_sweep(sweep, list(overrides)), resolve=resolved) if cell.method != "base"]
     options = [flat(plain(cell.config)) for cell in cells]
     keys = set().union(*options)
