@@ -161,7 +161,7 @@ def test_the_teacher_is_asked_about_hard_questions_only(folder):
         assert all(len(g.rows) == folder.options["teacher_group_size"] for g in step.teacher.values())
 
 
-@pytest.mark.clause("C008", "C010", "C011", "C012", "C013")
+@pytest.mark.clause("C008", "C012", "C013")
 def test_caps_and_order(folder):
     for step in folder.steps():
         kinds = step.kinds()
