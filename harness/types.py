@@ -123,7 +123,7 @@ class Prompt:
     """For `Actors.rewrite`: the response that is rewritten, whose answer the rewrite is compared with."""
     positive_answer: str | None = None
     negative_answers: tuple[str, ...] = ()
-    """Candidate prompts, for the audit: boxed answers of the right trace (an NCQ does not show it) and the wrong ones."""
+    """Candidate prompts, for the audit: boxed answers of the right trace (an NCQ shows none) and of the wrong ones."""
     positive_position: int | None = None
     """Where the right trace stands among the candidates of a BCQ, from 0."""
 

@@ -13,11 +13,13 @@ from methods.advantages import group_advantages
 HALF, QUARTER, RIGHT, WRONG = [1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [1.0] * 4, [0.0] * 4
 
 
+@pytest.mark.clause("C053", "C057")
 def test_none_centres_each_group_on_its_own_mean():
     # means 1/2 and 1/4
     assert group_advantages([HALF, QUARTER], "none") == [[0.5, 0.5, -0.5, -0.5], [0.75, -0.25, -0.25, -0.25]]
 
 
+@pytest.mark.clause("C054", "C055", "C056")
 def test_nontrivial_pools_only_groups_that_differ():
     # centred squares: 4 * 1/4 = 1 and 9/16 + 3/16 = 3/4; sigma = sqrt(1.75 / 8) = 0.46771
     sigma = math.sqrt(1.75 / 8)
@@ -27,6 +29,7 @@ def test_nontrivial_pools_only_groups_that_differ():
     assert right == [0.0] * 4
 
 
+@pytest.mark.clause("C058")
 def test_all_counts_the_zeros_of_trivial_groups():
     # the same squares over 16 rollouts: sigma = sqrt(1.75 / 16) = 0.33072
     sigma = math.sqrt(1.75 / 16)
@@ -44,11 +47,13 @@ def test_group_is_the_textbook_form():
     assert wrong == [0.0] * 4
 
 
+@pytest.mark.clause("C054")
 def test_eps_is_added_to_sigma():
     # one group [1, 0]: sigma = 1/2, so A = 0.5 / 0.500001
     assert group_advantages([[1.0, 0.0]], "nontrivial") == [[0.5 / 0.500001, -0.5 / 0.500001]]
 
 
+@pytest.mark.clause("C055")
 @pytest.mark.parametrize("normalization", ["nontrivial", "all", "none", "group"])
 def test_all_trivial_gives_zeros_and_empty_groups_stay_empty(normalization):
     # three rewards of 0.1 have a mean that is not 0.1 in floating point
@@ -81,9 +86,11 @@ def test_unknown_normalization_is_refused():
         group_advantages([HALF], "batch")  # type: ignore[arg-type]
 
 
-rewards_G = st.lists(st.sampled_from([0.0, 1.0]), min_size=8, max_size=8)
+rewards_G = st.integers(0, 8).map(lambda right: [1.0] * right + [0.0] * (8 - right))
+"""Two of nine are trivial. Drawn one by one, rewards would hardly ever be."""
 
 
+@pytest.mark.clause("C060")
 @settings(max_examples=60, deadline=None)
 @given(st.lists(rewards_G, min_size=1, max_size=12))
 def test_closed_form_all_against_nontrivial(groups):
@@ -98,6 +105,16 @@ def test_closed_form_all_against_nontrivial(groups):
             assert b == pytest.approx([x / math.sqrt(share) for x in a], rel=2e-5)
 
 
+@pytest.mark.clause("C059")
+@settings(max_examples=40, deadline=None)
+@given(st.lists(rewards_G, min_size=1, max_size=8), st.data())
+def test_centred_groups_have_mean_0_over_any_choice_of_them(groups, data):
+    centred = group_advantages(groups, "none")
+    chosen = data.draw(st.lists(st.sampled_from(range(len(groups))), min_size=1, unique=True))
+    assert math.fsum(value for i in chosen for value in centred[i]) == 0.0  # eighths are exact
+
+
+@pytest.mark.clause("C054", "C056")
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.lists(st.sampled_from([0.0, 1.0]), min_size=2, max_size=5), min_size=1, max_size=6))
 def test_nontrivial_advantages_have_mean_0_and_deviation_1(groups):

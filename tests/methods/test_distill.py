@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from harness.data.replay import PromptReplayBuffer
+from harness.training.metrics import plain_student_groups
 from harness.types import Prompt, Question, RolloutGroup, TeacherDistribution, TokenBatch
 from methods.distill import DistillConfig, OffPolicyKD, OffPolicyKDConfig, OnPolicyKD
 from methods.losses import jsd_loss
@@ -36,6 +38,7 @@ def of_length(rollout, length: int):
     return dataclasses.replace(rollout, completion_ids=[7] * length, rollout_logprobs=[-1.0] * length)
 
 
+@pytest.mark.clause("C073", "C079")
 def test_off_policy_starts_both_models_before_it_waits(actors, batch_of, generator):
     models = actors({})
     groups = OffPolicyKD(OffPolicyKDConfig(group_size=2)).collect(batch_of("a b", "r"), models, generator)
@@ -48,6 +51,7 @@ def test_off_policy_starts_both_models_before_it_waits(actors, batch_of, generat
     assert [g.uid for g in groups] == ["a/plain", "b/plain", "r/plain", "a/teacher", "b/teacher", "r/teacher"]
 
 
+@pytest.mark.clause("C074", "C075", "C076")
 def test_off_policy_weights_by_hand(rollout):
     """Question a: right traces of 2 and 4 tokens; b: one of 1 token; c: none. Student rollouts are not trained."""
 
@@ -80,6 +84,21 @@ def test_off_policy_weights_by_hand(rollout):
     assert method.metrics(groups) == {"teacher/accuracy": 3 / 5}
 
 
+@pytest.mark.clause("C028")
+@pytest.mark.parametrize(
+    "method", [OffPolicyKD(OffPolicyKDConfig(group_size=2)), OnPolicyKD(DistillConfig(group_size=2))]
+)
+def test_the_students_own_rollouts_decide_what_is_replayed(actors, batch_of, generator, method):
+    """a: the student is wrong and the teacher right; b: both are wrong; c: the student is right, the teacher wrong."""
+    replies = {"a/plain": [WRONG, WRONG], "b/plain": [WRONG, WRONG], "c/plain": [RIGHT, WRONG]}
+    replies |= {"a/teacher": [RIGHT] * 4, "b/teacher": [WRONG] * 4, "c/teacher": [WRONG] * 4}
+    groups = method.collect(batch_of("a b c"), actors(replies), generator)
+    buffer = PromptReplayBuffer(capacity=9, tau=0.5)
+    events = buffer.update(plain_student_groups(groups))
+    assert [(event.event, event.question_id) for event in events] == [("admit", "a"), ("admit", "b")]
+
+
+@pytest.mark.clause("C077", "C079")
 def test_on_policy_trains_every_student_rollout(actors, batch_of, generator):
     models, method = (
         actors({"a/plain": [RIGHT, RIGHT], "r/plain": [RIGHT, WRONG]}),
@@ -93,6 +112,7 @@ def test_on_policy_trains_every_student_rollout(actors, batch_of, generator):
     assert [(s.weights, s.norm, s.advantages, s.inert) for s in samples] == [(None, None, None, False)] * 4
 
 
+@pytest.mark.clause("C075", "C077")
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
 def test_both_distillations_use_the_configured_divergence(beta):
     torch.manual_seed(0)

@@ -29,6 +29,7 @@ def group(rollout):
     return make
 
 
+@pytest.mark.clause("C002")
 def test_hard_is_strictly_below_tau(group):
     groups = [group(f"q{i}", i) for i in range(5)]
     assert [g.uid for g in hard.hard_groups(groups, 0.5)] == ["q0/plain", "q1/plain"]
@@ -36,6 +37,7 @@ def test_hard_is_strictly_below_tau(group):
     assert hard.hard_groups(groups, 0.0) == []
 
 
+@pytest.mark.clause("C008")
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 4), max_size=8), st.integers(0, 99))
 def test_the_order_is_by_accuracy_and_depends_on_nothing_but_the_generator(group, accuracies, seed):
@@ -53,6 +55,7 @@ def test_every_order_of_a_tie_is_equally_likely(group):
     assert sum((seen.count(order) - 100) ** 2 / 100 for order in set(seen)) < 20.5  # 5 degrees of freedom, p = 0.001
 
 
+@pytest.mark.clause("C008", "C012")
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 100), st.integers(0, 400))
 @example(29, 100)  # 0.29 * 100 is 28.999999999999996
@@ -71,6 +74,7 @@ def test_teacher_groups_are_fresh_and_in_the_order_given(actors, group):
     assert hard.teacher_groups([], models, 3) == [] and len(models.log) == 2
 
 
+@pytest.mark.clause("C007", "C085")
 def test_a_right_trace_is_the_teachers(group):
     assert hard.right_trace(group("a", 0, sampler="teacher"), rng()) is None
     assert hard.right_trace(group("a", 4), rng()) is None  # the student's

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from harness.rewards.rules import is_correct
+from harness.training.metrics import plain_student_groups
 from harness.types import Prompt, Question, Rewrite
 from methods.hint import Hint, HintConfig, gives_answer, hint_outcome
 
@@ -48,6 +49,7 @@ def example():
     }
 
 
+@pytest.mark.clause("C080", "C083")
 def test_only_kept_questions_are_asked_about(actors, batch_of, example):
     models = actors(example, rewriter=saying("begin"))
     groups = hint().collect(batch_of("a b c d"), models, rng())
@@ -65,6 +67,7 @@ def test_only_kept_questions_are_asked_about(actors, batch_of, example):
     assert models.counts == NONE | {"hint/accepted": 2}
 
 
+@pytest.mark.clause("C080")
 def test_kept_questions_are_relative_to_new_ones(actors, batch_of):
     """floor(0.5 * 3) = 1 of five hard questions, the replayed ones included."""
     models = actors({"s/plain": [WRONG] * 4} | {f"{name}/plain": [RIGHT, WRONG, WRONG, WRONG] for name in "abcr"})
@@ -72,6 +75,7 @@ def test_kept_questions_are_relative_to_new_ones(actors, batch_of):
     assert models.log[2] == "teacher x2: s/teacher"
 
 
+@pytest.mark.clause("C082", "C083")
 def test_prompts_in_full(actors, batch_of, example):
     models = actors(example, rewriter=saying("begin with 1 </hint> <|im_end|>\n"))
     hint().collect(batch_of("a b c d"), models, rng())
@@ -112,6 +116,7 @@ def test_the_teacher_is_shown_the_response_only(actors, batch_of):
     assert guided.question is question and guided.messages[0] == turns[0]  # the hint prompt keeps image and turns
 
 
+@pytest.mark.clause("C082")
 def test_the_right_trace_is_drawn_uniformly(actors, batch_of):
     """Three right traces of four: 300 draws, 100 each."""
     replies = {"a/teacher": [(f"t{i}", "42", float(i != 1)) for i in range(4)]}
@@ -125,12 +130,16 @@ def test_the_right_trace_is_drawn_uniformly(actors, batch_of):
     assert sum((seen.count(text) - 100) ** 2 / 100 for text in set(seen)) < 13.8
 
 
+@pytest.mark.clause("C081")
 def test_a_question_without_a_right_trace_gets_no_hint_and_its_place_goes_to_nobody(actors, batch_of, example):
-    models = actors(example | {"c/teacher": [WRONG, WRONG]}, rewriter=saying("begin"))
-    groups = hint().collect(batch_of("a b c d"), models, rng())
+    models, method = actors(example | {"c/teacher": [WRONG, WRONG]}, rewriter=saying("begin")), hint()
+    groups = method.collect(batch_of("a b c d"), models, rng())
     assert models.log[2] == "teacher x2: c/teacher b/teacher"
     assert models.log[4] == "rewrite <hint> 512 greedy: b/write_hint/teacher/0"
     assert [group.uid for group in groups if group.prompt.kind == "hint"] == ["b/hint"]
+    # Its plain group is trained, and decides about the buffer.
+    assert "c/plain" in {sample.uid for sample in method.credit(groups)}
+    assert "c/plain" in {group.uid for group in plain_student_groups(groups)}
 
 
 def test_nothing_hard_nothing_asked(actors, batch_of):
@@ -176,6 +185,21 @@ def test_a_hint_that_leaves_no_room_is_counted(actors, batch_of, example):
     assert models.counts == NONE | {"hint/accepted": 2, "hint/over_window": 1}
 
 
+@pytest.mark.clause("C084")
+def test_a_hinted_rollout_is_trained_where_it_was_sampled(actors, batch_of, example):
+    """After the prompt with the hint, with the log-probabilities that its tokens had there."""
+    method = hint()
+    groups = method.collect(batch_of("a b c d"), actors(example, rewriter=saying("begin")), rng())
+    for rollout in groups[-1].rollouts:
+        rollout.prompt_ids = [5, 6, 7, 8]  # the plain prompt has [5, 6]
+        rollout.rollout_logprobs = [-3.0, -4.0]
+    samples = [sample for sample in method.credit(groups) if sample.uid == "b/hint"]
+    assert [sample.token_ids for sample in samples] == [[5, 6, 7, 8, 10 + i, 2] for i in range(4)]
+    assert [sample.rollout_logprobs for sample in samples] == [[0.0] * 4 + [-3.0, -4.0]] * 4
+    assert {(sample.old_logprobs, sample.weights) for sample in samples} == {(None, None)}
+
+
+@pytest.mark.clause("C062")
 def test_credit_and_metrics_by_hand(actors, batch_of, example):
     method = hint()
     groups = method.collect(batch_of("a b c d"), actors(example, rewriter=saying("begin")), rng())
@@ -192,6 +216,7 @@ def test_credit_and_metrics_by_hand(actors, batch_of, example):
     assert method.metrics(groups) == {"hint/prompts": 2, "hint/accuracy": 0.375, "teacher/accuracy": 0.5}
 
 
+@pytest.mark.clause("C082")
 @pytest.mark.parametrize(
     ("text", "truncated", "outcome"),
     [
@@ -254,6 +279,7 @@ def test_a_trace_that_is_only_a_box_has_no_solution_to_copy():
     assert hint_outcome(asked, rewrite("add"), "15", are_right=by_rule("15")) == "accepted"
 
 
+@pytest.mark.clause("C082")
 @pytest.mark.parametrize(
     ("answer", "hint", "given"),
     [

@@ -34,6 +34,7 @@ def surrogate(ratio: float, advantage: float, *, low: float = 0.2, high: float =
     return loss_N.item(), logits_NV.grad[0, 0].item() / 0.5, {k: float(v) for k, v in sums.items()}
 
 
+@pytest.mark.clause("C063", "C064", "C066")
 @pytest.mark.parametrize(
     ("ratio", "advantage", "loss", "gradient"),
     [
@@ -138,6 +139,7 @@ def oracle(student: list[float], teacher: list[float], beta: float) -> float:
 logits = st.lists(st.floats(-8, 8), min_size=5, max_size=5)
 
 
+@pytest.mark.clause("C075", "C077")
 @settings(max_examples=80, deadline=None)
 @given(logits, logits, st.sampled_from(BETAS))
 def test_jsd_matches_the_definition(student, teacher, beta):
@@ -148,6 +150,7 @@ def test_jsd_matches_the_definition(student, teacher, beta):
     assert single.item() == pytest.approx(oracle(student, teacher, beta), rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.clause("C075", "C077")
 def test_jsd_by_hand():
     # P_S = (1/2, 1/2), P_T = (3/4, 1/4), M = (5/8, 3/8):
     # 1/2 (3/4 ln 6/5 + 1/4 ln 2/3) + 1/2 (1/2 ln 4/5 + 1/2 ln 4/3) = 0.0338226

@@ -24,6 +24,7 @@ def group(uid, rollouts):
     return RolloutGroup(uid=f"{uid}/plain", prompt=Prompt(uid=uid, question=question, messages=()), rollouts=rollouts)
 
 
+@pytest.mark.clause("C069")
 def test_samples_as_literal_lists(rollout):
     mixed = [rollout("student", 0, ("", None, 1.0)), rollout("student", 1, ("", None, 0.0))]
     trivial = [rollout("student", 0, ("", None, 1.0)), rollout("student", 1, ("", None, 1.0))]
@@ -38,6 +39,7 @@ def test_samples_as_literal_lists(rollout):
     assert samples[0].rollout is mixed[0] and samples[0].old_logprobs is None
 
 
+@pytest.mark.clause("C086")
 def test_a_prefix_is_masked(rollout):
     given = dataclasses.replace(
         rollout("student", 0, ("", None, 1.0)),
@@ -111,6 +113,7 @@ def test_a_scope_shows_a_method_the_groups_that_are_not_trained(rollout):
         assert seen == expected
 
 
+@pytest.mark.clause("C001")
 def test_collect_is_one_plain_group_a_question(actors, batch_of):
     models = actors({})
     groups = grpo(group_size=3).collect(batch_of("a b", "r"), models, np.random.default_rng(0))
@@ -118,6 +121,7 @@ def test_collect_is_one_plain_group_a_question(actors, batch_of):
     assert models.log == ["student x3: a/plain b/plain r/plain", "student waited for"]
 
 
+@pytest.mark.clause("C063", "C064")
 def test_the_configured_clips_reach_the_loss():
     # ratio 1.5, A = 1: clipped at 1 + high; ratio 20, A = -1: bounded by the dual clip
     log_half = math.log(0.5)

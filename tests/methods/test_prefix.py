@@ -42,6 +42,7 @@ def example():
     }
 
 
+@pytest.mark.clause("C085")
 def test_the_first_tokens_of_a_right_trace_are_given(actors, batch_of, example):
     models = actors(**example)
     groups = prefix().collect(batch_of("a b c d"), models, rng())
@@ -61,6 +62,15 @@ def test_the_first_tokens_of_a_right_trace_are_given(actors, batch_of, example):
     assert models.counts == {"prefix/empty": 1}  # c: floor(0.4 * 1)
 
 
+@pytest.mark.clause("C080")
+def test_the_teacher_is_asked_about_the_hardest_alone(actors, batch_of, example):
+    """floor(0.25 * 4) = 1 of two hard questions: c has 0/4, b has 1/4."""
+    models = actors(**example)
+    prefix(augment_ratio=0.25).collect(batch_of("a b c d"), models, rng())
+    assert models.log[2:] == ["teacher x2: c/teacher", "teacher waited for"]
+
+
+@pytest.mark.clause("C086")
 def test_the_prefix_of_every_rollout_is_masked(actors, batch_of, example):
     method = prefix(advantage_normalization="none")
     groups = method.collect(batch_of("a b c d"), actors(**example), rng())
@@ -120,12 +130,14 @@ def test_without_another_trace_there_is_no_prefix(two_traces, batch_of):
     assert models.prompts["a/prefix"].prefix_ids == (41,) and models.counts == {}
 
 
+@pytest.mark.clause("C081")
 def test_a_question_without_a_right_trace_gets_no_prefix(actors, batch_of, example):
     models = actors(example["replies"] | {"b/teacher": [WRONG, WRONG]}, completions=example["completions"])
     groups = prefix().collect(batch_of("a b c d"), models, rng())
     assert {group.prompt.kind for group in groups} == {"plain"} and models.counts == {"prefix/empty": 1}
 
 
+@pytest.mark.clause("C085")
 def test_first_tokens_by_hand(rollout):
     def tokens(ids, ratio, finish):
         return first_tokens(dataclasses.replace(rollout("teacher", 0, RIGHT, (), ids), finish_reason=finish), ratio)
@@ -137,6 +149,7 @@ def test_first_tokens_by_hand(rollout):
     assert tokens(list(range(100)), 0.29, "length") == tuple(range(29))  # 0.29 * 100 is 28.999999999999996
 
 
+@pytest.mark.clause("C085")
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 300), st.integers(1, 99), st.sampled_from(["stop", "length"]))
 def test_the_prefix_is_the_floor_of_its_share_and_never_the_whole_trace(rollout, length, percent, finish):

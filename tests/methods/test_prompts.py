@@ -105,6 +105,7 @@ def test_a_response_is_shown_without_its_thinking_tags():
     assert response_text("<<think>/response>") == "< /response>"  # what is left over is broken too
 
 
+@pytest.mark.clause("C045")
 def test_the_plain_prompt_comes_after_earlier_turns():
     turns = ({"role": "user", "content": "one"}, {"role": "assistant", "content": "two"})
     question = Question(id="q", text="three <b>", answer="", messages=turns)

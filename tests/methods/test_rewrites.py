@@ -89,6 +89,7 @@ def test_what_nobody_asked_for_has_no_rewrite(make, trace):
     assert rewriter.get(trace("a", 0)) is None and models.log == []
 
 
+@pytest.mark.clause("C030")
 def test_the_prompt_shows_the_response_and_nothing_of_the_question(make, trace):
     rewriter, models = make()
     question, rollout = trace("a", 3)

@@ -66,6 +66,7 @@ def answers(models, uid: str) -> tuple[str | None, tuple[str, ...]]:
     return prompt.positive_answer, prompt.negative_answers
 
 
+@pytest.mark.clause("C119")
 def test_answers_are_those_of_the_compressed_traces(actors, batch_of, example):
     models = actors(example, rewriter=boxing())
     zppo().collect(batch_of("a b c d"), models, rng())

@@ -16,6 +16,7 @@ def frame(**rows: list[float | None]) -> pd.DataFrame:
     return table.set_axis([f"b{i}" for i in range(table.shape[1])], axis=1)
 
 
+@pytest.mark.clause("C115", "C116")
 def test_delta_wins_and_best():
     scores = frame(zppo=[60, 50, 40], grpo=[50, 50, 45], sft=[40, 40, 39])
     table = cluster_bootstrap(scores, "zppo", ["grpo", "sft"]).set_index("baseline")

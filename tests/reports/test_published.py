@@ -79,6 +79,7 @@ def test_mean_gains_over_base_are_the_printed_ones():
     assert table["qwen3_5_2b", "base"].mean() == pytest.approx(4.3, abs=0.1)
 
 
+@pytest.mark.clause("C116")
 def test_best_is_chosen_within_its_table():
     table = bootstrap_table(published_scores())
     best = table[(table["baseline"] == "best") & (table["student"] == "qwen3_5_4b")]
@@ -98,6 +99,7 @@ def test_baselines_share_a_table_with_the_subject():
 ROWS = sorted({label for labels in TABLES.values() for label in labels})
 
 
+@pytest.mark.clause("C114", "C115")
 @pytest.mark.parametrize("subject", ROWS)
 def test_every_pair_against_a_loop(subject):
     table = bootstrap_table(published_scores(), subject)

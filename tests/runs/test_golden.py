@@ -77,6 +77,7 @@ def losses(name: str, num_steps: int = 3) -> list[list[float]]:
     return rows
 
 
+@pytest.mark.clause("C066")
 @pytest.mark.parametrize("name", METHODS)
 def test_losses_are_the_recorded_ones(name):
     expected = json.loads((GOLDEN / "losses.json").read_text(encoding="utf-8"))[name]

@@ -13,12 +13,14 @@ from safetensors.torch import load_file
 
 from harness.config.compose import compose
 from harness.config.schema import from_hydra
+from harness.data.replay import PromptReplayBuffer
 from harness.errors import UserError
 from harness.models.tiny import tiny_path
 from harness.records.folder import RunFolder
 from harness.run.run import run
 from harness.testing import assert_same_run
 from harness.testing import run_metrics as metrics
+from harness.training.update import Updater
 
 SMALL = [
     "student=tiny_xs", "eval=none", "data.batch_size=6", "data.pool_size=24", "data.num_questions=60", "data.epochs=2",
@@ -67,8 +69,24 @@ def test_a_16_bit_student_trains_fp32_weights(tmp_path):
     assert metrics(folder)[0]["mismatch/max"] < 0.5  # rounding of 8-bit mantissas, on both sides
 
 
-def test_what_a_zppo_run_leaves_behind(tmp_path):
+def noting(owner, order):
+    """The `update` of a class, which notes each of its calls."""
+    real = owner.update
+
+    def update(self, *args, **options):
+        order.append(owner.__name__)
+        return real(self, *args, **options)
+
+    return update
+
+
+@pytest.mark.clause("C005", "C021", "C022", "C067")
+def test_what_a_zppo_run_leaves_behind(tmp_path, monkeypatch):
+    order = []
+    for owner in (Updater, PromptReplayBuffer):
+        monkeypatch.setattr(owner, "update", noting(owner, order))
     folder = start(tmp_path, "method=zppo", "steps=2")
+    assert order == [*["Updater"] * 4, "PromptReplayBuffer"] * 2
     assert {p.name for p in folder.iterdir()} == {
         ".lock", "buffer.jsonl", "checkpoints", "config.yaml", "metrics.jsonl", "model", "rollouts", "run.json",
         "run.log",

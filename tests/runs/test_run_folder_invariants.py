@@ -136,6 +136,7 @@ def test_the_run_has_everything_that_is_judged(folder):
     assert any(not _skipped(step) for step in steps)
 
 
+@pytest.mark.clause("C003", "C004")
 def test_new_questions_and_replay_draws(folder):
     """N new questions, floor(N / 4) of the buffer's others or as many as there are, never one twice."""
     queue = []
@@ -150,6 +151,7 @@ def test_new_questions_and_replay_draws(folder):
         queue = _replay(folder, step.number)
 
 
+@pytest.mark.clause("C022", "C023", "C024", "C025")
 def test_buffer_events(folder):
     """Admit the hard, graduate the others, then evict first in first out, from plain groups only, in their order."""
     expected = []
@@ -157,12 +159,14 @@ def test_buffer_events(folder):
     assert folder.events == expected
 
 
+@pytest.mark.clause("C005")
 def test_the_teacher_is_asked_about_hard_questions_only(folder):
     for step in folder.steps():
         assert list(step.teacher) == [g.question for g in step.hard]
         assert all(len(g.rows) == folder.options["teacher_group_size"] for g in step.teacher.values())
 
 
+@pytest.mark.clause("C008", "C012", "C013")
 def test_caps_and_order(folder):
     for step in folder.steps():
         kinds = step.kinds()
@@ -184,6 +188,7 @@ def test_caps_and_order(folder):
         assert len(step.candidates) == step.cap or len(kinds) == len(step.hard)
 
 
+@pytest.mark.clause("C014", "C036", "C041", "C042")
 def test_candidate_prompts(folder):
     """A BCQ shows one right and one wrong answer; an NCQ lists the wrong ones once and shows every wrong trace."""
     for step in folder.steps():
@@ -206,8 +211,10 @@ def test_candidate_prompts(folder):
                 assert set(first["negative_answers"]) == {*listed, *(boxes[-1] for boxes in shown if boxes)}
                 assert first["positive_answer"] in (None, gold)
             assert len(group.rows) == folder.options["group_size"]
+            assert all(row["reward"] == float(row["answer"] == gold) for row in group.rows)
 
 
+@pytest.mark.clause("C119")
 def test_audit_columns(folder):
     for step in folder.steps():
         counts = Counter()
@@ -227,6 +234,7 @@ def test_audit_columns(folder):
         assert recorded == counts
 
 
+@pytest.mark.clause("C053", "C054", "C055")
 def test_advantages(folder):
     """Centred on the group's mean, divided by the deviation over the rollouts of the groups that differ (Eqs. 2-6)."""
     for step in folder.steps():
@@ -240,6 +248,7 @@ def test_advantages(folder):
             assert [row["advantage"] for row in group.rows] == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.clause("C016", "C069", "C070")
 def test_trained_flags(folder):
     """Every token in the gradient is the student's; trivial groups are trained too (they stay in the norm)."""
     rows = folder.rows
@@ -249,6 +258,7 @@ def test_trained_flags(folder):
     assert set(teacher["kind"]) == {"plain", "compress"}
 
 
+@pytest.mark.clause("C118")
 def test_metrics_are_those_of_the_rows(folder):
     for step in folder.steps():
         metrics, plain = step.metrics, step.plain

@@ -26,6 +26,13 @@ REQUIRED = {  # what an option needs beside itself
     ("teacher", "none"): ["method=grpo"],
     ("rollout", "server"): ["method=base", "student.urls=[http://127.0.0.1:8000/v1]"],
 }
+PUBLISHED = {
+    "qwen3_5_0_8b": "Qwen/Qwen3.5-0.8B",
+    "qwen3_5_2b": "Qwen/Qwen3.5-2B",
+    "qwen3_5_4b": "Qwen/Qwen3.5-4B",
+    "qwen3_5_9b": "Qwen/Qwen3.5-9B",
+}
+"""The students of Table 8; their teacher is the FP8 checkpoint of 27B."""
 OPTIONS = [(group, option) for group in GROUPS for option in group_options(group)]
 SWEEPS = sorted(f.name.removesuffix(".yaml") for f in files("sweeps").iterdir() if f.name.endswith(".yaml"))
 
@@ -36,12 +43,16 @@ def check(*overrides: str) -> RunConfig:
     return config
 
 
+@pytest.mark.clause("C096")
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes(group, option):
     config = check(f"{group}={option}", *REQUIRED.get((group, option), []))
     if group in ("method", "student"):
         chosen = config.method["name"] if group == "method" else config.student.name
         assert chosen == option
+    if option in PUBLISHED and group == "student":
+        assert config.teacher is not None
+        assert (config.student.path, config.teacher.path) == (PUBLISHED[option], "Qwen/Qwen3.5-27B-FP8")
 
 
 @pytest.mark.parametrize("name", SWEEPS)
@@ -77,6 +88,7 @@ print("composed")
     assert answer.stdout == "composed\n", answer.stderr
 
 
+@pytest.mark.clause("C089", "C090", "C091", "C092")
 def test_the_defaults_are_the_published_setting():
     """Table 8."""
     config = check("student=qwen3_5_0_8b")
@@ -85,6 +97,8 @@ def test_the_defaults_are_the_published_setting():
     assert (update.max_grad_norm, update.optimizer) == (1.0, "adamw")
     rollout = config.rollout
     assert (rollout.temperature, rollout.top_p, rollout.max_prompt_tokens) == (1.0, 1.0, 4096)
+    assert (rollout.top_k, rollout.min_p) == (0, 0.0)
+    assert (rollout.presence_penalty, rollout.repetition_penalty) == (0.0, 1.0)
     assert rollout.max_response_tokens == 12_288
     assert config.data.batch_size == 384 and config.data.epochs == 1
     assert config.teacher is not None and config.teacher.name == "qwen3_5_27b"

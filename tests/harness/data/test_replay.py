@@ -4,6 +4,7 @@ import json
 from collections import Counter
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -37,6 +38,7 @@ def names(events) -> list[tuple[str, str]]:
     return [(event.event, event.question_id) for event in events]
 
 
+@pytest.mark.clause("C023", "C024")
 def test_life_of_a_question():
     buffer = PromptReplayBuffer(capacity=2, tau=0.5)
     # 3/8 is hard, 4/8 = tau is not.
@@ -63,6 +65,7 @@ def test_life_of_a_question():
     assert buffer.occupancy == {0.25: 1, 0.0: 1}  # d and a, by their accuracy at admission
 
 
+@pytest.mark.clause("C003")
 def test_draw_leaves_out_the_new_questions_and_floors():
     buffer = PromptReplayBuffer(capacity=10, tau=0.5)
     buffer.update([group(name, 0.0) for name in "abcd"])
@@ -76,6 +79,7 @@ def test_draw_leaves_out_the_new_questions_and_floors():
     ) == []  # fmt: skip
 
 
+@pytest.mark.clause("C026")
 def test_draws_are_uniform():
     buffer = PromptReplayBuffer(capacity=4, tau=0.5)
     buffer.update([group(name, 0.0) for name in "abcd"])
@@ -87,6 +91,7 @@ def test_draws_are_uniform():
     assert all(abs(count - 500) < 97 for count in counts.values()), counts
 
 
+@pytest.mark.clause("C023", "C024", "C025")
 @settings(max_examples=60, deadline=None)
 @given(
     capacity=st.integers(1, 4),
@@ -114,6 +119,19 @@ def test_contents_equal_a_plain_reference(capacity, steps):
         assert not any(inside.values())  # at each bin: admitted - graduated - evicted = inside
 
 
+@pytest.mark.clause("C020")
+def test_questions_are_kept_and_no_response():
+    buffer = PromptReplayBuffer(capacity=3, tau=0.5)
+    seen = group("a", 0.25)
+    for rollout in seen.rollouts:
+        rollout.text, rollout.answer = "a response", "a response"
+    buffer.update([seen])
+    (drawn,) = buffer.draw(num_new=4, ratio=0.25, exclude=[], rng=np.random.default_rng(0))
+    assert drawn.question is seen.prompt.question
+    assert set(vars(drawn)) == {"question", "visits", "entry_accuracy"}
+    assert "a response" not in repr(vars(buffer)) + json.dumps(buffer.state_dict())
+
+
 def test_state_survives_json():
     buffer = PromptReplayBuffer(capacity=3, tau=0.5)
     buffer.update([group(name, 0.25) for name in "abc"])
@@ -129,6 +147,7 @@ def test_state_survives_json():
     assert copy.totals["graduate", 0.25, 1] == 1 and copy.occupancy == {0.25: 2}
 
 
+@pytest.mark.clause("C024")
 def test_visits_are_counted_until_the_question_leaves():
     buffer = PromptReplayBuffer(capacity=1, tau=0.5)
     for accuracy in (0.125, 0.0, 0.25, 0.375, 0.5):

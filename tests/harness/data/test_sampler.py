@@ -57,6 +57,7 @@ def test_without_shuffling_batches_follow_the_data() -> None:
     assert batches == [["0", "1", "2"], ["3", "4", "5"], ["0", "1", "2"], ["3", "4", "5"]]
 
 
+@pytest.mark.clause("C004")
 @given(sizes, epochs, seeds)
 @quick
 def test_an_epoch_holds_every_question_once_but_the_dropped_tail(

@@ -37,6 +37,7 @@ def hashes(config: EvalConfig, grader: Any) -> dict[str, str]:
     return {b.name: card_hash(evaluation_card(b, config, grader.config.grader)) for b in benchmarks}
 
 
+@pytest.mark.clause("C108")
 def test_scores_by_hand(two_levels: EvalConfig, make_engine: MakeEngine, grader: Any, tmp_path: Path) -> None:
     # Level 1: right, wrong, cut off, right: p = 2/4, stderr = sqrt(0.5 * 0.5 / 4) = 0.25.
     # Level 2: right, wrong, cut off, no box: p = 1/4, stderr = sqrt(0.25 * 0.75 / 4) = 0.2165063...
@@ -182,6 +183,7 @@ def test_protocol_file_says_what_the_hash_stands_for(
     }
 
 
+@pytest.mark.clause("C045")
 def test_a_benchmarks_prompts_reach_the_engine_in_one_call_with_the_protocols_decoding(
     two_levels: EvalConfig, make_engine: MakeEngine, grader: Any, tmp_path: Path
 ) -> None:

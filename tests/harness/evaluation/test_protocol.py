@@ -143,6 +143,7 @@ def test_hash_is_the_same_in_another_process_which_needs_neither_torch_nor_a_lib
     assert re.fullmatch("[0-9a-f]{12}", output.strip())
 
 
+@pytest.mark.clause("C105")
 def test_a_card_says_what_it_stands_for() -> None:
     card = evaluation_card(BENCHMARK, EvalConfig(), "math_verify")
     assert re.fullmatch("[0-9a-f]{64}", card.pop("questions")) and re.fullmatch("[0-9a-f]{64}", card.pop("prompts"))
@@ -181,6 +182,7 @@ def test_a_card_says_what_it_stands_for() -> None:
     }
 
 
+@pytest.mark.clause("C105")
 def test_the_default_decoding_is_the_published_one() -> None:
     assert eval_sampling(EvalConfig()) == Sampling(
         num_rollouts=1,

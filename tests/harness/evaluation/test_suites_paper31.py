@@ -62,6 +62,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.clause("C107")
 def test_gold_scores_100_in_every_column(
     config: EvalConfig, make_engine: MakeEngine, grader: Any, tmp_path: Path
 ) -> None:
@@ -83,6 +84,7 @@ def test_an_empty_reply_scores_0_without_asking(
     assert all(row["num_unparsable"] == row["n"] > 0 for row in scores.values())
 
 
+@pytest.mark.clause("C113")
 def test_a_reply_that_is_cut_off_goes_to_the_judge_where_there_is_one(
     config: EvalConfig, make_engine: MakeEngine, grader: Any, tmp_path: Path
 ) -> None:
@@ -94,6 +96,7 @@ def test_a_reply_that_is_cut_off_goes_to_the_judge_where_there_is_one(
     assert {scores[name]["score"] for name in ("aime25", "aime26", "imo_answerbench", "mmvet", "charxiv")} == {100.0}
 
 
+@pytest.mark.clause("C107")
 @pytest.mark.parametrize(
     ("when", "reply", "judged"),
     [

@@ -51,6 +51,14 @@ def test_a_linear_layer_by_hand():
     assert (shape.num_layers(LINEAR), shape.num_layers(FULL)) == (18, 6)
 
 
+@pytest.mark.clause("C046", "C096", "C105")
+def test_the_published_models_read_pictures_and_have_a_window_of_262144_tokens():
+    known = {name: ModelShape.read(described) for name, described in _known_models().items()}
+    assert known.keys() >= {f"Qwen/Qwen3.5-{size}" for size in ("0.8B", "2B", "4B", "9B", "27B-FP8")}
+    assert {shape.context_window for shape in known.values()} == {262_144}
+    assert all(shape.parameters["vision"] > 0 for shape in known.values())
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_every_tiny_model_is_counted_exactly(size):
     shape = shape_of(ModelConfig(name=size, path=f"tiny:{size}"))

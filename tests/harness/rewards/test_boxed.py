@@ -35,6 +35,7 @@ TABLE = [
 ]
 
 
+@pytest.mark.clause("C048")
 @pytest.mark.parametrize(("text", "content"), TABLE)
 def test_table(text: str, content: str | None) -> None:
     assert last_boxed(text) == content

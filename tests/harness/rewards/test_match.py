@@ -20,6 +20,7 @@ def rollout(answer, reward=0.0):
     )  # fmt: skip
 
 
+@pytest.mark.clause("C119")
 @pytest.mark.parametrize(
     ("answer", "normal"),
     [
@@ -38,6 +39,7 @@ def test_normal_answers(answer, normal):
     assert normal_answer(answer) == normal
 
 
+@pytest.mark.clause("C119")
 @pytest.mark.parametrize(
     ("answer", "match"),
     [
@@ -74,6 +76,7 @@ def test_prompts_without_candidates_have_no_match(kind):
     assert kind not in CANDIDATE_KINDS
 
 
+@pytest.mark.clause("C119")
 def test_counts_by_kind_verdict_and_match():
     def group(asked, *replies):
         rollouts = [rollout(answer, reward) for answer, reward in replies]

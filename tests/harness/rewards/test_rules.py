@@ -33,6 +33,7 @@ def gym_question(name: str, **config: Any) -> Question:
 HALVES = ["1/2", "0.5", ".5", r"\frac{1}{2}", r"\frac12", r"\dfrac{1}{2}", r"\frac{2}{4}", "0.50", "2^{-1}", "$0.5$"]
 
 
+@pytest.mark.clause("C049")
 @pytest.mark.parametrize("answer", HALVES)
 def test_all_ways_to_write_a_half_are_equal(answer: str) -> None:
     assert is_right("1/2", answer) and is_right(answer, "0.5") and is_right(r"\frac{1}{2}", answer)
@@ -92,6 +93,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.clause("C050")
 @pytest.mark.parametrize(("gold", "answer"), RIGHT)
 def test_right_answers(gold: str, answer: str) -> None:
     assert is_right(gold, answer)
@@ -102,6 +104,7 @@ def test_wrong_answers(gold: str, answer: str) -> None:
     assert not is_right(gold, answer)
 
 
+@pytest.mark.clause("C047", "C048")
 def test_grades_are_literal() -> None:
     assert grade("no box", math("5"), GRADER) == Grade(answer=None, verdict="unparsable", reward=0.0)
     assert grade(r"\boxed{5", math("5"), GRADER) == Grade(answer=None, verdict="unparsable", reward=0.0)
@@ -251,6 +254,7 @@ def test_an_unknown_reasoning_gym_data_set_is_named_with_its_neighbours() -> Non
     assert error.startswith("reasoning_gym has no data set 'chain_sums'. Did you mean 'chain_sum'")
 
 
+@pytest.mark.clause("C049", "C050")
 @pytest.mark.parametrize(
     ("gold", "answer", "correct"),
     [

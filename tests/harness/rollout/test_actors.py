@@ -86,6 +86,7 @@ def test_a_whole_box_in_some_tokens(make, chat):
     assert chat.decode(ids[:cut]).endswith("}") and actors.boxed(ids[: cut - 1]) is None
 
 
+@pytest.mark.clause("C001", "C047")
 def test_groups_come_back_graded_in_the_order_of_the_prompts(make):
     student = Told("student", {"a": ["\\boxed{2}", "\\boxed{3}"], "b": ["no box", "\\boxed{2.0}"]})
     actors = make(student)
@@ -102,6 +103,17 @@ def test_groups_come_back_graded_in_the_order_of_the_prompts(make):
     assert sampling.max_new_tokens == 12_288
     counts = actors.counts
     assert counts["tokens/student_generated"] == 8 and counts["tokens/student_prompt"] == 6
+
+
+@pytest.mark.clause("C007", "C090", "C091")
+def test_the_teacher_is_sampled_and_graded_as_the_student(make):
+    texts = {"a": ["\\boxed{2}", "\\boxed{3}", "no box"]}
+    student, teacher = Told("student", texts), Told("teacher", texts)
+    actors = make(student, teacher)
+    mine, theirs = actors.student([prompt("a")], 3).list(), actors.teacher([prompt("a")], 3).list()
+    grades = [[(r.answer, r.verdict, r.reward) for r in group.rollouts] for group in (*mine, *theirs)]
+    assert grades == [[("2", "correct", 1.0), ("3", "wrong", 0.0), (None, "unparsable", 0.0)]] * 2
+    assert student.asked[0][1] == teacher.asked[0][1]
 
 
 def test_both_models_have_started_before_either_is_waited_for(make):
@@ -121,6 +133,7 @@ def test_what_sampling_raises_reaches_the_method(make):
         make(Told("student", {}, error=UserError("context window"))).student([prompt("a")], 1).list()
 
 
+@pytest.mark.clause("C030", "C033")
 def test_rewrites_are_read_from_their_tags_and_compared(make, chat):
     long = " ".join(["1+1=2"] * 20)
     texts = {
@@ -238,6 +251,14 @@ def test_half_a_window_is_room_enough_where_a_reply_may_fill_it(make, chat):
     spare = 20 - len(chat.pack(prompt("a")).ids)
     given = [dataclasses.replace(prompt("a"), prefix_ids=(4,) * number) for number in (spare, spare + 1)]
     assert make(student).fits(given) == [True, False]
+
+
+@pytest.mark.clause("C046")
+def test_a_candidate_prompt_may_be_longer_than_a_plain_one(make):
+    """The limit of a plain prompt is 4,096 tokens; here the window is 10,000."""
+    long = dataclasses.replace(prompt("a"), kind="ncq", prefix_ids=(4,) * 5000)
+    assert RolloutConfig().max_prompt_tokens < 5000
+    assert make(Told("student", {})).fits([long]) == [True]
 
 
 def test_it_is_the_students_window_that_counts(make, chat):

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from harness.config.compose import compose, compose_sweep
 from harness.config.deployment import resolved
+from harness.config.identity import plain
 from harness.config.schema import from_hydra
 from harness.errors import UserError
 from harness.study.cells import MAX_LABEL_CHARS, expand, make_label
@@ -115,6 +117,68 @@ def test_quickstart_expands():
     assert len({cell.run_dir for cell in cells}) == len(cells)
     assert {cell.config.study for cell in cells} == {"quickstart"}
     assert cells[0].method == "base"
+
+
+@cache
+def params_of(sweep: str) -> dict[str, str]:
+    return compose_sweep(sweep, [])[0]
+
+
+def differing(sweep: str, *overrides: str) -> set[str]:
+    """The options in which the trained cells of a sweep differ, apart from their names."""
+    cells = [cell for cell in expand(*compose_sweep(sweep, list(overrides)), resolve=resolved) if cell.method != "base"]
+    options = [flat(plain(cell.config)) for cell in cells]
+    keys = set().union(*options)
+    return {key for key in keys if len({repr(row.get(key)) for row in options}) > 1} - {"label", "study"}
+
+
+def flat(node, prefix=""):
+    if not isinstance(node, dict):
+        return {prefix.removesuffix("."): node}
+    return {key: value for name, part in node.items() for key, value in flat(part, f"{prefix}{name}.").items()}
+
+
+@pytest.mark.clause("C087", "C097")
+@pytest.mark.parametrize(
+    ("sweep", "swept"),
+    [
+        ("paper_main", {"method", "student"}),
+        ("paper_ablation", {"method", "student"}),
+        ("paper_hint_prefix", {"method", "student"}),
+        ("paper_recipe", {"method", "method.updates_per_step"}),
+        ("paper_recipe_normalization", {"method", "method.advantage_normalization"}),
+        ("paper_teacher_size", {"method", "student", "teacher"}),
+    ],
+)
+def test_the_papers_studies_share_all_that_they_do_not_sweep(sweep, swept):
+    common, params = params_of("paper_common"), params_of(sweep)
+    assert {key for key in params if params[key] != common.get(key)} - {"study"} == swept
+    assert common.keys() <= params.keys()
+
+
+@pytest.mark.clause("C097", "C098")
+def test_the_settings_of_the_papers_ablations():
+    """`group` is a fourth way that the paper did not run; `base` is the student as it is."""
+    values = {
+        ("paper_recipe", "student"): "qwen3_5_2b",
+        ("paper_recipe", "method"): "base,zppo",
+        ("paper_recipe", "method.updates_per_step"): "1,4,8,16",
+        ("paper_recipe_normalization", "student"): "qwen3_5_2b",
+        ("paper_recipe_normalization", "method"): "base,zppo",
+        ("paper_recipe_normalization", "method.advantage_normalization"): "none,nontrivial,all,group",
+        ("paper_teacher_size", "method"): "base,zppo",
+        ("paper_teacher_size", "teacher"): "qwen3_5_4b,qwen3_5_9b,qwen3_5_27b",
+    }
+    assert {(sweep, key): params_of(sweep)[key] for sweep, key in values} == values
+
+
+@pytest.mark.clause("C087", "C098")
+def test_a_method_or_teacher_changes_nothing_else_of_a_run():
+    one = "student=qwen3_5_2b"
+    methods = differing("paper_main", one, "method=off_policy_kd,zppo")
+    assert {key.split(".")[0] for key in methods} == {"method"}
+    teachers = differing("paper_teacher_size", one, "method=zppo", "teacher=qwen3_5_4b,qwen3_5_27b")
+    assert teachers == {"teacher.name", "teacher.path"}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Mini-batches of whole groups, micro-batches, and the literal tensors of a padded batch."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ def sample(uid: str, length: int = 3) -> TrainingSample:
     return TrainingSample(uid=uid, token_ids=list(range(length)), loss_mask=[0] + [1] * (length - 1))
 
 
+@pytest.mark.clause("C067", "C068")
 @settings(max_examples=50, deadline=None)
 @given(num_groups=st.integers(0, 20), num_batches=st.integers(1, 6), seed=st.integers(0, 99))
 def test_groups_stay_whole_and_sizes_differ_by_one(num_groups, num_batches, seed):

@@ -22,6 +22,7 @@ def group(name, rewards, *, kind="plain", sampler="student", replayed=False, fin
     return RolloutGroup(uid=prompt.uid, prompt=prompt, rollouts=rollouts, replayed=replayed)
 
 
+@pytest.mark.clause("C022")
 def test_group_metrics_by_hand():
     groups = [
         group("a", [1.0, 0.0]),
@@ -200,6 +201,7 @@ def test_flops_by_hand():
     assert set(metrics.flops({}, student=100, teacher=0).values()) == {0.0}
 
 
+@pytest.mark.clause("C118")
 def test_buffer_metrics_by_hand():
     buffer = PromptReplayBuffer(capacity=2, tau=0.5)
     assert metrics.buffer_metrics(buffer, [], 0) == dict.fromkeys(
@@ -238,6 +240,7 @@ def test_buffer_metrics_by_hand():
     }
 
 
+@pytest.mark.clause("C118")
 def test_buffer_metrics_count_many_visits_together():
     """Questions that graduate when they are met for the 5th, 6th and 8th time, from accuracies 1/8, 1/3 and 1/8."""
     buffer = PromptReplayBuffer(capacity=9, tau=0.5)

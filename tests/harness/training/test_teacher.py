@@ -85,6 +85,7 @@ def update(student: LanguageModel, scorer: TeacherScorer, samples: list[Training
 # beside the student
 
 
+@pytest.mark.clause("C075", "C077")
 def test_a_local_teacher_scores_each_position_as_a_plain_forward_pass(teacher: Any, micro_batches: Any) -> None:
     scorer = LocalScorer(teacher, TEMPERATURE)
     for samples, scores in zip(micro_batches, scorer.score(micro_batches), strict=True):

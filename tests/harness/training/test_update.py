@@ -75,6 +75,7 @@ def test_gradient_checkpointing_recomputes_the_layers(make_student, make_samples
     assert len(calls) == 1 + 2
 
 
+@pytest.mark.clause("C065")
 def test_gradient_equals_the_naive_token_mean(make_student, make_samples):
     """At ratio 1 the surrogate's gradient is that of -A log p; summed over tokens, divided by their number."""
     samples = make_samples(5)
@@ -94,6 +95,16 @@ def test_gradient_equals_the_naive_token_mean(make_student, make_samples):
     assert_same(naive, gradients(make_student(), samples, old_logprobs="recompute"), tolerance=1e-5)
 
 
+@pytest.mark.clause("C089")
+def test_every_update_has_the_same_learning_rate(make_student, make_samples):
+    upd, rates = updater(make_student(), learning_rate=1e-6), []
+    upd.optimizer.optimizer.register_step_pre_hook(lambda opt, *_: rates.extend(g["lr"] for g in opt.param_groups))
+    for _ in range(3):
+        upd.update(make_samples(2))
+    assert len(rates) >= 3 and set(rates) == {1e-6}
+
+
+@pytest.mark.clause("C069")
 def test_inert_samples_keep_their_share_of_the_denominator(make_student, make_samples):
     samples = make_samples(4)
     for s in samples[2:]:

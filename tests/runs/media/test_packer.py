@@ -104,6 +104,7 @@ def test_special_tokens_and_marks_in_candidates_are_data(shown: Any, chat: Chat)
     assert [packed.ids.count(vocab[t]) for t in ("<|image_pad|>", "<|vision_start|>", "<|video_pad|>")] == [2, 1, 0]
 
 
+@pytest.mark.clause("C043")
 @pytest.mark.parametrize("position", [1, 2, 3, 4])
 def test_candidate_and_hint_prompts_keep_the_media(shown: Any, chat: Chat, position: int) -> None:
     q = shown.QUESTIONS[position]

@@ -56,6 +56,7 @@ COUNTS = {
 }
 
 
+@pytest.mark.clause("C103")
 def test_every_filter_is_hit_and_counted(built: Built) -> None:
     assert built.card["reasons"] == COUNTS
     assert set(COUNTS) == {KEPT, *REASONS}
@@ -185,6 +186,7 @@ def test_a_row_that_fails_makes_room_for_the_next(build_rows: BuildRows) -> None
     assert made.card["sub_datasets"]["mmk12"]["reasons"] == {"kept": 3, "bad_answer": 2, "over_cap": 1}
 
 
+@pytest.mark.clause("C101")
 def test_what_both_sources_have(build_rows: BuildRows) -> None:
     """Vero alone, or Vero first and the other up to the cap: 2 + min(4, 5 - 2)."""
     vero, other = plain("stem-geo170k", 2), plain("FineVision-geo170k(qa)", 4)

@@ -26,6 +26,7 @@ def reason(made: Row, *, has_pass_rate: bool = True) -> str | None:
     return None if found is None else found[0]
 
 
+@pytest.mark.clause("C102", "C103")
 @pytest.mark.parametrize(
     ("made", "expected"),
     [

@@ -39,6 +39,7 @@ RAW = [
 ]
 
 
+@pytest.mark.clause("C100")
 def test_the_tiers_are_those_of_the_paper() -> None:
     tiers = {tier: {s.name for s in SUB_DATASETS if s.tier == tier} for tier in (1, 2)}
     assert tiers[1] == {*VERO_TIER1, *MMFINEREASON_TIER1}
@@ -48,6 +49,7 @@ def test_the_tiers_are_those_of_the_paper() -> None:
     assert {s.name for s in SUB_DATASETS if s.mmfinereason} == {*MMFINEREASON_TIER1, *MMFINEREASON_TIER2, "mmk12"}
 
 
+@pytest.mark.clause("C100")
 def test_the_caps_bound_the_corpus_as_the_paper_says() -> None:
     # 14 of Vero and 7 more of MMFineReason in tier 1, 15 and 4 more in tier 2: 21 * 2800 + 19 * 1400 = 58800 + 26600.
     caps = BuildOptions().caps()
@@ -55,6 +57,7 @@ def test_the_caps_bound_the_corpus_as_the_paper_says() -> None:
     assert sum(caps[subset.tier] for subset in SUB_DATASETS) == 85_400
 
 
+@pytest.mark.clause("C101")
 @pytest.mark.parametrize(("source", "raw", "name"), RAW)
 def test_names_of_the_sources(source: str, raw: str, name: str) -> None:
     assert canonical_name(source, raw) == name

@@ -66,6 +66,7 @@ def test_replies_in_the_form_are_scores(form: str, reply: str, score: float) -> 
     assert FORMATS[form].read(QUESTIONS[form], reply) == score
 
 
+@pytest.mark.clause("C111")
 @pytest.mark.parametrize(
     ("form", "reply"),
     [
@@ -150,6 +151,7 @@ def test_multichallenge_scores_agreement_with_what_passes(reply: str, pass_crite
     assert FORMATS["multichallenge"].read(question, reply) == score
 
 
+@pytest.mark.clause("C112", "C113")
 def test_shared_shows_the_answer_where_there_is_one_and_else_the_response() -> None:
     asked = parts("shared", make(), "I think \\boxed{7}", "7")
     assert asked == {"question": "How many bars?", "reference": "7 bars", "answer": "7"}
@@ -158,6 +160,7 @@ def test_shared_shows_the_answer_where_there_is_one_and_else_the_response() -> N
     assert parts("shared", make(), "the box was empty", " ")["response"] == "the box was empty"
 
 
+@pytest.mark.clause("C112")
 def test_options_and_earlier_turns_are_parts() -> None:
     question = Question(
         id="q", text="And now?", answer="B", messages=({"role": "user", "content": "Hello"},),
@@ -166,6 +169,18 @@ def test_options_and_earlier_turns_are_parts() -> None:
     asked = parts("shared", question)
     assert asked["options"] == "A. red\nB. blue"
     assert asked["conversation"] == "[user]\nHello"
+
+
+@pytest.mark.clause("C112", "C113")
+def test_the_shared_judge_compares_and_looks_inside_the_reasoning() -> None:
+    system, _ = FORMATS["shared"].messages(make(), "seven, I think", None)
+    assert system["role"] == "system"
+    for rule in (
+        "You compare; you do not solve.",
+        "Take the reference to be right",
+        "In a `response`, look for the final answer inside the reasoning too",
+    ):
+        assert rule in system["content"]
 
 
 def test_hle_is_judged_over_the_full_response() -> None:

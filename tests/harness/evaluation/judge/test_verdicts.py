@@ -91,6 +91,7 @@ def test_another_model_or_sampling_is_asked_anew(start: Start, tmp_path: Path) -
     assert len(read_cache(cache)) == 6
 
 
+@pytest.mark.clause("C111")
 def test_malformed_replies_score_nothing_and_are_kept(start: Start, tmp_path: Path) -> None:
     server, client = start(lambda number, body: saying("I think so.") if number == 0 else None)
     cache = tmp_path / "verdicts.jsonl"

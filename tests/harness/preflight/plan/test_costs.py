@@ -101,6 +101,7 @@ def test_disk(overrides, bytes_a_weight):
     assert cost_of(run, student, None, COUNT, ASSUMED).disk_bytes == bytes_a_weight * student.num_parameters + text
 
 
+@pytest.mark.clause("C092")
 @pytest.mark.parametrize(
     ("overrides", "steps"),
     [

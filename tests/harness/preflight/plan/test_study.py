@@ -27,6 +27,7 @@ def record() -> dict:
     return json.loads(plan_command(FULL_PLAN, assumed=Assumptions(), as_json=True))
 
 
+@pytest.mark.clause("C018", "C092")
 def test_cells_of_the_papers_study(record):
     cells = {(cell["label"], cell["student"]): cell for cell in record["cells"]}
     assert len(cells) == 6

@@ -65,6 +65,7 @@ def start() -> Iterator[Start]:
         yield start
 
 
+@pytest.mark.clause("C052")
 def test_only_text_answers_that_the_rule_finds_wrong_are_asked_about(start: Start) -> None:
     server, grader = start()
     number = Question(id="n", text="2+2?", answer="4")
@@ -140,6 +141,7 @@ def test_without_a_reply_an_answer_is_ungraded_and_asked_about_again(
     assert len([record for record in caplog.records if "gave no verdict" in record.message]) == 1
 
 
+@pytest.mark.clause("C111")
 @pytest.mark.parametrize("reply", ["I think so.", "", '{"verdict": "right"}', '```json\n{"verdict": "correct"}\n```'])
 def test_a_reply_out_of_form_is_wrong_and_counted(start: Start, caplog: pytest.LogCaptureFixture, reply: str) -> None:
     _, grader = start(lambda number, body: saying(reply) if number == 0 else None)
