@@ -255,10 +255,12 @@ def test_half_a_window_is_room_enough_where_a_reply_may_fill_it(make, chat):
 
 @pytest.mark.clause("C046")
 def test_a_candidate_prompt_may_be_longer_than_a_plain_one(make):
-    """The limit of a plain prompt is 4,096 tokens; here the window is 10,000."""
+    """The limit of a plain prompt is 4,096 tokens; here the window is 24,000."""
+    student = Told("student", {})
+    student.context_window = 24_000
     long = dataclasses.replace(prompt("a"), kind="ncq", prefix_ids=(4,) * 5000)
     assert RolloutConfig().max_prompt_tokens < 5000
-    assert make(Told("student", {})).fits([long]) == [True]
+    assert make(student).fits([long]) == [True]
 
 
 def test_it_is_the_students_window_that_counts(make, chat):
