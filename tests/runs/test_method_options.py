@@ -86,3 +86,14 @@ def test_thinking_that_is_off_and_asked_for_is_said_ahead_of_a_run_and_in_its_lo
 
 def test_the_option_is_recorded(folder):
     assert json.loads((folder / "run.json").read_text())["method_options"]["advantage_scope"] == "mini_batch"
+
+
+def test_a_divergence_is_at_temperature_1_and_the_mismatch_at_that_of_sampling(tmp_path):
+    """The teacher has the student's weights: tempered alike, their divergence is 0, and the engine is the trainer."""
+    words = ["method=on_policy_kd", "student=tiny_xs", "teacher=hf", "teacher.path=tiny:xs", "teacher.dtype=float32"]
+    small = ["steps=1", "data.batch_size=2", "data.num_questions=8", "data.pool_size=8", "method.group_size=2"]
+    limits = ["rollout.max_response_tokens=16", "rollout.temperature=0.5", "eval=none", "num_threads=1"]
+    assert main(["train", *words, *small, *limits, f"outputs={tmp_path}"]) == 0
+    (file,) = tmp_path.rglob("metrics.jsonl")
+    row = json.loads(file.read_text())
+    assert abs(row["train/loss"]) < 1e-6 and row["mismatch/max"] < 1e-3 and row["mismatch/num_tokens"] > 0
