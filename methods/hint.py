@@ -40,6 +40,7 @@ class Hint(GuidedMethod):
 
     Config: ClassVar[type[MethodConfig]] = HintConfig
     kind: ClassVar[PromptKind] = "hint"
+    prompt_kinds = frozenset({"plain", "hint", "write_hint"})
 
     def prompts(self, traces: Sequence[Trace], actors: Actors) -> list[Prompt]:
         right_answers = {trace.text: trace.answer or "" for _, trace in traces}

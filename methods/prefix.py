@@ -33,6 +33,7 @@ class Prefix(GuidedMethod):
 
     Config: ClassVar[type[MethodConfig]] = PrefixConfig
     kind: ClassVar[PromptKind] = "prefix"
+    prompt_kinds = frozenset({"plain", "prefix"})
 
     def prompts(self, traces: Sequence[Trace], actors: Actors) -> list[Prompt]:
         prompts = []
