@@ -5,6 +5,7 @@ Its AssertionError says what is wrong and, after a colon, what the author of the
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import threading
@@ -29,6 +30,7 @@ from harness.types import Rollout, RolloutGroup, TeacherDistribution, TokenBatch
 from methods.base import Method, MethodError, plain_prompt
 
 Check = Callable[[Case, Path], None]
+NUM_SAMPLES = 12
 NUM_TOKENS, VOCABULARY = 4096, 50_000
 TILE_BYTES = 4 * NUM_TOKENS * VOCABULARY
 MAX_TILES = 3
@@ -155,7 +157,7 @@ def gradient_does_not_depend_on_micro_batches(case: Case, tmp_path: Path) -> Non
             worst = float((value - whole[name]).abs().max())
             assert worst <= 1e-4 * scale, (
                 f"the gradient depends on {cut} ({worst / scale:.1e} of its size in {name}): let `loss` return one "
-                "number a token, which depends on that token alone, without a sum or mean. The trainer divides by `norm`"
+                "number a token, that depends on this token alone, without a sum or mean; the trainer divides by `norm`"
             )
 
 
@@ -302,7 +304,10 @@ def _plain(record: RolloutGroup | TrainingSample) -> Any:
 
 
 def _gradients(case: Case, **cut: Any) -> dict[str, torch.Tensor]:
-    student, samples = lab().fresh_student(), case.first().samples
+    """Of a mini-batch of at most `NUM_SAMPLES`, dealt from all groups; inert ones only where there are no others."""
+    student, every = lab().fresh_student(), case.first().samples
+    active = [sample for sample in every if not sample.inert] or every
+    samples = active[:: -(-len(active) // NUM_SAMPLES)]
     updater = case.updater(student, **cut)
     taken: dict[str, torch.Tensor] = {}
 
@@ -330,7 +335,6 @@ def _memory_rise(method_class: type[Method], options: str) -> int:
         rollout_logprobs_N=torch.full((NUM_TOKENS,), -10.0),
         sequence_N=ids_N // 64,
     )
-    gc.collect()
     with peak_memory() as peak:
         method.loss(logits_NV, batch, teacher).loss_N.sum().backward()
     return peak[0]
@@ -341,8 +345,11 @@ def peak_memory() -> Iterator[list[int]]:
     """The highest rise of resident memory inside, in bytes.
 
     Linux counts the peak itself. Elsewhere the memory is looked at every millisecond, since torch drops the GIL; a busy
-    machine may then miss the peak.
+    machine may then miss the peak. What glibc keeps of freed memory is given back before, so that its reuse counts.
     """
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
     process, rise, done = psutil.Process(), [0], threading.Event()
     counts = _reset_peak()
     before = process.memory_info().rss

@@ -34,7 +34,7 @@ def summary(prompt: Prompt) -> str:
     return f"<summary>{'No box.' if answer is None else _box(answer)}</summary>"
 
 
-BUILT_IN: dict[str, Sequence[Reply]] = {"compress": (summary,), "write_hint": ("<hint>Add ones first.</hint>",)}
+BUILT_IN: dict[str, Sequence[Reply]] = {"compress": (summary,), "write_hint": ("<hint>Sum.</hint>",)}
 """What the built-in methods accept, by the kind of the prompt that asks for a rewrite."""
 
 
@@ -47,7 +47,7 @@ class ScriptedTeacher:
 
         ScriptedTeacher(
             rollouts=[right_trace, wrong_trace, wrong_trace],
-            rewrites={"critique": ["no tags", "<critique>The second sum lacks its carry.</critique>"]},
+            rewrites={"critique": ["no tags", "<critique>Mind the carry.</critique>"]},
         )
     """
 
