@@ -36,7 +36,7 @@ def conformance_test(
     """A pytest function with one case a check. `options` are those of the class; small ones are filled in.
 
     `teacher` gives replies that lead to the method's own prompts and rewrites. Without it the tiny teacher answers, as
-    it always does in the check of whole runs.
+    it always does in the check of complete runs.
     """
     import pytest
 

@@ -81,7 +81,7 @@ def resume_equals_the_unbroken_run(case: Case, tmp_path: Path) -> None:
         assert_same_run(whole, parts)
     except AssertionError as error:
         raise AssertionError(
-            f"{error}: a resumed run has to equal the unbroken one, so keep no state in the method or its module, "
+            f"{error}: a resumed run has to equal the uninterrupted one, so keep no state in the method or its module, "
             "and draw all chance from the `rng` of collect"
         ) from error
 

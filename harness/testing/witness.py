@@ -25,7 +25,7 @@ class Origin:
 
 
 class SampledIds(list[int]):
-    """Completion ids that carry their origin, so that equal tokens of two rollouts are told apart.
+    """Completion ids that carry their origin, so that equal tokens of two rollouts are kept apart.
 
     Copies of the rollout (`dataclasses.replace`, `copy.deepcopy`) keep it, in whatever group and under whatever name.
     """
@@ -51,7 +51,7 @@ class Witness:
     student_groups: list[RolloutGroup] = field(default_factory=list)
     rewrites: list[AskedRewrite] = field(default_factory=list)
     shown: list[str] = field(default_factory=list)
-    """What prompts say beside their questions, their prefixes, and demonstrated texts."""
+    """What prompts say apart from their questions, their prefixes, and demonstrated texts."""
 
     def record(self, group: RolloutGroup) -> None:
         for rollout in group.rollouts:

@@ -374,7 +374,7 @@ def test_a_fault_that_spoils_several_checks_is_named_by_the_first(broken, check,
 
 
 def test_every_assertion_has_a_remedy():
-    """Behind a colon. What credited.py refuses has its own."""
+    """After a colon. What credited.py refuses has its own."""
     messages = []
     for check in CHECKS.values():
         for node in ast.walk(ast.parse(inspect.getsource(check))):
