@@ -75,6 +75,9 @@ class Method(ABC):
     its class: then the teacher is not loaded."""
     trained_samplers: ClassVar[frozenset[Sampler]] = frozenset({"student"})
     """Whose tokens `credit` may train. Anything but the student's own has to be declared here."""
+    prompt_kinds: frozenset[str] = frozenset({"plain"})
+    """Kinds of the prompts that `collect` may ask, those of rewrites too. An instance may ask fewer. The conformance
+    kit says which of them it has not seen."""
 
     def __init__(self, config: MethodConfig) -> None:
         self.config: Any = config

@@ -28,6 +28,7 @@ class EqualTokens(PolicyGradientMethod):
     """
 
     Config: ClassVar[type[MethodConfig]] = AugmentConfig
+    prompt_kinds = frozenset({"plain", "extra"})
 
     def collect(self, batch: QuestionBatch, actors: Actors, rng: np.random.Generator) -> list[RolloutGroup]:
         plain = self.plain_groups(batch, actors).list()

@@ -42,6 +42,7 @@ class Hint(GuidedMethod):
 
     Config: ClassVar[type[MethodConfig]] = HintConfig
     kind: ClassVar[PromptKind] = "hint"
+    prompt_kinds = frozenset({"plain", "hint", "write_hint"})
 
     def prompts(self, traces: Sequence[Trace], actors: Actors) -> list[Prompt]:
         known = {question.id: (question, trace.answer or "") for question, trace in traces}

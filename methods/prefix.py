@@ -33,6 +33,7 @@ class Prefix(GuidedMethod):
 
     Config: ClassVar[type[MethodConfig]] = PrefixConfig
     kind: ClassVar[PromptKind] = "prefix"
+    prompt_kinds = frozenset({"plain", "prefix"})
 
     def is_usable(self, trace: Rollout, actors: Actors) -> bool:
         """A prefix with a complete box is an answer: every continuation without a box would be right."""

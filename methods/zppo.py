@@ -101,6 +101,8 @@ class ZPPO(PolicyGradientMethod):
     def __init__(self, config: ZPPOConfig) -> None:
         super().__init__(config)
         self.needs_teacher = "rollouts" if config.bcq or config.compress else "none"
+        chosen = {"bcq": config.bcq, "ncq": config.ncq, "compress": config.compress}
+        self.prompt_kinds = frozenset({"plain", *(kind for kind, is_chosen in chosen.items() if is_chosen)})
 
     def collect(self, batch: QuestionBatch, actors: Actors, rng: np.random.Generator) -> list[RolloutGroup]:
         stream = self.plain_groups(batch, actors)

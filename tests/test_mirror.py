@@ -52,7 +52,7 @@ ELSEWHERE = {
     "distributed/test_runs.py": "harness.distributed: build engine follower links world",
     "vllm/test_vllm_engine.py": "harness.rollout: vllm_engine vllm_media",
     "faults/test_kills.py": "harness.testing: faults",
-    "harness/testing/test_checks.py": "harness.testing: lab",
+    "harness/testing/test_checks.py": "harness.testing: lab witness",
     "harness/rollout/test_server_engine.py": "harness.testing: http_server model_server",
     # Records and constants, used by nearly every test.
     "harness/models/test_shapes.py": "harness.models.tiny: shapes",

@@ -1,4 +1,4 @@
-"""Where the conformance kit runs a method: two tiny models, and a record of what they sampled."""
+"""Where the conformance kit runs a method: two tiny models, and a scripted teacher where it is needed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import atexit
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,14 @@ from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
 from harness.models.loading import load_model, load_tokenizer
 from harness.rewards.workers import Grader
-from harness.rollout.actors import LiveActors
+from harness.rollout.base import RolloutEngine
 from harness.rollout.transformers_engine import TransformersEngine
 from harness.run.run import run
+from harness.testing.scripted import ScriptedEngine, ScriptedTeacher
+from harness.testing.witness import Step, Witness, WitnessedActors
 from harness.training.teacher import LocalScorer
 from harness.training.update import Updater
-from harness.types import Prompt, Question, ReplayedQuestion, RolloutGroup, TrainingSample
+from harness.types import Question, ReplayedQuestion
 from methods import registry
 from methods.base import Method, MethodConfig
 
@@ -41,12 +43,19 @@ RUN = [
 
 
 class Case:
-    """A method class with its options, and what one step of it gives."""
+    """A method class with its options and its teacher, and what one step of it gives.
 
-    def __init__(self, method_class: type[Method], options: dict[str, Any]) -> None:
+    Where no teacher is given and the tiny one leaves kinds of prompts unseen, the scripted one with its built-in
+    replies takes its place, if it leaves fewer.
+    """
+
+    def __init__(
+        self, method_class: type[Method], options: dict[str, Any], teacher: ScriptedTeacher | None = None
+    ) -> None:
         known = {field.name for field in fields(method_class.Config)}
         self.method_class = method_class
         self.options = {key: value for key, value in SMALL.items() if key in known} | options
+        self.teacher = teacher
 
     def build(self) -> Method:
         config: MethodConfig = self.method_class.Config(**self.options)
@@ -54,15 +63,25 @@ class Case:
 
     def step(self) -> Step:
         """One fresh step from the same seed."""
-        return lab().step(self.build())
+        teacher, _ = self._chosen
+        return lab().step(self.build(), teacher)
 
     @cached_property
-    def _first(self) -> Step:
-        return self.step()
+    def _chosen(self) -> tuple[ScriptedTeacher | None, Step]:
+        """The teacher, None for the tiny one, and its step."""
+        method = self.build()
+        step = lab().step(method, self.teacher)
+        unseen = step.unseen(method.prompt_kinds)
+        if unseen and self.teacher is None and method.needs_teacher != "none":
+            scripted = ScriptedTeacher()
+            other = lab().step(self.build(), scripted)
+            if len(other.unseen(method.prompt_kinds)) < len(unseen):
+                return scripted, other
+        return self.teacher, step
 
     def first(self) -> Step:
         """The groups and samples of a step; a copy, to be changed at will."""
-        return copy.deepcopy(self._first)
+        return copy.deepcopy(self._chosen[1])
 
     def updater(self, student: LanguageModel, **changes: Any) -> Updater:
         """An update without weight decay and clipping, on a copy of the student."""
@@ -78,49 +97,6 @@ class Case:
             config = from_hydra(compose([*RUN, f"steps={steps}", f"outputs={outputs}"]))
             config.method = {"name": key, "class": key, **self.options}
             return run(config)
-
-
-@dataclass
-class Step:
-    """What a step gave, and what really was sampled for it."""
-
-    groups: list[RolloutGroup]
-    samples: list[TrainingSample]
-    witness: Witness
-
-
-@dataclass
-class Witness:
-    """Every sequence that a model sampled or that was given, as it was before the method got hold of it."""
-
-    num_given: dict[str, dict[tuple[int, ...], int]] = field(default_factory=lambda: {"student": {}, "teacher": {}})
-    """By sampler: token ids, and how many of them were not sampled (prompt and prefix)."""
-    student_groups: list[RolloutGroup] = field(default_factory=list)
-
-    def record(self, sampler: str, group: RolloutGroup) -> None:
-        for rollout in group.rollouts:
-            ids = (*rollout.prompt_ids, *rollout.completion_ids)
-            given = len(rollout.prompt_ids) + rollout.num_prefix
-            # A prefix and what follows may be sampled without the prefix, too.
-            self.num_given[sampler][ids] = min(given, self.num_given[sampler].get(ids, given))
-        if sampler == "student":
-            self.student_groups.append(copy.deepcopy(group))
-
-
-class WitnessedActors(LiveActors):
-    """The actors of a run, with a `Witness`."""
-
-    witness: Witness
-
-    def _grade(self, group: RolloutGroup) -> None:
-        super()._grade(group)
-        self.witness.record(group.rollouts[0].sampler, group)
-
-    def demonstrate(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[RolloutGroup]:
-        groups = super().demonstrate(prompts, texts)
-        for group in groups:
-            self.witness.record("teacher", group)
-        return groups
 
 
 @dataclass
@@ -155,13 +131,16 @@ class Lab:
     def fresh_student(self) -> LanguageModel:
         return LanguageModel.for_chat(copy.deepcopy(self.student.module), self.chat)
 
-    def step(self, method: Method) -> Step:
-        """Six new questions and two replayed ones, mostly hard for the student; seed 0, step 1."""
+    def step(self, method: Method, teacher: ScriptedTeacher | None = None) -> Step:
+        """Six new questions and two replayed ones, mostly hard for the student; seed 0, step 1.
+
+        The tiny teacher answers, or a scripted one.
+        """
         questions = make_questions([1, 2, 3], 8, seed=0, split="train")
         replayed = [ReplayedQuestion(question=q, visits=0, entry_accuracy=0.0) for q in questions[6:]]
         actors = WitnessedActors(
             student=self._engines["student"],
-            teacher=self._engines["teacher"] if method.needs_teacher != "none" else None,
+            teacher=self._teacher(teacher) if method.needs_teacher != "none" else None,
             chat=self.chat,
             grader=self._grader,
             config=RolloutConfig(max_response_tokens=32),
@@ -172,9 +151,14 @@ class Lab:
         try:
             batch = _Batch(new=questions[:6], replayed=replayed)
             groups = method.collect(batch, actors, np.random.default_rng([0, 1]))
-            return Step(groups, method.credit(groups), actors.witness)
+            return Step(groups, method.credit(groups), actors.witness, actors.counts)
         finally:
             actors.close()
+
+    def _teacher(self, script: ScriptedTeacher | None) -> RolloutEngine:
+        if script is None:
+            return self._engines["teacher"]
+        return ScriptedEngine(script, self.chat, self.teacher.context_window)
 
 
 @cache

@@ -1,16 +1,22 @@
 """Every built-in preset passes the conformance kit; methods that are broken on purpose fail the line meant for them."""
 
+import ast
+import copy
 import dataclasses
+import inspect
 import itertools
 import random
+import re
+import warnings
+from contextlib import nullcontext as does_not_raise
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from harness.testing import CHECKS, Case
-from harness.types import LossOutput
+from harness.testing import CHECKS, Case, ScriptedTeacher
+from harness.types import LossOutput, RolloutGroup
 from methods import registry
 from methods.base import PolicyGradientMethod, plain_prompt, policy_gradient_loss, rollout_sample, sampled_by_student
 from methods.contract import Method
@@ -24,6 +30,15 @@ MEMORY = "memory_stays_within_three_tiles"
 def case_of(preset: str) -> Case:
     options = {key: value for key, value in PRESETS[preset].items() if key not in ("name", "class")}
     return Case(registry.method_class(PRESETS[preset]["class"]), options)
+
+
+def documented(word: str) -> dict[str, object]:
+    """What the example of the page that has this word defines."""
+    page = (ROOT / "docs" / "adding_a_method.md").read_text(encoding="utf-8")
+    (block,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if word in block]
+    names: dict[str, object] = {"__name__": __name__}
+    exec(block, names)
+    return names
 
 
 CASES = {preset: case_of(preset) for preset in PRESETS}
@@ -47,7 +62,8 @@ def checked() -> list[object]:
 
 @pytest.mark.parametrize(("preset", "check"), checked())
 def test_built_in_methods_conform(preset, check, tmp_path):
-    CHECKS[check](CASES[preset], tmp_path)
+    with warnings.catch_warnings(action="error", category=UserWarning):  # a kind of prompt that no check has seen
+        CHECKS[check](CASES[preset], tmp_path)
 
 
 @pytest.mark.parametrize("preset", LOSSES.values())
@@ -91,6 +107,7 @@ class CountsItsSteps(PolicyGradientMethod):
 
 class TrainsTheTeachersTokens(PolicyGradientMethod):
     needs_teacher = "rollouts"
+    prompt_kinds = frozenset({"plain", "extra"})
 
     def collect(self, batch, actors, rng):
         prompts = [dataclasses.replace(plain_prompt(q), uid=f"{q.id}/teacher") for q in batch.new]
@@ -102,6 +119,77 @@ class TrainsTheTeachersTokens(PolicyGradientMethod):
 
     def advantages(self, groups):
         return [[1.0 - 0.1 * i for i in range(len(group.rollouts))] for group in groups]
+
+
+class TrainsTheTeachersTwins(PolicyGradientMethod):
+    """Teacher rollouts that have the very tokens of one of the student's, under the student's name."""
+
+    needs_teacher = "rollouts"
+    prompt_kinds = frozenset({"plain", "extra"})
+    openly = False
+
+    def collect(self, batch, actors, rng):
+        plain = super().collect(batch, actors, rng)
+        student = {(g.prompt.question.id, *r.completion_ids) for g in plain for r in g.rollouts}
+        prompts = [
+            dataclasses.replace(g.prompt, uid=f"{g.prompt.question.id}/teacher", kind="extra")
+            for g in plain if g.accuracy >= 0.25
+        ][:2]  # fmt: skip
+        teacher = actors.teacher(prompts, 4).list()
+        for group in teacher:
+            twins = [r for r in group.rollouts if (group.prompt.question.id, *r.completion_ids) in student]
+            group.rollouts = twins
+            for rollout in twins:
+                rollout.sampler = "teacher" if self.openly else "student"
+        return [*plain, *(group for group in teacher if group.rollouts)]
+
+    def members(self, group):
+        return group.rollouts
+
+    def advantages(self, groups):
+        return [[1.0 - 0.1 * i for i in range(len(group.rollouts))] for group in groups]
+
+
+class DeclaresNoTeacher(TrainsTheTeachersTwins):
+    openly = True
+
+
+class ReturnsAGroupTwice(PolicyGradientMethod):
+    def collect(self, batch, actors, rng):
+        groups = super().collect(batch, actors, rng)
+        return [*groups, groups[0]]
+
+
+class NamesNoRollout(PolicyGradientMethod):
+    def credit(self, groups):
+        return [dataclasses.replace(sample, rollout=None) for sample in super().credit(groups)]
+
+
+class NamesASibling(PolicyGradientMethod):
+    def credit(self, groups):
+        samples = super().credit(groups)
+        for sample in samples:
+            other = (sample.rollout.index + 1) % self.config.group_size
+            sample.rollout = dataclasses.replace(sample.rollout, index=other)
+        return samples
+
+
+class InventsARollout(PolicyGradientMethod):
+    prompt_kinds = frozenset({"plain", "extra"})
+
+    def collect(self, batch, actors, rng):
+        groups = super().collect(batch, actors, rng)
+        prompt = dataclasses.replace(groups[0].prompt, uid="invented", kind="extra")
+        rollouts = [
+            dataclasses.replace(rollout, completion_ids=list(rollout.completion_ids)) for rollout in groups[0].rollouts
+        ]
+        return [*groups, RolloutGroup(uid="invented", prompt=prompt, rollouts=rollouts)]
+
+
+class AsksAKindThatItDoesNotDeclare(PolicyGradientMethod):
+    def collect(self, batch, actors, rng):
+        prompts = [dataclasses.replace(plain_prompt(q), uid=f"{q.id}/again", kind="again") for q in batch.new]
+        return [*super().collect(batch, actors, rng), *actors.student(prompts, 2).list()]
 
 
 class TrainsTextInsteadOfIds(PolicyGradientMethod):
@@ -119,11 +207,7 @@ class TrainsGivenPrefixes(PolicyGradientMethod):
         whole = [
             dataclasses.replace(g, rollouts=[dataclasses.replace(r, num_prefix=0) for r in g.rollouts]) for g in groups
         ]
-        samples = super().credit(whole)
-        rollouts = [rollout for group in groups for rollout in sampled_by_student(group)]
-        for sample, rollout in zip(samples, rollouts, strict=True):
-            sample.rollout = rollout
-        return samples
+        return super().credit(whole)
 
 
 class AveragesOverTheChunk(PolicyGradientMethod):
@@ -187,35 +271,180 @@ class KeepsEveryTile(PolicyGradientMethod):
         return LossOutput(loss_N=loss_N - 0.01 * entropy_N)
 
 
+class SaysNothingUntilTold(documented("ScriptedTeacher")["Critique"]):
+    """The example of the page, which its scripted teacher has to lead to its second group."""
+
+
+WHO = "trained_tokens_were_sampled_by_whom_it_declares"
+BUFFER = "buffer_is_fed_by_plain_groups"
+KINDS = "every_kind_of_prompt_occurs"
+
 BROKEN: dict[type[Method], tuple[str, str]] = {
-    AllAdvantagesAreZero: ("moves_the_student", "the gradient of a step is zero"),
-    DrawsFromTheGlobalStream: ("same_seed_same_groups", "differs between two steps of the same seed"),
-    SamplesAsManyAsChanceSays: ("same_seed_same_groups", "two steps of the same seed have . and . groups"),
-    CountsItsSteps: ("resume_equals_the_unbroken_run", "the metrics of .* differ"),
-    TrainsTheTeachersTokens: ("trained_tokens_were_sampled_by_whom_it_declares", "were not sampled by student"),
-    TrainsTextInsteadOfIds: ("trained_tokens_were_sampled_by_whom_it_declares", "were not sampled by student"),
-    TrainsGivenPrefixes: ("prefixes_get_no_gradient", "trains tokens of a given prefix"),
-    AveragesOverTheChunk: ("gradient_does_not_depend_on_micro_batches", "the gradient depends on"),
-    CallsEveryPromptPlain: ("buffer_is_fed_by_plain_groups", "groups of kind `plain` on question"),
-    AsksAnotherPromptAsPlain: ("buffer_is_fed_by_plain_groups", "is of kind `plain` but not on a plain prompt"),
-    ShapesTheRewardItself: ("buffer_is_fed_by_plain_groups", "is not that of its graded rollouts"),
-    TakesNoVerdictForAWrongOne: ("a_rollout_without_a_verdict_teaches_nothing", "without a verdict"),
-    KeepsEveryTile: (MEMORY, "times the memory of the logits, more than 3"),
+    AllAdvantagesAreZero: ("moves_the_student", "the gradient of a step is zero: let `credit` give advantages"),
+    DrawsFromTheGlobalStream: ("same_seed_same_groups", "differs between two steps of the same seed: draw all chance"),
+    SamplesAsManyAsChanceSays: ("same_seed_same_groups", "have . and . groups: draw all chance from the `rng`"),
+    CountsItsSteps: (RESUME, r"the metrics of .* differ \(step 2: .* is .* and .*\): .* keep no state in the method"),
+    TrainsTheTeachersTokens: (WHO, "was not sampled by student but by the teacher: declare that in trained_samplers"),
+    TrainsTheTeachersTwins: (WHO, "was not sampled by student but by the teacher: declare that in trained_samplers"),
+    DeclaresNoTeacher: (WHO, "credit trains tokens of the teacher: declare it in trained_samplers"),
+    ReturnsAGroupTwice: (WHO, "returns two groups .*: give each prompt a uid of its own"),
+    NamesNoRollout: (WHO, "names no rollout: give it its `rollout`"),
+    NamesASibling: (WHO, "that names rollout 1 of .* is of rollout 0 of .*: keep sampler and index"),
+    InventsARollout: (WHO, "rollout 0 of the student of 'invented' was not sampled: ask `actors` for it"),
+    TrainsTextInsteadOfIds: (WHO, "the tokens of rollout 0 .* are not those that were sampled: train prompt_ids and"),
+    TrainsGivenPrefixes: ("prefixes_get_no_gradient", "trains tokens of a given prefix: set loss_mask to 0 for"),
+    AveragesOverTheChunk: (
+        "gradient_does_not_depend_on_micro_batches",
+        "depends on .*: let `loss` return one",
+    ),
+    CallsEveryPromptPlain: (BUFFER, "groups of kind `plain` on question .*: give further prompts .* another kind"),
+    AsksAnotherPromptAsPlain: (BUFFER, "is of kind `plain` but not on a plain prompt: make it with `plain_prompt`"),
+    ShapesTheRewardItself: (BUFFER, "is not that of its graded rollouts: leave `reward`"),
+    AsksAKindThatItDoesNotDeclare: (KINDS, "asks prompts of kind `again` and declares plain: add the kind to prompt_"),
+    SaysNothingUntilTold: (KINDS, "none of . rewrites of kind `critique` was accepted .*: give .* a ScriptedTeacher"),
+    TakesNoVerdictForAWrongOne: ("a_rollout_without_a_verdict_teaches_nothing", "without a verdict .*: leave rollouts"),
+    KeepsEveryTile: (MEMORY, "times the memory of the logits, more than 3: form fewer"),
 }
+CANNOT_RESUME = {
+    CountsItsSteps,
+    DrawsFromTheGlobalStream,
+    SamplesAsManyAsChanceSays,
+    DeclaresNoTeacher,
+    ReturnsAGroupTwice,
+}
+"""A run that draws from a global stream cannot be resumed either, and names that a run refuses end it."""
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda cls: cls.__name__)
+@pytest.mark.filterwarnings("ignore:SaysNothingUntilTold declares:UserWarning")
 def test_a_broken_method_fails_the_line_meant_for_it_and_no_other(broken, tmp_path):
     meant, message = BROKEN[broken]
     case = Case(broken, {})
     with pytest.raises(AssertionError, match=message):
         CHECKS[meant](case, tmp_path / "meant")
-    # A run that draws from a global stream cannot be resumed either.
-    resume = {"resume_equals_the_unbroken_run"}
-    also: dict[type[Method], set[str]] = {DrawsFromTheGlobalStream: resume, SamplesAsManyAsChanceSays: resume}
-    for name, check in CHECKS.items():
-        if name not in {meant, MEMORY} | also.get(broken, set()):
-            check(case, tmp_path / name)
+    for name in CHECKS.keys() - {meant, MEMORY, RESUME}:
+        CHECKS[name](case, tmp_path / name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("broken", [cls for cls in BROKEN if cls not in CANNOT_RESUME], ids=lambda cls: cls.__name__)
+def test_a_broken_method_can_be_resumed_all_the_same(broken, tmp_path):
+    """The other line that it must not fail: three runs each, while the fast suite resumes every built-in class."""
+    CHECKS[RESUME](Case(broken, {}), tmp_path)
+
+
+class MakesNoSamples(PolicyGradientMethod):
+    def credit(self, groups):
+        return []
+
+
+class DividesByZero(PolicyGradientMethod):
+    def advantages(self, groups):
+        return [[float("inf")] * len(group.rollouts) for group in groups]
+
+
+class MasksTheCompletionAlone(PolicyGradientMethod):
+    def credit(self, groups):
+        samples = super().credit(groups)
+        for sample in samples:
+            sample.loss_mask = sample.loss_mask[sample.num_prompt :]
+        return samples
+
+
+class TrainsItsPrompt(PolicyGradientMethod):
+    def credit(self, groups):
+        samples = super().credit(groups)
+        for sample in samples:
+            sample.loss_mask = [0] + [1] * (len(sample.token_ids) - 1)
+        return samples
+
+
+@pytest.mark.parametrize(
+    ("broken", "check", "message"),
+    [
+        (MakesNoSamples, "moves_the_student", "credit makes no training samples: return one"),
+        (DividesByZero, "moves_the_student", "is not finite .*: keep `credit` and `loss` from a division by 0"),
+        (MasksTheCompletionAlone, WHO, "tokens and a loss mask of .*: give one number a token"),
+        (TrainsItsPrompt, WHO, "trains tokens of its prompt .*: set loss_mask to 0 before the first token"),
+    ],
+)
+def test_a_fault_that_spoils_several_checks_is_named_by_the_first(broken, check, message, tmp_path):
+    with pytest.raises(AssertionError, match=message):
+        CHECKS[check](Case(broken, {}), tmp_path)
+
+
+def test_every_assertion_has_a_remedy():
+    """After a colon. What credited.py refuses has its own."""
+    messages = []
+    for check in CHECKS.values():
+        for node in ast.walk(ast.parse(inspect.getsource(check))):
+            if isinstance(node, ast.Assert):
+                assert node.msg is not None, f"{check.__name__}: {ast.unparse(node)}"
+                messages.append(ast.unparse(node.msg))
+            elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                messages.append(ast.unparse(node.exc.args[0]))
+    messages.remove("str(error)")
+    assert len(messages) > 20 and [text for text in messages if ": " not in text] == []
+
+
+def test_equal_tokens_of_two_rollouts_are_told_apart():
+    """The smallest student often says the same twice: siblings with equal tokens keep their origins, in copies too."""
+    step = CASES["grpo"].first()
+    for group in step.groups:
+        group.rollouts = [dataclasses.replace(rollout, index=0, sampler="teacher") for rollout in group.rollouts]
+    groups = copy.deepcopy(step.groups)
+    origins = [[step.witness.origin("moved", rollout) for rollout in group.rollouts] for group in groups]
+    assert {(o.uid, o.sampler, o.index) for row in origins for o in row} == {
+        (group.uid, "student", index) for group in groups for index in range(4)
+    }
+    assert any(a.token_ids == b.token_ids for row in origins for a, b in itertools.combinations(row, 2))
+
+
+class DeclaresWhatItNeverAsks(PolicyGradientMethod):
+    prompt_kinds = frozenset({"plain", "retry"})
+
+
+def test_a_declared_kind_that_never_occurs_is_a_warning(tmp_path, capsys):
+    with pytest.warns(UserWarning, match=r"declares prompts of kind `retry` .* \(plain 8\).*: give conformance_test"):
+        CHECKS[KINDS](Case(DeclaresWhatItNeverAsks, {}), tmp_path)
+    assert capsys.readouterr().out == "prompts of one step of DeclaresWhatItNeverAsks: plain 8\n"
+
+
+def test_the_scripted_teacher_of_the_page_leads_to_its_kinds(tmp_path, capsys):
+    case = Case(SaysNothingUntilTold, {}, documented("ScriptedTeacher")["teacher"])
+    with warnings.catch_warnings(action="error"):
+        for name in CHECKS.keys() - {MEMORY, RESUME}:
+            CHECKS[name](case, tmp_path)
+    assert re.search(r"plain 8, retry (\d); rewrites: critique \1 \(\1 accepted\)", capsys.readouterr().out)
+
+
+def test_a_rewrite_that_no_prompt_shows_is_accepted_where_it_is_counted(tmp_path):
+    class Counts(SaysNothingUntilTold):
+        prompt_kinds = frozenset({"plain", "critique"})
+
+        def collect(self, batch, actors, rng):
+            groups = super().collect(batch, actors, rng)
+            if self.counts:
+                actors.count("critique/accepted")
+            return [group for group in groups if group.prompt.kind == "plain"]
+
+    silent = ScriptedTeacher(rewrites={"critique": ["<critique> </critique>"]})
+    for Counts.counts in (True, False):
+        outcome = does_not_raise() if Counts.counts else pytest.raises(AssertionError, match=r"\(. have no text")
+        with outcome:
+            CHECKS[KINDS](Case(Counts, {}, silent), tmp_path)
+
+
+@pytest.mark.parametrize(("preset", "tight"), [("zppo", {"compress_max_tokens": 8}), ("hint", {"hint_max_tokens": 4})])
+def test_the_kit_takes_the_scripted_teacher_where_the_tiny_one_leaves_a_kind_unseen(preset, tight, tmp_path):
+    """No summary of the tiny teacher has 8 tokens, and no hint 4."""
+    case = Case(CASES[preset].method_class, tight)
+    step = case.first()
+    assert case.build().prompt_kinds == step.num_prompts.keys() | step.num_accepted.keys()
+    texts = {r.text.partition("</think>")[0] for g in step.groups for r in g.rollouts if r.sampler == "teacher"}
+    assert texts == {"<think>Add.", "<think>Guess."}
+    CHECKS["same_seed_same_groups"](case, tmp_path)
+    CHECKS[KINDS](case, tmp_path)
 
 
 class PlainlyWritten(PolicyGradientMethod):
