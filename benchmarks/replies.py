@@ -10,6 +10,8 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib import import_module
+from types import ModuleType
 
 from harness.evaluation.benchmarks.pictures import grid_size
 from harness.evaluation.benchmarks.visual_maths import number
@@ -19,7 +21,7 @@ from harness.rewards.judge.sections import data, read_object, student_section
 from harness.rewards.rules import quick_check, quick_same
 from harness.rollout.actors import between_tags
 from harness.types import AnswerType, Question
-from methods.hint import copies, gives_answer
+from methods import registry
 from methods.prompts import neutralize, response_text
 from reports.runs.text import printable
 
@@ -28,6 +30,12 @@ CHOICES = ["red", "1/2", "x+1"]
 
 def _question(kind: AnswerType, gold: str) -> Question:
     return Question(id="q", text="", answer=gold, answer_type=kind, metadata={"choices": CHOICES})
+
+
+def _hint() -> ModuleType:
+    """Imported with all methods, in the order of the registry, which the page of options keeps."""
+    registry.built_in()
+    return import_module("methods.hint")
 
 
 READERS: dict[str, Callable[[str], object]] = {
@@ -42,8 +50,8 @@ READERS: dict[str, Callable[[str], object]] = {
     "quick_check text": lambda text: quick_check(text, _question("text", "oak")),
     "quick_check choice": lambda text: quick_check(text, _question("choice", "B")),
     "quick_same": lambda text: quick_same(text, "7"),
-    "gives_answer": lambda text: gives_answer(text, "42"),
-    "copies": lambda text: copies("Look at the sum.", text),
+    "gives_answer": lambda text: _hint().gives_answer(text, "42"),
+    "copies": lambda text: _hint().copies("Look at the sum.", text),
     "grid_size": grid_size,
     "number": number,
     "judge data": data,
