@@ -7,9 +7,11 @@ equal_cost.csv to go on with; the figures as PNG and SVG.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from reports.cost import to_markdown as cost_markdown
 from reports.figures import draw_figures
 from reports.page.page import PageFigure, collect_page_runs, write_page
 from reports.page.rollouts import collect_rollouts
+from reports.plots.style import Figure
 from reports.published import STUDY as PUBLISHED
 from reports.published import published_scores
 from reports.runs.collect import BASE, Run, find_runs, long_table
@@ -31,6 +34,8 @@ from reports.significance import read_rows, significance_table
 from reports.tables import Comparison, compare, to_csv, to_latex
 
 TINY_NOTE = "Tiny models prove that the plumbing works; their numbers say nothing about the paper's claims."
+MANY = 12
+"""Runs from which on drawing has a process of its own."""
 SCORE_COLUMNS = (
     "study", "label", "method", "student", "teacher", "seed", "suite", "family", "benchmark", "score", "n", "stderr",
     "card", "note",
@@ -68,14 +73,13 @@ def write_report(
     tables = compare(scores, delta)
     _check_baseline(scores, baseline)
     folder.mkdir(parents=True, exist_ok=True)
-    # Drawing takes as long as all the rest: both run at the same time. Spawned: Arrow's threads do not survive a fork.
-    with ProcessPoolExecutor(1, get_context("spawn")) as beside:
-        drawn = beside.submit(draw_figures, runs, scores, folder)
+    with ExitStack() as stack:
+        drawn = _drawing(runs, scores, folder, stack)
         bootstrap = bootstrap_table(scores)
         tests, unread = _tests(runs, scores, baseline)
         costs = [("cost", cost_table(runs, scores)), ("equal_cost", equal_cost(runs, scores))] if runs else []
         rollouts, remarks = collect_rollouts(runs)
-        figures = drawn.result()
+        figures = drawn()
     for table, name in zip(tables, names(tables), strict=True):
         stem = re.sub(r"[^\w.+=,-]+", "_", f"table-{'-'.join(name)}")
         _write(folder / f"{stem}.csv", to_csv(table))
@@ -196,6 +200,16 @@ def _damaged(runs: Sequence[Run], unread: Sequence[str]) -> list[str]:
     if not lines:
         return []
     return ["## Damaged\n\nWhat is missing or cannot be read is left out of figures and tests.\n\n" + "\n".join(lines)]
+
+
+def _drawing(
+    runs: Sequence[Run], scores: pd.DataFrame, folder: Path, stack: ExitStack
+) -> Callable[[], Sequence[Figure]]:
+    """Gives the figures. Drawing many runs takes as long as all the rest, so both run at the same time."""
+    if len(runs) < MANY:  # another process takes longer to start
+        return partial(draw_figures, runs, scores, folder)
+    pool = stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))  # Arrow's threads do not survive a fork
+    return pool.submit(draw_figures, runs, scores, folder).result
 
 
 def _csv(table: pd.DataFrame) -> str:

@@ -103,6 +103,7 @@ def test_a_teacher_in_a_process_of_its_own_changes_nothing(tmp_path, local):
     assert_same_run(local, start(tmp_path, *ON_POLICY, "teacher_process=true"))
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_fails_for_a_while_loses_and_repeats_nothing(tmp_path, model, unbroken):
     asked: Counter[str] = Counter()
 
@@ -125,6 +126,7 @@ def test_an_endpoint_that_fails_for_a_while_loses_and_repeats_nothing(tmp_path, 
     assert_same_run(unbroken("off_policy_kd"), broken)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kind"), [pytest.param("zppo", "sample", marks=pytest.mark.slow), ("off_policy_kd", "score")]
 )

@@ -273,6 +273,7 @@ def unread(monkeypatch):
     monkeypatch.setattr(torch, "load", lambda *given, **options: pytest.fail("a pickle was read"))
 
 
+@pytest.mark.slow
 def test_a_pickle_is_refused_with_a_command_that_converts_it(pickled, tmp_path, unread):
     before = load_model(config(pickled), "cpu").state_dict()
     (pickled / "model.safetensors").unlink()

@@ -46,7 +46,11 @@ def opened(chat, stack: ExitStack, monkeypatch, tmp_path):
         (["method=zppo"], ("TransformersEngine", None, 1)),
         (["method=off_policy_kd"], ("TransformersEngine", "LocalScorer", 1)),
         (["method=on_policy_kd", "teacher_process=true"], (None, "ProcessScorer", 0)),
-        (["method=off_policy_kd", "teacher_process=true"], ("TransformersEngine", "ProcessScorer", 1)),
+        pytest.param(
+            ["method=off_policy_kd", "teacher_process=true"],
+            ("TransformersEngine", "ProcessScorer", 1),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_teacher_that_this_run_loads(opened, overrides, expected):

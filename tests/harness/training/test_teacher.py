@@ -157,6 +157,7 @@ def test_an_iterator_may_be_dropped(process: Any, micro_batches: Any) -> None:
     assert [s.ids_N for s in again] == [pad(samples, CPU).tokens.ids_N.tolist() for samples in micro_batches[::-1]]
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_meets_its_deadline(chat: Any, micro_batches: Any) -> None:
     scorer = open_process(chat, timeout=0.5)
     os.kill(pid_of(scorer), signal.SIGSTOP)
@@ -179,6 +180,7 @@ def test_a_process_that_dies_is_one_line(chat: Any, micro_batches: Any) -> None:
     process.close()
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_is_the_users_error(chat: Any) -> None:
     missing = ModelConfig(name="t", path="/nowhere/model", dtype="float32")
     with pytest.raises(UserError, match="no model folder /nowhere/model"):

@@ -243,7 +243,9 @@ def test_shipped_weights_have_the_accuracy_of_the_card(size, task, level):
         assert within(plain_accuracy(member, task, level, 100, temperature=temperature, seed=1), recorded, 100)
 
 
-@pytest.mark.parametrize("task", CANDIDATE_TASKS)
+@pytest.mark.parametrize(
+    "task", [pytest.param(t, marks=pytest.mark.slow if t.startswith("bar") else []) for t in CANDIDATE_TASKS]
+)
 def test_shipped_student_has_the_candidate_accuracy_of_the_card(teacher, task):
     measured = card.candidate_accuracy(Member.load(tiny_path("s")), teacher, task, 2, 60, seed=1)
     recorded = RECORD["models"]["s"]["candidates"][task]["2"]

@@ -75,7 +75,7 @@ Path("loaded").write_text(",".join(loaded))
     ("tasks", "libraries"),
     [
         ("arithmetic", "lm_eval"),
-        ("bar_cards,bar_clip", "lmms_eval"),
+        pytest.param("bar_cards,bar_clip", "lmms_eval", marks=pytest.mark.slow),
         pytest.param("bar_chart,arithmetic", "lm_eval,lmms_eval", marks=pytest.mark.slow),
     ],
 )
