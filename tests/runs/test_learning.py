@@ -31,6 +31,7 @@ def test_on_policy_kd_closes_half_of_the_gap_on_a_level_it_is_trained_on(tmp_pat
     assert trained - student >= (teacher - student) / 2
 
 
+@pytest.mark.slow
 def test_grpo_raises_its_training_reward(tmp_path):
     folder = start(tmp_path, "method=grpo", "steps=20", "data.levels=[2]", "eval=none")
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

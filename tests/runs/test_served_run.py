@@ -86,6 +86,7 @@ def test_a_served_teacher_trains_the_student(unbroken, name):
         assert (counted > 0) == (name != "on_policy_kd")
 
 
+@pytest.mark.slow
 def test_a_served_distribution_is_the_local_one_but_for_its_tail(unbroken, local):
     """Both runs train on the same rollouts in step 1; merging tokens into a tail can only lower a divergence.
 

@@ -139,6 +139,7 @@ def servers() -> list[int]:
     return [pid for pid, line in found.items() if b"harness.serving.keeper" not in line and b"--port" in line]
 
 
+@pytest.mark.slow
 def test_endpoints_that_somebody_else_has_started_are_checked_and_left(loopback, tmp_path):
     with opened(SERVED, "tiny:teacher", ServerConfig(), role="teacher", log=tmp_path / "log") as started:
         named = ModelConfig(name="teacher", path="tiny:teacher", urls=started.urls)
