@@ -77,7 +77,7 @@ def of_one_process(config: RunConfig, method: Method, *, num: int, seen: bool, m
     samples = make_samples(config, chat, num=num, seen=seen)
     untrained(samples, masked)
     with ExitStack() as stack:
-        models = LocalModels(config, chat, trained=True, folder=Path(), stack=stack)
+        models = LocalModels(config, chat, trained=True, logs=Path("run"), stack=stack)
         updater = models.updater(method, models.open_teacher(method), StepClock())
         taken: dict[str, torch.Tensor] = {}
 
@@ -100,7 +100,7 @@ def of_ranks(
     untrained(samples, masked)
     shares = shares or balanced([len(s.token_ids) for s in samples], world.size)
     with ExitStack() as stack:
-        models = RankModels(config, chat, world, trained=True, folder=Path(), stack=stack)
+        models = RankModels(config, chat, world, trained=True, logs=Path("run"), stack=stack)
         updater = models.updater(method, models.open_teacher(method))
         rows: dict[str, torch.Tensor] = {}
 
@@ -118,7 +118,7 @@ def nonfinite(config: RunConfig, method: Method, world: World, shares: Shares, n
     """An update with one bad sample, then a good one."""
     chat = Chat(load_tokenizer(config.student), config.student)
     with ExitStack() as stack:
-        models = RankModels(config, chat, world, trained=True, folder=Path(), stack=stack)
+        models = RankModels(config, chat, world, trained=True, logs=Path("run"), stack=stack)
         updater = models.updater(method, models.open_teacher(method))
         before = {n: p.detach().clone() for n, p in models.sharded.local.items()}
         samples = make_samples(config, chat, num=sum(map(len, shares)), seen=False)
@@ -135,7 +135,7 @@ def signalled(config: RunConfig, method: Method, world: World) -> list[Any]:
     chat = Chat(load_tokenizer(config.student), config.student)
     samples = make_samples(config, chat, num=4, seen=False)[world.rank :: world.size]
     with ExitStack() as stack:
-        models = RankModels(config, chat, world, trained=True, folder=Path(), stack=stack)
+        models = RankModels(config, chat, world, trained=True, logs=Path("run"), stack=stack)
         updater = models.updater(method, models.open_teacher(method))
         before = {n: p.detach().clone() for n, p in models.sharded.local.items()}
         if world.rank == 0:
