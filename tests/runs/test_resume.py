@@ -119,6 +119,7 @@ def test_a_folder_of_an_earlier_version_is_the_same_run(whole, tmp_path):
         start(tmp_path, "data.max_bad_fraction=0.1")
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_a_kill_prevented_is_made_up_for(tmp_path):
     """Killed behind the checkpoint of step 2, before its evaluation."""
     options = ["eval=mini", "eval.num_questions=3", "eval.every=2"]

@@ -115,6 +115,7 @@ def loopback(monkeypatch):
     monkeypatch.setattr(serving, "command", command)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_comes_back_on_its_port_and_ends_with_the_block(loopback, tmp_path):
     body = {"prompt": [105, 120, 130], "max_tokens": 2, "return_token_ids": True}
     log = tmp_path / "logs" / "teacher.log"

@@ -63,6 +63,7 @@ def test_another_harness_is_refused() -> None:
         verdict([{"role": "user", "content": "Is 7 the same as 8?"}])
 
 
+@pytest.mark.slow
 def test_the_command_serves() -> None:
     command = [sys.executable, "-m", "harness.testing.judge_server"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
