@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 from harness.types import Actors, Prompt, PromptKind, Question, Rewrite
@@ -26,8 +25,8 @@ class HintConfig(RewriteConfig, GuidedConfig):
     """Options of the method that appends a hint to a hard question."""
 
     hint_max_tokens: int = 512
-    """Most tokens of a hint, 1 or more; longer ones are refused. The paper names no limit: this is that of a compressed
-    candidate."""
+    """Most tokens of a hint, 1 or more; longer ones are refused. The request does not name the limit. The paper has
+    none: this is that of a compressed candidate."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,7 +59,7 @@ class Hint(GuidedMethod):
             tag="hint",
             max_tokens=self.config.hint_max_tokens,
             budget=self.config.rewrite_tokens,
-            ask=partial(write_hint_text, max_tokens=self.config.hint_max_tokens),
+            ask=write_hint_text,
             outcome=outcome,
             outcomes=OUTCOMES,
         )

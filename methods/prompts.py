@@ -1,34 +1,41 @@
-r"""The wording of every prompt: data, tested as literals. Our own words for the paper's forms (Figs. 17 and 18).
+r"""The wording of every prompt: data, tested as literals. Our own words for the paper's forms (Figs. 8 and 16 to 19).
 
 Candidate text is quoted inside tags, so whatever could close a tag or a chat turn is neutralised first.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 
 from harness.types import Message, Question
 
-CLOSING = "Reason first inside <think> </think>, then give the final answer in \\boxed{}."
+CLOSING = (
+    "Work it out first in an inner monologue, which must stand inside <think> </think>. "
+    "Then state the final answer, which must stand in \\boxed{}."
+)
 
 BCQ = (
     "Two candidate responses follow in <candidate> tags, one right and one wrong, in no particular order. "
     "Use them as references while you solve the problem."
 )
-NCQ = "These answers are all wrong: {answers}."
+NCQ_ANSWERS = "These answers are all wrong: {answers}."
+NCQ_TRACES = "Each <candidate> block that follows holds a line of reasoning that went wrong."
 
 COMPRESS = (
-    "Rewrite the response below as a summary of at most {max_lines} lines and {max_tokens} tokens. "
-    "Keep the essential steps and the final boxed answer. Drop exploration, self-corrections, retries and filler. "
+    "Rewrite the response below as a summary of at most {max_lines} lines. "
+    "Keep only the essential steps and, word for word, the final boxed answer. "
+    "Drop all exploration, self-corrections, retries and filler. "
     "Add nothing, derive nothing anew, and end with the boxed answer. "
     "Put the summary between <summary> and </summary>."
 )
 
 HINT = "A hint follows in <hint> tags. Use it while you solve the problem."
 WRITE_HINT = (
-    "Turn the response below into a hint of at most {max_tokens} tokens for somebody who has not solved the problem. "
-    "Say what to look at or how to begin. Leave out the final answer and every box, and do not copy the solution. "
+    "Turn the response below, which solves a problem, into a concise hint for somebody who has not solved it. "
+    "Give general guidance or the key idea alone. Leave out the final answer and every box, and do not copy the "
+    "solution. "
     "Put the hint between <hint> and </hint>."
 )
 
@@ -56,16 +63,21 @@ def bcq_text(question: Question, candidates: Sequence[str]) -> str:
 
 
 def ncq_text(question: Question, wrong_answers: Sequence[str], candidates: Sequence[str]) -> str:
-    """Negative candidate question: the wrong answers, deduplicated by the caller, then every wrong trace."""
+    """Negative candidate question: the wrong answers, deduplicated by the caller, then every wrong trace.
+
+    Without wrong answers the statement about the traces stands alone: no trace is read as a reference.
+    """
     listed = ", ".join(f"\\boxed{{{neutralize(answer)}}}" for answer in wrong_answers)
-    statement = [NCQ.format(answers=listed)] if wrong_answers else []
-    return "\n\n".join([_asked(question, "candidate"), *statement, *map(_candidate, candidates), CLOSING])
+    statements = [NCQ_ANSWERS.format(answers=listed), NCQ_TRACES] if wrong_answers else [NCQ_TRACES]
+    return "\n\n".join([_asked(question, "candidate"), " ".join(statements), *map(_candidate, candidates), CLOSING])
 
 
-def compress_text(response: str, *, max_lines: int, max_tokens: int) -> str:
-    """Ask for a compressed trace. Shows the response only: no question, image or gold answer."""
-    instruction = COMPRESS.format(max_lines=max_lines, max_tokens=max_tokens)
-    return f"{instruction}\n\n{_response(response)}"
+def compress_text(response: str, *, max_lines: int) -> str:
+    """Ask for a compressed trace. Shows the response only: no question, image or gold answer.
+
+    The limit of tokens is no part of the request (Fig. 16): whoever takes the summary checks it.
+    """
+    return f"{COMPRESS.format(max_lines=max_lines)}\n\n{_response(response)}"
 
 
 def hint_text(question: Question, hint: str) -> str:
@@ -73,9 +85,9 @@ def hint_text(question: Question, hint: str) -> str:
     return "\n\n".join([_asked(question, "hint"), HINT, f"<hint>\n{neutralize(hint).strip()}\n</hint>", CLOSING])
 
 
-def write_hint_text(response: str, *, max_tokens: int) -> str:
+def write_hint_text(response: str) -> str:
     """Ask for a hint. Shows the response only: no question, image or gold answer."""
-    return f"{WRITE_HINT.format(max_tokens=max_tokens)}\n\n{_response(response)}"
+    return f"{WRITE_HINT}\n\n{_response(response)}"
 
 
 def response_text(response: str) -> str:
@@ -85,6 +97,16 @@ def response_text(response: str) -> str:
 
 def plain_messages(question: Question) -> tuple[Message, ...]:
     return user_turn(question, plain_text(question))
+
+
+def wording() -> str:
+    """16 hex digits that change with any form's wording or layout."""
+    question, one, two = Question(id="", text="q", answer=""), "one", "two"
+    forms = (
+        plain_text(question), bcq_text(question, [one, two]), ncq_text(question, [one, two], [one, two]),
+        ncq_text(question, [], [one]), compress_text(one, max_lines=5), hint_text(question, one), write_hint_text(one),
+    )  # fmt: skip
+    return hashlib.sha256("\0".join(forms).encode()).hexdigest()[:16]
 
 
 def user_turn(question: Question, text: str) -> tuple[Message, ...]:

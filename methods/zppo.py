@@ -39,7 +39,8 @@ class ZPPOConfig(RewriteConfig):
     """Most lines of a summary, blank ones not counted, 1 or more (published: 5). A longer one is redrawn once, then
     given up."""
     compress_max_tokens: int = 512
-    """Most tokens of a summary, 1 or more (published: 512). A longer one is redrawn once, then given up."""
+    """Most tokens of a summary, 1 or more (published: 512). A longer one is redrawn once, then given up. The request
+    does not name the limit."""
     ncq_on_failed_rewrite: Literal["skip_prompt", "drop_trace"] = "skip_prompt"
     """What an NCQ does where a trace has no usable summary. `skip_prompt`: it is given up, and its slot is free;
     `drop_trace`: it shows the other traces, if any, and still lists all answers. Of 8 traces with 5% failures each,
@@ -240,7 +241,7 @@ class Candidates:
                 tag="summary",
                 max_tokens=config.compress_max_tokens,
                 budget=config.rewrite_tokens,
-                ask=partial(compress_text, max_lines=config.compress_max_lines, max_tokens=config.compress_max_tokens),
+                ask=partial(compress_text, max_lines=config.compress_max_lines),
                 outcome=partial(summary_outcome, max_lines=config.compress_max_lines),
                 outcomes=self.OUTCOMES,
             )

@@ -11,12 +11,12 @@ from typing import Any
 import pandas as pd
 
 from reports.runs.cards import BLOCK, comparable
-from reports.runs.collect import BASE, rank
+from reports.runs.collect import rank
 
 MACRO = "macro avg"
 SEEDS = "seeds"
 SUBJECT = "zppo"
-"""The label whose lead over the others is the default delta row."""
+"""The label whose lead over the best other row is the default delta row."""
 MALFORMED_MARK = " †"
 """At the name of a benchmark with more malformed verdicts than `MAX_MALFORMED`."""
 MAX_MALFORMED = 0.01
@@ -53,8 +53,8 @@ class Comparison:
 def compare(scores: pd.DataFrame, delta: tuple[str, str] | None = None) -> list[Comparison]:
     """One comparison for each student, suite and family of a long table (`collect`), in the order of appearance.
 
-    `delta` = (A, B) gives the row A minus B; by default it is zppo minus the other trained method with the highest
-    macro average. Raises ValueError where no table has both labels of `delta`.
+    `delta` = (A, B) gives the row A minus B. By default it is, column by column, zppo minus the best row of another
+    method, base among them (Tables 1, 2, 10 and 11). Raises ValueError where no table has both labels of `delta`.
     """
     scores = scores.assign(family=scores["family"].fillna(""))
     tables = [_compare(group, delta) for _, group in scores.groupby(BLOCK, sort=False)]
@@ -132,12 +132,10 @@ def _partial(scores: pd.DataFrame) -> tuple[str, ...]:
 
 def _delta(mean: pd.DataFrame, methods: pd.Series, delta: tuple[str, str] | None) -> tuple[str, pd.Series] | None:
     if delta is None:
-        if SUBJECT not in mean.index:
+        others = mean.loc[[label for label in mean.index if methods[label] != SUBJECT]]
+        if SUBJECT not in mean.index or others.empty:
             return None
-        rivals = mean.loc[[label for label in mean.index if methods[label] not in (BASE, SUBJECT)], MACRO].dropna()
-        if rivals.empty:
-            return None
-        delta = (SUBJECT, str(rivals.idxmax()))
+        return f"delta {SUBJECT} - best other", mean.T[SUBJECT] - others.max()
     if any(label not in mean.index for label in delta):
         return None
     by_label = mean.T

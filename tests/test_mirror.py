@@ -43,7 +43,7 @@ ELSEWHERE = {
     "runs/test_nonfinite.py": "harness.training: nonfinite",
     "runs/test_damaged.py": "harness.records: read; reports.runs: damage",
     "runs/test_own_methods.py": "harness.training: credited",
-    "runs/test_refused.py": "harness.run: preparation; harness.records: refusals log",
+    "runs/test_refused.py": "harness.run: preparation; harness.records: refusals log; harness.training: ownership",
     "runs/test_resume.py": "harness.config: identity; harness.records: files; harness.training: trainer",
     "runs/test_run.py": "harness.run: run; harness.records: rollouts; harness.process: modes",
     "runs/media/test_packer.py": "harness.models: vision",

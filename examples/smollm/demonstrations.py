@@ -23,7 +23,7 @@ def main(path: str, num_rows: int) -> None:
             question, reply = entry["question"], f"\\boxed{{{entry['answer']}}}"
             if i % 2:
                 response = f"\\boxed{{{rng.randint(1, 300)}}}"  # right or wrong is not the summary's business
-                question = compress_text(response, max_lines=5, max_tokens=512)
+                question = compress_text(response, max_lines=5)
                 reply = f"<summary>\n{response}\n</summary>"
             file.write(json.dumps({"question": question, "answer": reply}) + "\n")
 

@@ -92,8 +92,8 @@ class JudgeConfig:
     url: str | None = None
     """Address of the endpoint, such as `http://localhost:8000/v1`. `null`: there is no judge, and what no rule resolves
     counts as wrong."""
-    model: str = "Qwen/Qwen3.5-27B"
-    """Name of the model at the endpoint."""
+    model: str = "Qwen/Qwen3.5-27B-FP8"
+    """Name of the model at the endpoint (published: the 27B teacher)."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable with the key, if the endpoint wants one."""
     when: str = "unmatched"

@@ -32,8 +32,9 @@ def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     for section, name in (key.split(".") for key in FREE if "." in key):
         if isinstance(kept.get(section), Mapping):
             kept[section] = {key: value for key, value in kept[section].items() if key != name}
-    if isinstance(reward := kept.get("reward"), Mapping):
-        kept["reward"] = {**reward, "judge": _comparable_judge(reward.get("judge") or {})}
+    for name in ("reward", "eval"):
+        if isinstance(section := kept.get(name), Mapping):
+            kept[name] = {**section, "judge": _comparable_judge(section.get("judge") or {})}
     return kept
 
 

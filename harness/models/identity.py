@@ -23,6 +23,15 @@ def model_identity(module: nn.Module, chat: Chat) -> str:
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().data)
-    vocabulary = sorted(chat.tokenizer.get_vocab().items())
-    digest.update(json.dumps([vocabulary, chat.tokenizer.chat_template]).encode())
+    digest.update(_vocabulary(chat))
     return digest.hexdigest()
+
+
+def tokenizer_identity(chat: Chat) -> str:
+    """16 hex digits that change with the vocabulary or the chat template."""
+    return hashlib.blake2b(_vocabulary(chat), digest_size=8).hexdigest()
+
+
+def _vocabulary(chat: Chat) -> bytes:
+    vocabulary = sorted(chat.tokenizer.get_vocab().items())
+    return json.dumps([vocabulary, chat.tokenizer.chat_template]).encode()

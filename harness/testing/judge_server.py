@@ -82,11 +82,7 @@ def _multichallenge(parts: dict[str, str]) -> str:
         met = all(_says(reply, phrase) for phrase in quoted)
     else:
         met = sum(_says(reply, word) for word in words) * 2 > len(words)
-    return "YES" if met else "NO"
-
-
-def _mmvu(parts: dict[str, str]) -> str:
-    return json.dumps({"extracted_answer": _committed(parts), "correct": _equal(parts)})
+    return "The words of the criterion were looked for.\n" + ("YES" if met else "NO")
 
 
 def _hle(parts: dict[str, str]) -> str:
@@ -109,7 +105,6 @@ _FORMS: dict[str, Callable[[dict[str, str]], str]] = {
     shared.REPLY: _shared,
     official.MMVET_REPLY: _mmvet,
     official.MULTICHALLENGE_REPLY: _multichallenge,
-    official.MMVU_REPLY: _mmvu,
     official.HLE_REPLY: _hle,
     official.CHARXIV_REPLY: _charxiv,
 }

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.config.identity import comparable, differences, digest, plain
+from harness.config.identity import digest, plain
 from harness.config.schema import RunConfig
 from harness.data.replay import PromptReplayBuffer
 from harness.data.sampler import Batch, QuestionSampler
@@ -27,6 +27,7 @@ from harness.training.batching import Dealt, deal
 from harness.training.credited import check_groups, check_samples
 from harness.training.memory import memory_text
 from harness.training.models import Teacher
+from harness.training.ownership import identity, prompts, refuse_foreign
 from harness.training.step_updates import Progress, StepUpdates
 from harness.training.stored_step import SampledStep, StoredSteps, Unusable, code_digest
 from harness.training.transfer import Transfer
@@ -75,7 +76,7 @@ class Trainer:
         self._updater = updater
         self._stored = StoredSteps(
             folder.pending,
-            identity=f"{digest(plain(config))} {code_digest(method)}",
+            identity=" ".join([digest(plain(config)), code_digest(method), *prompts(chat).values()]),
             questions=sampler.questions,
             chat=chat,
         )
@@ -271,7 +272,7 @@ class Trainer:
             step=step,
             updates=num_done,
             weights=self._updater.weights,
-            state={**self._identity(), **self._behind, **state},
+            state={**identity(self._config, self._chat), **self._behind, **state},
             tensors=tensors,
             rng=rng,
         )
@@ -293,11 +294,6 @@ class Trainer:
             "buffer": self._buffer.state_dict(),
             "tracker": self._tracker.state_dict(),
         }
-
-    def _identity(self) -> dict[str, Any]:
-        """Whose checkpoint it is. The learning rate is constant: of a schedule there is no state."""
-        config = plain(self._config)
-        return {"config": comparable(config), "config_digest": digest(config), "schedule": "constant"}
 
     def _resume(self) -> tuple[int, list[tuple[Path, str]]]:
         """Load the newest intact checkpoint. Returns its step, 0 for a fresh start, and the damaged ones after it."""
@@ -338,7 +334,7 @@ class Trainer:
                 f"no checkpoint in {self._folder.checkpoints} is intact ({path.name}: {problem}): put a good copy in "
                 "its place, or remove them all to start anew"
             )
-        self._refuse_foreign(path)
+        refuse_foreign(path, self._config, self._chat)
         state = checkpoint.load(path, self._updater.weights)
         self._sampler.load_state_dict(state["sampler"])
         self._buffer.load_state_dict(state["buffer"], self._sampler.questions)
@@ -359,14 +355,6 @@ class Trainer:
         except Unusable as error:
             return str(error)
         return None
-
-    def _refuse_foreign(self, path: Path) -> None:
-        stored = checkpoint.read_state(path).get("config")
-        different = None if stored is None else differences(stored, self._config)
-        if different is not None:
-            raise UserError(
-                f"{path} is a checkpoint of another run ({different}): remove it, or choose another study=NAME"
-            )
 
 
 def _ranges(steps: Sequence[int]) -> str:

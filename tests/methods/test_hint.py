@@ -13,7 +13,10 @@ from harness.training.metrics import plain_student_groups
 from harness.types import Prompt, Question, Rewrite
 from methods.hint import Hint, HintConfig, gives_answer, hint_outcome
 
-CLOSING = "Reason first inside <think> </think>, then give the final answer in \\boxed{}."
+CLOSING = (
+    "Work it out first in an inner monologue, which must stand inside <think> </think>. "
+    "Then state the final answer, which must stand in \\boxed{}."
+)
 RIGHT, WRONG = ("yes", "42", 1.0), ("no", "7", 0.0)
 NONE = {f"hint/{name}": 0 for name in ("accepted", "no_hint", "too_long", "gives_answer", "copies_solution", "redrawn")}
 
@@ -83,9 +86,9 @@ def test_prompts_in_full(actors, batch_of, example):
     assert asked["b/write_hint/teacher/0"].messages == (
         {
             "role": "user",
-            "content": "Turn the response below into a hint of at most 512 tokens for somebody who has not solved the "
-            "problem. Say what to look at or how to begin. Leave out the final answer and every box, and do not copy "
-            "the solution. Put the hint between <hint> and </hint>.\n\n"
+            "content": "Turn the response below, which solves a problem, into a concise hint for somebody who has not "
+            "solved it. Give general guidance or the key idea alone. Leave out the final answer and every box, and do "
+            "not copy the solution. Put the hint between <hint> and </hint>.\n\n"
             "<response>\n1+2=3\n\\boxed{3} < |im_end|>\n</response>",
         },
     )
@@ -161,7 +164,7 @@ def test_a_bad_hint_is_redrawn_once_then_skipped(actors, batch_of, example):
     ]
     assert models.log[6] == "student x4: b/hint" and groups[-1].uid == "b/hint"
     assert models.counts == NONE | {"hint/no_hint": 3, "hint/redrawn": 2, "hint/accepted": 1}
-    assert "at most 64 tokens" in models.rewritten[0].messages[0]["content"]
+    assert "64" not in models.rewritten[0].messages[0]["content"]  # the limit is checked, not asked for
 
 
 def test_the_budget_of_a_reply_reaches_the_teacher(actors, batch_of, example):

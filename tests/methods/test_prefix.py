@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 
 from methods.prefix import Prefix, PrefixConfig, first_tokens
 
-CLOSING = "Reason first inside <think> </think>, then give the final answer in \\boxed{}."
+CLOSING = (
+    "Work it out first in an inner monologue, which must stand inside <think> </think>. "
+    "Then state the final answer, which must stand in \\boxed{}."
+)
 BOX = 99  # what the scripted actors read as a complete box
 RIGHT, WRONG = ("yes", "42", 1.0), ("no", "7", 0.0)
 

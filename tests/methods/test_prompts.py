@@ -29,9 +29,10 @@ FORMS = {
     "bcq": lambda text: bcq_text(QUESTION, [text, text]),
     "ncq": lambda text: ncq_text(QUESTION, ["1"], [text, text, text]),
     "ncq answers": lambda text: ncq_text(QUESTION, [text, text], ["x"]),
+    "ncq without answers": lambda text: ncq_text(QUESTION, [], [text]),
     "hint": lambda text: hint_text(QUESTION, text),
-    "compress": lambda text: compress_text(text, max_lines=5, max_tokens=9),
-    "write_hint": lambda text: write_hint_text(text, max_tokens=9),
+    "compress": lambda text: compress_text(text, max_lines=5),
+    "write_hint": lambda text: write_hint_text(text),
     "candidate as it is": lambda text: bcq_text(QUESTION, [response_text(text), "x"]),
 }
 
@@ -60,7 +61,7 @@ def test_the_forms_have_these_tags():
     """What the property above compares with: the blocks, and what the sentences say about them."""
     think = {"think": 1, "/think": 1}
     assert tags(FORMS["bcq"]("x")) == {"candidate": 3, "/candidate": 2} | think
-    assert tags(FORMS["ncq"]("x")) == {"candidate": 3, "/candidate": 3} | think
+    assert tags(FORMS["ncq"]("x")) == {"candidate": 4, "/candidate": 3} | think
     assert tags(FORMS["hint"]("x")) == {"hint": 2, "/hint": 1} | think
     assert tags(FORMS["compress"]("x")) == {"response": 1, "/response": 1, "summary": 1, "/summary": 1}
     assert tags(FORMS["write_hint"]("x")) == {"response": 1, "/response": 1, "hint": 1, "/hint": 1}
@@ -114,7 +115,8 @@ def test_the_plain_prompt_comes_after_earlier_turns():
         {
             "role": "user",
             "content": "three <b>\n\n"  # the question is data, not model text
-            "Reason first inside <think> </think>, then give the final answer in \\boxed{}.",
+            "Work it out first in an inner monologue, which must stand inside <think> </think>. "
+            "Then state the final answer, which must stand in \\boxed{}.",
         },
     )
 

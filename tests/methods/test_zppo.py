@@ -10,7 +10,10 @@ import pytest
 from harness.types import Question, Rewrite
 from methods.zppo import ZPPO, ZPPOConfig
 
-CLOSING = "Reason first inside <think> </think>, then give the final answer in \\boxed{}."
+CLOSING = (
+    "Work it out first in an inner monologue, which must stand inside <think> </think>. "
+    "Then state the final answer, which must stand in \\boxed{}."
+)
 
 
 def right(text: str = "yes") -> tuple[str, str, float]:
@@ -82,7 +85,7 @@ def test_algorithm_1_asks_in_this_order(actors, batch_of, example):
     }  # fmt: skip
 
 
-@pytest.mark.clause("C034", "C035", "C039", "C041", "C042", "C044")
+@pytest.mark.clause("C034", "C035", "C038", "C039", "C040", "C041", "C042", "C044")
 def test_algorithm_1_prompts_in_full(actors, batch_of, example):
     models = actors(example)
     zppo(augment_ratio=0.75).collect(batch_of("a b c d", "r"), models, rng())
@@ -95,13 +98,16 @@ def test_algorithm_1_prompts_in_full(actors, batch_of, example):
     )
     # 7 is listed once, in first-seen order; every wrong trace is a candidate; no teacher trace
     assert texts["b/ncq"] == (
-        "Q b?\n\nThese answers are all wrong: \\boxed{7}, \\boxed{8}.\n\n"
+        "Q b?\n\nThese answers are all wrong: \\boxed{7}, \\boxed{8}. "
+        "Each <candidate> block that follows holds a line of reasoning that went wrong.\n\n"
         "<candidate>\n[b0]\n</candidate>\n\n<candidate>\n[b2]\n</candidate>\n\n<candidate>\n[b3]\n</candidate>\n\n"
         + CLOSING
     )
     # traces without an answer, or with an empty box, are candidates but not listed
     assert texts["c/ncq"] == (
-        "Q c?\n\nThese answers are all wrong: \\boxed{9}.\n\n<candidate>\n[c0]\n</candidate>\n\n"
+        "Q c?\n\nThese answers are all wrong: \\boxed{9}. "
+        "Each <candidate> block that follows holds a line of reasoning that went wrong.\n\n"
+        "<candidate>\n[c0]\n</candidate>\n\n"
         "<candidate>\n[c1 < |im_end|>]\n</candidate>\n\n<candidate>\n[c2]\n</candidate>\n\n"
         "<candidate>\n[c3]\n</candidate>\n\n" + CLOSING
     )
@@ -198,11 +204,13 @@ def test_nothing_hard_nothing_asked(actors, batch_of):
     assert [group.uid for group in groups] == ["a/plain"]
 
 
-def test_empty_answer_list_leaves_the_sentence_out(actors, batch_of):
+@pytest.mark.clause("C040")
+def test_without_boxed_answers_an_ncq_still_calls_its_traces_wrong(actors, batch_of):
     models = actors({"a/plain": [wrong("x"), right(), wrong("y")]})
     zppo(augment_ratio=1.0, bcq=False, group_size=3).collect(batch_of("a"), models, rng())
     assert models.prompts["a/ncq"].messages[-1]["content"] == (
-        "Q a?\n\n<candidate>\n[x]\n</candidate>\n\n<candidate>\n[y]\n</candidate>\n\n" + CLOSING
+        "Q a?\n\nEach <candidate> block that follows holds a line of reasoning that went wrong.\n\n"
+        "<candidate>\n[x]\n</candidate>\n\n<candidate>\n[y]\n</candidate>\n\n" + CLOSING
     )
 
 
@@ -233,7 +241,7 @@ def test_candidates_are_drawn_uniformly_in_random_order(actors, batch_of):
 # compression
 
 
-@pytest.mark.clause("C030", "C043")
+@pytest.mark.clause("C030", "C031", "C032", "C043")
 def test_the_teacher_is_shown_the_response_only(actors, batch_of):
     batch = batch_of("")
     question = Question(
@@ -251,9 +259,9 @@ def test_the_teacher_is_shown_the_response_only(actors, batch_of):
     assert prompt.messages == (
         {
             "role": "user",
-            "content": "Rewrite the response below as a summary of at most 5 lines and 512 tokens. "
-            "Keep the essential steps and the final boxed answer. "
-            "Drop exploration, self-corrections, retries and filler. "
+            "content": "Rewrite the response below as a summary of at most 5 lines. "
+            "Keep only the essential steps and, word for word, the final boxed answer. "
+            "Drop all exploration, self-corrections, retries and filler. "
             "Add nothing, derive nothing anew, and end with the boxed answer. "
             "Put the summary between <summary> and </summary>.\n\n"
             "<response>\n1+1=3\n\\boxed{3} < |im_end|>\n</response>",

@@ -227,13 +227,19 @@ def test_an_ncq_shows_another_hard_questions_traces_and_answers(actors, batch_of
         models.prompts["b/ncq"]
         .messages[-1]["content"]
         .startswith(
-            "Q b?\n\nThese answers are all wrong: \\boxed{9}.\n\n<candidate>\n[c0]\n</candidate>\n\n<candidate>\n[c1]"
+            "Q b?\n\nThese answers are all wrong: \\boxed{9}. "
+            "Each <candidate> block that follows holds a line of reasoning that went wrong.\n\n"
+            "<candidate>\n[c0]\n</candidate>\n\n<candidate>\n[c1]"
         )
     )
     assert (
         models.prompts["c/ncq"]
         .messages[-1]["content"]
-        .startswith("Q c?\n\nThese answers are all wrong: \\boxed{7}, \\boxed{8}.\n\n<candidate>\n[b0]\n</candidate>")
+        .startswith(
+            "Q c?\n\nThese answers are all wrong: \\boxed{7}, \\boxed{8}. "
+            "Each <candidate> block that follows holds a line of reasoning that went wrong.\n\n"
+            "<candidate>\n[b0]\n</candidate>"
+        )
     )
     # a foreign trace is not its own question's trace of the same index, and is compressed once for both
     assert shown(models, "b/ncq") == ["[c0]", "[c1]", "[c2]", "[c3]"]

@@ -9,6 +9,7 @@ import pytest
 import reports.published
 from reports.bootstrap import bootstrap_table
 from reports.published import COLUMNS, TABLES, published_benchmarks, published_scores
+from reports.tables import compare
 
 REPO = Path(reports.published.__file__).parents[1]
 PAPER = {label: name for name, label in reports.published.LABELS.items()}
@@ -77,6 +78,29 @@ def test_mean_gains_over_base_are_the_printed_ones():
     table = bootstrap_table(published_scores()).set_index(["student", "baseline"])["delta"]
     assert table["qwen3_5_0_8b", "base"].mean() == pytest.approx(7.2, abs=0.1)
     assert table["qwen3_5_2b", "base"].mean() == pytest.approx(4.3, abs=0.1)
+
+
+PRINTED_DELTAS = {
+    ("qwen3_5_0_8b", "VLM"): "5.3 4.1 4.0 7.5 2.1 2.9 8.2 8.3 4.9 7.1 2.4 1.2 1.2 7.2 1.1 9.2 4.9",
+    ("qwen3_5_2b", "VLM"): "1.5 4.2 0.9 6.8 0.8 1.5 3.2 7.1 1.2 3.6 3.1 2.4 0.8 1.7 3.5 1.9 2.8",
+    ("qwen3_5_0_8b", "LLM"): "0.0 0.0 3.1 16.9 1.5 3.5 3.1 4.6 3.9 7.8 4.4",
+    ("qwen3_5_2b", "LLM"): "0.0 6.7 1.6 4.1 0.9 10.2 1.0 0.9 1.5 3.3 3.1",
+    ("qwen3_5_0_8b", "Video"): "1.2 3.1 1.7 1.9 3.9 2.3",
+    ("qwen3_5_2b", "Video"): "2.3 1.0 1.2 1.3 0.5 1.3",
+}
+"""The delta rows of Tables 1 and 2, their average last."""
+
+
+@pytest.mark.clause("C117")
+@pytest.mark.parametrize(("student", "family"), PRINTED_DELTAS)
+def test_delta_rows_are_the_printed_ones(student, family):
+    scores = published_scores()
+    scores = scores[(scores["student"] == student) & (scores["family"] == family)]
+    (table,) = compare(scores[scores["label"].isin(TABLES["main"])].assign(note=""))
+    assert table.delta is not None
+    printed = [float(value) for value in PRINTED_DELTAS[student, family].split()]
+    assert table.delta[1].tolist()[:-1] == pytest.approx(printed[:-1], abs=1e-6)
+    assert table.delta[1].tolist()[-1] == pytest.approx(printed[-1], abs=0.11)  # their averages are rounded ones
 
 
 @pytest.mark.clause("C116")

@@ -15,9 +15,11 @@ from harness.app import main
 from harness.config.compose import compose
 from harness.config.schema import from_hydra
 from harness.errors import UserError
+from harness.models import loading
 from harness.records.folder import RunFolder
 from harness.run import preparation
 from harness.study.status import run_states
+from methods import prompts
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -71,6 +73,27 @@ def test_an_error_in_any_check_leaves_a_finished_folder_as_it_was(outputs, monke
     assert digests(run_folder(outputs)) == before and len(before) > 10
     assert [line["error"] for line in refused(outputs)] == ["refused: mend it"]
     assert [state.state for state in run_states(outputs / "default")] == ["done"]
+
+
+@pytest.mark.parametrize("what", ["wording", "tokenizer"])
+def test_a_run_whose_prompts_are_made_otherwise_by_now_does_not_go_on(outputs, monkeypatch, capsys, what):
+    """Its student would go on with prompts that it has not learned from, and the records would not tell."""
+    if what == "wording":
+        monkeypatch.setattr(prompts, "NCQ_TRACES", "All of it is wrong.")
+    else:
+        load = loading.load_tokenizer
+
+        def changed(config):
+            tokenizer = load(config)
+            tokenizer.chat_template += "\n"
+            return tokenizer
+
+        monkeypatch.setattr(loading, "load_tokenizer", changed)
+    before = digests(run_folder(outputs))
+    assert train(outputs, "steps=2") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert what in line and "step-000001" in line and "choose another study=NAME, or --force" in line
+    assert digests(run_folder(outputs)) == before
 
 
 DEAD = "http://127.0.0.1:9"

@@ -100,13 +100,13 @@ def groups(member: Member, questions: Sequence[Question], size: int, *, seed: in
 
 def compress(teacher: Member, responses: Sequence[str]) -> list[str | None]:
     """The teacher's summary of every response, greedy; None where a reply has no summary."""
-    turns = [(NOTHING, compress_text(response, max_lines=5, max_tokens=512)) for response in responses]
+    turns = [(NOTHING, compress_text(response, max_lines=5)) for response in responses]
     return [between("summary", reply) for reply in teacher.reply(turns, temperature=0.0)]
 
 
 def write_hints(teacher: Member, responses: Sequence[str]) -> list[str]:
     """The teacher's hint from every response, greedy; empty where a reply has no hint."""
-    turns = [(NOTHING, write_hint_text(response, max_tokens=512)) for response in responses]
+    turns = [(NOTHING, write_hint_text(response)) for response in responses]
     return [between("hint", reply) or "" for reply in teacher.reply(turns, temperature=0.0)]
 
 

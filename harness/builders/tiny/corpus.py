@@ -140,7 +140,7 @@ def told_steps(rng: random.Random, terms: Terms) -> list[Step]:
 
 
 def compress_example(rng: random.Random, recipe: Recipe, question: Question, terms: Terms) -> Example:
-    """A response of any quality and its copy; most prompts have the caps that the methods use."""
+    """A response of any quality and its copy; most prompts have the number of lines that the methods use."""
     steps = corrupt_step(rng, terms)
     kind = rng.random()
     if kind < 0.25:
@@ -151,22 +151,14 @@ def compress_example(rng: random.Random, recipe: Recipe, question: Question, ter
         response = render_trace(terms[0], steps)
     else:
         response = odd_trace(rng, terms[0], steps)
-    lines, tokens = (5, 512) if rng.random() < 0.8 else (rng.randint(1, 9), other_cap(rng))
-    turn = compress_text(response, max_lines=lines, max_tokens=tokens)
+    turn = compress_text(response, max_lines=5 if rng.random() < 0.8 else rng.randint(1, 9))
     return Example(turn, f"<summary>{summary_of(response)}</summary>")
 
 
 def write_hint_example(rng: random.Random, recipe: Recipe, question: Question, terms: Terms) -> Example:
     """A run asks for hints of right responses only. A few with errors teach to read the additions, not the results."""
     steps = clean_steps(terms) if rng.random() < 0.85 else WILD.steps(rng, terms)
-    max_tokens = 512 if rng.random() < 0.8 else other_cap(rng)
-    turn = write_hint_text(render_trace(terms[0], steps), max_tokens=max_tokens)
-    return Example(turn, f"<hint>{hint_of(terms[0], steps)}</hint>")
-
-
-def other_cap(rng: random.Random) -> int:
-    """A limit of tokens that is not the methods' own."""
-    return 1 << rng.randint(5, 11)
+    return Example(write_hint_text(render_trace(terms[0], steps)), f"<hint>{hint_of(terms[0], steps)}</hint>")
 
 
 def hint_of(first: int, steps: Sequence[Step], *, as_written: bool = False) -> str:

@@ -34,7 +34,10 @@ MAX_PIXELS = 256 * 256
 
 def sentences() -> list[str]:
     """The fixed parts of the prompts: what stands between the placeholders of each form."""
-    forms = (prompts.CLOSING, prompts.BCQ, prompts.NCQ, prompts.COMPRESS, prompts.HINT, prompts.WRITE_HINT)
+    forms = (
+        prompts.CLOSING, prompts.BCQ, prompts.NCQ_ANSWERS, prompts.NCQ_TRACES, prompts.COMPRESS, prompts.HINT,
+        prompts.WRITE_HINT,
+    )  # fmt: skip
     parts = [part for form in forms for part in re.split(r"\{\w+\}", form) if len(part) > 1]
     return list(dict.fromkeys(parts))
 

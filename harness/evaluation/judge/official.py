@@ -10,7 +10,7 @@ import re
 from functools import cache
 
 from harness.evaluation.library.upstream import upstream_module
-from harness.rewards.judge.forms import JudgeFormat
+from harness.rewards.judge.forms import REPLY, JudgeFormat, read_verdict
 from harness.rewards.judge.sections import (
     FENCES,
     WHITE_SPACE,
@@ -53,7 +53,7 @@ def _mmvet_read(question: Question, reply: str) -> float | None:
 
 # --- MultiChallenge: a yes-or-no question about the reply, and the answer to it that passes ---
 
-MULTICHALLENGE_REPLY = "Reply with the one word YES or NO, and nothing else."
+MULTICHALLENGE_REPLY = "Say why in at most three sentences. Then end with a line that has the one word YES or NO alone."
 MULTICHALLENGE_RULES = f"""You check whether a reply in a conversation meets a criterion. The criterion is a question \
 about the reply that is answered with yes or no; it comes in the part `criterion`, and the reply in the part \
 `response`. Judge nothing else about the reply, neither whether it is otherwise good nor what its writer says about \
@@ -72,43 +72,34 @@ def _multichallenge_messages(question: Question, response: str, answer: str | No
 
 
 def _multichallenge_read(question: Question, reply: str) -> float | None:
-    verdict = reply.strip(WHITE_SPACE)
+    verdict = reply.strip(WHITE_SPACE).rpartition("\n")[2].strip(WHITE_SPACE)
     return float(verdict == question.metadata["pass_criteria"]) if verdict in ("YES", "NO") else None
 
 
-# --- MMVU: another instruction for questions with options than for open ones ---
+# --- MMVU: over the full response, with another instruction for questions with options than for open ones ---
 
-MMVU_REPLY = (
-    'Reply with one JSON object, {"extracted_answer": "<the student\'s final answer>", "correct": true or false}, and '
-    "nothing else."
-)
-MMVU_CHOICE = f"""You mark the answer to a multiple-choice question about a video. Take the option that the student \
-chooses and compare it with `reference`, the letter of the right option. It counts as chosen by its letter or by its \
-text in `options`. It is correct only if it is that very option; choosing several or none is not. {_STUDENT}
+MMVU_CHOICE = f"""You mark the answer to a multiple-choice question about a video. First find the option that \
+`response` settles on, then compare it with `reference`, the letter of the right option. It counts as chosen by its \
+letter or by its text in `options`. It is correct only if it is that very option; choosing several or none is not.
 
 {FENCES}
 
-As `extracted_answer` give the letter of the chosen option, or an empty string. {MMVU_REPLY}"""
-MMVU_OPEN = f"""You mark the answer to an open question about a video. Take the student's final answer and compare it \
-with `reference`. It is correct if it means the same, in whatever words, notation or unit, and says nothing that \
-contradicts it. A number must agree up to the rounding that the question allows. An answer to a part only is not \
-correct. {_STUDENT}
+{REPLY}"""
+MMVU_OPEN = f"""You mark the answer to an open question about a video. First find the final answer of `response`, then \
+compare it with `reference`. The words need not be those of the reference. It is correct only if it names the very \
+technique or concept of the reference and leaves no doubt about it; one that is related, broader or narrower is wrong.
 
 {FENCES}
 
-As `extracted_answer` give that final answer, shortly, or an empty string. {MMVU_REPLY}"""
+{REPLY}"""
 
 
 def _mmvu_messages(question: Question, response: str, answer: str | None) -> list[Message]:
-    sections = question_sections(question) | {"reference": data(question.answer)} | student_section(response, answer)
+    sections = question_sections(question) | {
+        "reference": data(question.answer),
+        "response": shortened(data(response)),
+    }
     return judge_messages(MMVU_CHOICE if "options" in sections else MMVU_OPEN, sections)
-
-
-def _mmvu_read(question: Question, reply: str) -> float | None:
-    found = read_object(reply, {"extracted_answer", "correct"})
-    if found is None or not isinstance(found["extracted_answer"], str) or not isinstance(found["correct"], bool):
-        return None
-    return float(found["correct"])
 
 
 # --- Humanity's Last Exam: over the full response ---
@@ -207,6 +198,6 @@ def descriptive_question(template: int) -> str:
 
 MMVET = JudgeFormat(messages=_mmvet_messages, read=_mmvet_read)
 MULTICHALLENGE = JudgeFormat(messages=_multichallenge_messages, read=_multichallenge_read)
-MMVU = JudgeFormat(messages=_mmvu_messages, read=_mmvu_read)
+MMVU = JudgeFormat(messages=_mmvu_messages, read=read_verdict)
 HLE = JudgeFormat(messages=_hle_messages, read=_hle_read)
 CHARXIV = JudgeFormat(messages=_charxiv_messages, read=_charxiv_read)

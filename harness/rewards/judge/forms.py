@@ -55,10 +55,11 @@ def _messages(question: Question, response: str, answer: str | None) -> list[Mes
     return judge_messages(RULES, sections)
 
 
-def _read(question: Question, reply: str) -> float | None:
+def read_verdict(question: Question, reply: str) -> float | None:
+    """1 for `correct`, 0 for `wrong`, None for any other reply."""
     found = read_object(reply, {"verdict"})
     verdict = None if found is None else found["verdict"]
     return {"correct": 1.0, "wrong": 0.0}.get(verdict) if isinstance(verdict, str) else None
 
 
-SHARED = JudgeFormat(messages=_messages, read=_read)
+SHARED = JudgeFormat(messages=_messages, read=read_verdict)

@@ -55,6 +55,15 @@ def test_every_option_composes(group, option):
         assert (config.student.path, config.teacher.path) == (PUBLISHED[option], "Qwen/Qwen3.5-27B-FP8")
 
 
+@pytest.mark.clause("C110")
+@pytest.mark.parametrize("student", [option for group, option in OPTIONS if group == "student" and option in PUBLISHED])
+def test_the_judge_of_training_and_evaluation_is_the_published_teacher(student):
+    config = check("teacher=qwen3_5_27b", f"student={student}")
+    assert config.teacher is not None
+    for judge in (config.reward.judge, config.eval.judge):
+        assert (judge.model, judge.temperature, judge.top_p, judge.max_tokens) == (config.teacher.path, 0.0, 1.0, 512)
+
+
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_sweep_expands(name):
     params, rest = compose_sweep(name, [])

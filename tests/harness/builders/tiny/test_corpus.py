@@ -188,7 +188,7 @@ def test_a_hint_tells_every_sum_near_the_right_one_but_none_below_zero():
 
 def test_written_hints_are_right_and_show_no_answer():
     rng = random.Random(0)
-    slipped = default = 0
+    slipped = 0
     for _ in range(400):
         terms = draw_terms(rng, 3, "train")
         example = write_hint_example(rng, *inputs(terms))
@@ -199,9 +199,8 @@ def test_written_hints_are_right_and_show_no_answer():
         assert reply == f"<hint>{' '.join(facts)}</hint>"
         assert "Compute" not in turn
         slipped += values[-1] != sum(terms)
-        default += turn == prompts.write_hint_text(shown, max_tokens=512)
-    # 15% have slips at half of all facts or less; 80% have the methods' cap and 1 in 7 of the others by chance.
-    assert 8 < slipped < 80 and 0.75 < default / 400 < 0.91
+        assert turn == prompts.write_hint_text(shown)
+    assert 8 < slipped < 80  # 15% have slips at half of all facts or less
 
 
 def test_odd_traces_start_thinking_and_vary():

@@ -59,9 +59,9 @@ def test_prompts_are_short():
     assert len(chat_ids(prompts.plain_text(longest))) == 20
     assert len(chat_ids(prompts.bcq_text(longest, [trace, trace]))) < 110
     assert len(chat_ids(prompts.ncq_text(longest, ["135"] * 8, [trace] * 8))) < 400
-    assert len(chat_ids(prompts.compress_text(clean_trace((37, 8)), max_lines=5, max_tokens=512))) < 40
+    assert len(chat_ids(prompts.compress_text(clean_trace((37, 8)), max_lines=5))) < 40
     assert len(chat_ids(prompts.hint_text(longest, hint_of(99, clean_steps(terms))))) < 60
-    assert len(chat_ids(prompts.write_hint_text(clean_trace((37, 8)), max_tokens=512))) < 36
+    assert len(chat_ids(prompts.write_hint_text(clean_trace((37, 8))))) < 36
 
 
 def test_sentences_are_the_fixed_parts_of_the_forms():

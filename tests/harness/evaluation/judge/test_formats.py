@@ -52,8 +52,10 @@ def parts(form: str, question: Question, response: str = "The reply.", answer: s
         ("mmvet", "0", 0.0),
         ("multichallenge", "YES", 1.0),
         ("multichallenge", " NO\n", 0.0),
-        ("mmvu", '{"extracted_answer": "7", "correct": true}', 1.0),
-        ("mmvu", '{"correct": false, "extracted_answer": ""}', 0.0),
+        ("multichallenge", "It rhymes: NO is not to be said.\n\nYES", 1.0),
+        ("multichallenge", "YES, one might think.\nBut no.\n NO ", 0.0),
+        ("mmvu", '{"verdict": "correct"}', 1.0),
+        ("mmvu", '{"verdict": "wrong"}', 0.0),
         ("hle", HLE, 1.0),
         ("hle", hle(correct="no"), 0.0),
         ("hle", hle(confidence=0), 1.0),
@@ -103,11 +105,12 @@ def test_replies_in_the_form_are_scores(form: str, reply: str, score: float) -> 
         ("multichallenge", "YES."),
         ("multichallenge", "YES NO"),
         ("multichallenge", ""),
-        ("mmvu", '{"extracted_answer": "7", "correct": "true"}'),
-        ("mmvu", '{"extracted_answer": "7", "correct": 1}'),
-        ("mmvu", '{"extracted_answer": 7, "correct": true}'),
-        ("mmvu", '{"correct": true}'),
-        ("mmvu", '{"extracted_answer": "7", "correct": true, "score": 1}'),
+        ("multichallenge", "YES\nIt rhymes."),
+        ("multichallenge", "It rhymes. YES"),
+        ("mmvu", '{"verdict": true}'),
+        ("mmvu", '{"verdict": "Correct"}'),
+        ("mmvu", '{"extracted_answer": "7", "correct": true}'),
+        ("mmvu", '{"verdict": "correct", "extracted_answer": "7"}'),
         ("hle", hle(correct="Yes")),
         ("hle", hle(correct=True)),
         ("hle", hle(confidence=101)),
@@ -140,9 +143,9 @@ def test_garbage_is_no_score_but_where_it_is_in_the_form(form: str, reply: str) 
     if form == "mmvet":
         assert score == float(reply) and 0.0 <= score <= 1.0
     elif form == "multichallenge":
-        assert reply.strip() in ("YES", "NO")
+        assert reply.split()[-1] in ("YES", "NO")
     else:
-        assert form == "shared" and json.loads(reply)["verdict"] == ("correct" if score else "wrong")
+        assert form in ("shared", "mmvu") and json.loads(reply)["verdict"] == ("correct" if score else "wrong")
 
 
 @pytest.mark.parametrize(("reply", "pass_criteria", "score"), [("YES", "NO", 0.0), ("NO", "NO", 1.0)])
@@ -183,8 +186,9 @@ def test_the_shared_judge_compares_and_looks_inside_the_reasoning() -> None:
         assert rule in system["content"]
 
 
-def test_hle_is_judged_over_the_full_response() -> None:
-    asked = parts("hle", make(), "<think>8?</think> It is \\boxed{7}", "7")
+@pytest.mark.parametrize("form", ["hle", "mmvu"])
+def test_these_are_judged_over_the_full_response(form: str) -> None:
+    asked = parts(form, make(), "<think>8?</think> It is \\boxed{7}", "7")
     assert asked["response"] == "< think>8?< /think> It is \\boxed{7}"
     assert "answer" not in asked
 
@@ -200,6 +204,7 @@ def test_mmvu_has_two_branches() -> None:
     open_ended = FORMATS["mmvu"].messages(make(), "r", None)[0]["content"]
     assert choice == official.MMVU_CHOICE
     assert open_ended == official.MMVU_OPEN
+    assert "the very technique or concept" in open_ended and "the very technique or concept" not in choice
 
 
 def test_mmvet_uses_the_official_table_and_keeps_the_words_of_its_gold_answers() -> None:

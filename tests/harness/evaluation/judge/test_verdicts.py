@@ -231,7 +231,7 @@ def test_settings_are_json_and_name_what_decides_a_verdict() -> None:
     assert settings.keys() == {
         "model", "temperature", "top_p", "max_tokens", "chat_template_kwargs", "forms", "version",
     }  # fmt: skip
-    assert settings["model"] == "Qwen/Qwen3.5-27B" and settings["max_tokens"] == 512
+    assert settings["model"] == "Qwen/Qwen3.5-27B-FP8" and settings["max_tokens"] == 512
     assert settings["forms"].keys() == {"shared", "hle"}
 
 
