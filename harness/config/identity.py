@@ -32,9 +32,9 @@ def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     for section, name in (key.split(".") for key in FREE if "." in key):
         if isinstance(kept.get(section), Mapping):
             kept[section] = {key: value for key, value in kept[section].items() if key != name}
-    for name in ("reward", "eval"):
-        if isinstance(section := kept.get(name), Mapping):
-            kept[name] = {**section, "judge": _comparable_judge(section.get("judge") or {})}
+    for part in ("reward", "eval"):
+        if isinstance(options := kept.get(part), Mapping):
+            kept[part] = {**options, "judge": _comparable_judge(options.get("judge") or {})}
     return kept
 
 

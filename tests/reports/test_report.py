@@ -23,15 +23,16 @@ def test_report_of_a_small_study(write_run, tmp_path):
         "table-tiny_s-LLM.csv", "table-tiny_s-LLM.tex",
     }  # fmt: skip
     text = (report.folder / "report.md").read_text()
-    assert text.splitlines()[:14] == [
+    assert text.splitlines()[:15] == [
         "# study",
         "",
         "## tiny_s, LLM",
         "",
-        "| method |   level1 | macro avg | seeds |",
-        "| :----- | -------: | --------: | ----: |",
-        "| base   |     30.0 |      30.0 |     1 |",
-        "| zppo   | **40.0** |  **40.0** |     1 |",
+        "| method                  |   level1 | macro avg | seeds |",
+        "| :---------------------- | -------: | --------: | ----: |",
+        "| base                    |     30.0 |      30.0 |     1 |",
+        "| zppo                    | **40.0** |  **40.0** |     1 |",
+        "| delta zppo - best other |    +10.0 |     +10.0 |       |",
         "",
         "Accuracy in percent, 200 questions a benchmark; the standard error of a single score is up to 1.5.",
         "",
@@ -152,7 +153,8 @@ def test_each_family_has_its_table_and_its_average(write_run, tmp_path):
         "## tiny_s, VLM",
         "## tiny_s, Video",
     ]
-    assert "| zppo   |   **30.0** |   **30.0** |  **30.0** |     1 |" in text  # VLM: the mean of 30 and 30
+    # VLM: the mean of 30 and 30
+    assert "| zppo                    |   **30.0** |   **30.0** |  **30.0** |     1 |" in text
     assert {path.name for path in folder.glob("table-*.csv")} == {
         "table-tiny_s-LLM.csv", "table-tiny_s-VLM.csv", "table-tiny_s-Video.csv",
     }  # fmt: skip

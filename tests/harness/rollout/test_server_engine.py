@@ -64,7 +64,7 @@ def spoiled(name: str, change) -> Fault:
 
 @pytest.mark.parametrize("with_prefix", [False, True])
 def test_greedy_is_that_of_the_transformers_engine(served_model, engine, local, with_prefix):
-    prefix = tuple(served_model.chat.encode_text("Let us see")) if with_prefix else ()
+    prefix = tuple(served_model.chat.encode_text("<think>3")) if with_prefix else ()
     prompts = [asked(text, prefix) for text in TEXTS]
     sampling = Sampling(num_rollouts=2, temperature=0.0, max_new_tokens=24)
     served, expected = by_uid(engine()[0].generate(prompts, sampling)), by_uid(local.generate(prompts, sampling))

@@ -31,8 +31,8 @@ def image_tokens(number: int) -> str:
 
 def test_images_stand_before_the_text_or_where_their_marks_are(shown: Any, chat: Chat) -> None:
     # 64x32 pixels are 8x4 patches of 8 pixels, merged 2x2: 8 tokens. 32x16: 2 tokens, 16x48: 3 tokens.
-    assert text(chat, plain_prompt(shown.QUESTIONS[1])).startswith(f"<|im_start|>user\n{image_tokens(8)}Add.\n\nReason")
-    wanted = f"<|im_start|>user\nSee {image_tokens(2)} and {image_tokens(3)}.\n\nReason"
+    assert text(chat, plain_prompt(shown.QUESTIONS[1])).startswith(f"<|im_start|>user\n{image_tokens(8)}Add.\n\nWork")
+    wanted = f"<|im_start|>user\nSee {image_tokens(2)} and {image_tokens(3)}.\n\nWork"
     assert text(chat, plain_prompt(shown.QUESTIONS[2])).startswith(wanted)
 
 
