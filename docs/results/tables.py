@@ -49,6 +49,10 @@ class Run:
     def sum_of(self, prefix: str) -> float:
         return float(self.metrics[[name for name in map(str, self.metrics) if name.startswith(prefix)]].sum().sum())
 
+    def last(self, name: str) -> float | None:
+        """The last value of what is counted from the run's start; None where nothing was."""
+        return float(self.metrics[name].iloc[-1]) or None if name in self.metrics else None
+
     def mean(self, name: str, steps: slice) -> float | None:
         return float(self.metrics[name].iloc[steps].mean()) if name in self.metrics else None
 
@@ -98,9 +102,9 @@ def training_rows(runs: Mapping[str, Sequence[Run]]) -> Iterator[list[str]]:
             seeds(found, partial(Run.mean, name="rollout/accuracy", steps=FIRST), ".2f"),
             seeds(found, partial(Run.mean, name="rollout/accuracy", steps=LAST), ".2f"),
             seeds(found, partial(Run.mean, name="rollout/entropy", steps=LAST), ".2f"),
-            seeds(found, partial(Run.total, name="buffer/admitted"), ".0f"),
-            seeds(found, partial(Run.total, name="buffer/graduated"), ".0f"),
-            seeds(found, partial(Run.total, name="buffer/graduated_by_chance"), ".0f"),
+            seeds(found, partial(Run.last, name="buffer/admitted"), ".0f"),
+            seeds(found, partial(Run.last, name="buffer/graduated"), ".0f"),
+            seeds(found, partial(Run.last, name="buffer/graduated_by_chance"), ".0f"),
             "; ".join(_guided(found)),
         ]
 
@@ -119,7 +123,7 @@ TABLES = {
     ),
     "training": (
         [
-            "method", "rollout accuracy, first steps", "last steps", "`rollout/entropy`, last steps", "admitted",
+            "method", "rollout accuracy, first steps", "last steps", "rollout entropy, last steps", "admitted",
             "graduated", "by chance", "candidate accuracy, first steps",
         ],
         training_rows,

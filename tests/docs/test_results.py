@@ -22,14 +22,15 @@ def results():
 
 
 def test_rows_of_a_study_by_hand(results):
-    """Its scores.csv: 50 in text, 50 and 75 on pictures, 25 on clips, all of level 1. Its buffer: 20 in, 1 out."""
+    """Its scores.csv: 50 in text, 50 and 75 on pictures, 25 on clips, all of level 1. Its buffer after two steps:
+    14 questions in, 1 out."""
     runs = results.read(STUDY)
     (scores,) = results.score_rows(runs)
     assert scores[:5] == ["zppo", "50.0", "62.5", "25.0", "50.0"] and scores[6] == "45.8"
     metrics = [json.loads(line) for line in (STUDY / "zppo/tiny_xs/seed0/metrics.jsonl").read_text().splitlines()]
     assert scores[7] == f"{sum(row['tokens/student_generated'] for row in metrics) / 1000:.0f}k"
     (training,) = results.training_rows(runs)
-    assert training[4:6] == ["20", "1"] and training[-1] == "bcq 0.12; ncq 0.12"
+    assert training[4:6] == ["14", "1"] and training[-1] == "bcq 0.12; ncq 0.12"
 
 
 def test_seeds_stand_side_by_side_and_base_comes_first(results, tmp_path):
