@@ -21,7 +21,7 @@ from reports.tables import markdown_table
 PAGE = Path(__file__).with_name("tiny.md")
 FAMILIES = ("LLM", "VLM", "Video")
 GUIDED = ("bcq", "ncq", "hint", "prefix", "extra")
-"""Kinds of prompts beside plain ones."""
+"""Kinds of prompts that are not plain."""
 FIRST, LAST = slice(0, 5), slice(-5, None)
 
 
