@@ -9,6 +9,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import math
 import os
 import sys
 import traceback
@@ -211,6 +212,8 @@ def _checked(cls: type[Method], values: Mapping[str, Any]) -> dict[str, Any]:
             )
         if not _matches(value, hints[key]):
             raise MethodError(f"method.{key} must be {_describe(hints[key])}, got {value!r}")
+        if isinstance(value, float) and math.isnan(value):
+            raise MethodError(f"method.{key} must be a number, got nan")
         checked[key] = _converted(value, hints[key])
     return checked
 
