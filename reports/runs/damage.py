@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,24 @@ def json_rows(file: Path, *, is_written: bool = False) -> tuple[list[dict[str, A
     return rows, num_damaged
 
 
+def config_problem(folder: Path, info: dict[str, Any]) -> str | None:
+    """Why config.yaml is not the one of the run; None where it is, or an earlier version wrote no checksum of it."""
+    try:
+        content = (folder / "config.yaml").read_bytes()
+    except FileNotFoundError:
+        return "no config.yaml"
+    except OSError:
+        return "config.yaml cannot be read"
+    written = info.get("config_sha256")
+    is_other = written is not None and hashlib.sha256(content).hexdigest() != written
+    return "config.yaml is not what the run wrote" if is_other else None
+
+
 def damage(folder: Path, info: dict[str, Any]) -> tuple[str, ...]:
     """What is missing or cannot be read of a run's records, a phrase each; empty where all is there."""
     found = [f"lost: {_lost(info['lost_records'])}"] if isinstance(info.get("lost_records"), dict) else []
+    if "config_sha256" in info and (problem := config_problem(folder, info)):
+        found.append(problem)
     done = info.get("status") == "done"
     metrics, num_damaged = json_rows(folder / "metrics.jsonl", is_written=done)
     steps = [row["step"] for row in metrics if isinstance(row.get("step"), int)]
