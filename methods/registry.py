@@ -63,8 +63,8 @@ def method_class(name: str) -> type[Method]:
         raise MethodError(f"method class '{name}' cannot be used: {error}") from error
 
 
-def plugin_class(plugin: Plugin) -> type[Method]:
-    """The class of a plugin. Raises MethodError (one line that names the package and the remedy) if it has none."""
+def check_claim(plugin: Plugin) -> None:
+    """Raises MethodError for a plugin that cannot be used, as far as that shows without importing it."""
     if plugin.problem is not None:
         raise MethodError(plugin.problem)
     owner = built_in().get(plugin.name)
@@ -73,6 +73,11 @@ def plugin_class(plugin: Plugin) -> type[Method]:
             f"{plugin.source} claims the name of the built-in method '{plugin.name}' ({plugin.value}): "
             f"rename its entry point, or uninstall {plugin.distribution}"
         )
+
+
+def plugin_class(plugin: Plugin) -> type[Method]:
+    """The class of a plugin. Raises MethodError (one line that names the package and the remedy) if it has none."""
+    check_claim(plugin)
     module_name, _, class_name = plugin.value.partition(":")
     try:
         return _imported(module_name, class_name)
