@@ -48,6 +48,13 @@ def other_configuration(path: Path, config: RunConfig) -> str | None:
     )
 
 
+def is_done(info: Mapping[str, Any], steps: int | None) -> bool:
+    """Whether a run has finished with as many steps as are asked for (None: as many as the data give), by run.json."""
+    num_steps = info.get("num_steps")
+    wanted = info.get("most_steps", num_steps) if steps is None else steps  # earlier versions did not say the most
+    return info.get("status") == "done" and num_steps in (None, wanted)
+
+
 def run_dir(config: RunConfig, label: str) -> Path:
     return Path(config.outputs) / config.study / label / config.student.name / f"seed{config.seed}"
 
@@ -119,8 +126,7 @@ class RunFolder:
         return read_json(path / "run.json")
 
     def is_done(self, steps: int | None) -> bool:
-        """Whether the run has finished with as many steps as are asked for (None: as many as the data give)."""
-        return self._info.get("status") == "done" and (steps is None or self._info.get("num_steps") in (None, steps))
+        return is_done(self._info, steps)
 
     def start(
         self,
@@ -130,13 +136,14 @@ class RunFolder:
         method_class: str | None = None,
         plugin: Mapping[str, str] | None = None,
         num_steps: int | None = None,
+        most_steps: int | None = None,
         lost_records: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         """Begin, or go on: the first start time and the cost so far are kept.
 
         `method_class` is `methods.zppo:ZPPO`, None without training; `plugin` the package it is from, with version.
-        `lost_records` is what the method of that name gives. A run that is done and goes on stays `done`, with the
-        times and steps of its model, until it has a new one.
+        `most_steps` is how many the data give, `lost_records` what the method of that name gives. A run that is done
+        and goes on stays `done`, with the times and steps of its model, until it has a new one.
         """
         config = self._config
         if self._anew:
@@ -155,6 +162,7 @@ class RunFolder:
             schema_version=SCHEMA_VERSION,
             **state,
             config_sha256=digest(described),
+            most_steps=most_steps,
             error=None,
             last_error=None,
             lost_records=lost_records or None,

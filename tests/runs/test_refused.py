@@ -110,6 +110,17 @@ def test_a_prompt_that_the_context_window_does_not_hold_is_refused_before_the_ru
     assert [path.name for path in (tmp_path / "o" / "default").iterdir()] == ["refused.jsonl"]
 
 
+def test_a_run_with_fewer_steps_than_the_data_give_is_not_done_where_all_are_asked_for(outputs, monkeypatch):
+    def refuse(run: preparation.Preparation) -> None:
+        raise UserError("it goes on")
+
+    monkeypatch.setattr(preparation, "CHECKS", (refuse,))
+    config = from_hydra(compose(SMALL))
+    assert RunFolder.read_info(run_folder(outputs))["most_steps"] == 24 // 4 * config.data.epochs > 1
+    assert [train(outputs, "steps=1"), train(outputs, "steps=null")] == [0, 2]
+    assert [line["error"] for line in refused(outputs)] == ["it goes on"]
+
+
 def test_force_of_a_refused_command_removes_nothing(outputs):
     before = digests(run_folder(outputs))
     assert main(["train", *SMALL, f"outputs={outputs}", "steps=999", "--force"]) == 2
