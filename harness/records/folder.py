@@ -28,10 +28,11 @@ from harness.data.replay import BufferEvent
 from harness.errors import UserError
 from harness.records.files import append_rows, write_atomically
 from harness.records.lock import RunLock, clear
-from harness.records.read import digest, read_config, read_json, read_rows
+from harness.records.read import Damaged, digest, read_config, read_json, read_rows
 from harness.records.refusals import refuse
 from harness.records.rollouts import is_readable, write_rollouts
 from harness.types import RolloutGroup, TrainingSample
+from reports.runs.damage import info_problem
 
 SCHEMA_VERSION = 2
 
@@ -123,7 +124,10 @@ class RunFolder:
     @staticmethod
     def read_info(path: Path) -> dict[str, Any]:
         """What run.json says; empty where there is none. Raises `read.Damaged`."""
-        return read_json(path / "run.json")
+        info = read_json(path / "run.json")
+        if problem := info_problem(info):
+            raise Damaged(path / "run.json", problem)
+        return info
 
     def is_done(self, steps: int | None) -> bool:
         return is_done(self._info, steps)

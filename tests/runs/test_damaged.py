@@ -90,6 +90,19 @@ def halve_lines(file: Path) -> None:
     file.write_text("".join(lines[: len(lines) // 2]))
 
 
+def header_alone(file: Path) -> None:
+    file.write_text(file.read_text().splitlines(keepends=True)[0])
+
+
+def seconds_in_words(file: Path) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"seconds": "an hour"}))
+
+
+def folder_instead(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
 def remove(file: Path) -> None:
     file.unlink()
 
@@ -160,26 +173,31 @@ def test_rollouts_that_were_removed_on_purpose_are_not_lost(tmp_path):
     assert RunFolder.read_info(folder)["lost_records"] is None
 
 
-DAMAGED = {
-    "metrics.jsonl": (halve, "metrics.jsonl has 1 of 3 steps"),
-    "buffer.jsonl": (list_instead, "buffer.jsonl has 0 of "),
-    "rollouts/step-000002.parquet": (invalid_bytes, "step-000002.parquet"),
-    "eval/mini/rows.jsonl": (halve, "eval/mini/rows.jsonl has "),
-    "eval/mini/scores.csv": (invalid_bytes, "scores.csv"),
-    "config.yaml": (halve_lines, "config.yaml is not what the run wrote"),
-    "run.json": (list_instead, "run.json is no JSON"),
-}
+DAMAGED = [
+    ("metrics.jsonl", halve, "metrics.jsonl has 1 of 3 steps"),
+    ("buffer.jsonl", list_instead, "buffer.jsonl has 0 of "),
+    ("rollouts/step-000002.parquet", invalid_bytes, "step-000002.parquet"),
+    ("eval/mini/rows.jsonl", halve, "eval/mini/rows.jsonl has "),
+    ("eval/mini/scores.csv", invalid_bytes, "scores.csv"),
+    ("config.yaml", halve_lines, "config.yaml is not what the run wrote"),
+    ("run.json", list_instead, "run.json is no JSON"),
+    ("run.json", seconds_in_words, "run.json is damaged: its seconds is no value that a run writes"),
+    ("run.json", folder_instead, "run.json cannot be read (Is a directory)"),
+    ("rollouts/step-000002.parquet", remove, "no rollouts of 1 of 3 steps, the first is 2"),
+    ("eval/mini/scores.csv", header_alone, "eval/mini/scores.csv has 0 of 1 benchmarks"),
+]
 
 
 def test_the_report_of_a_study_with_damaged_cells_names_each(study, capsys):
-    for seed, (name, (damage, _)) in enumerate(DAMAGED.items(), 2):
+    for seed, (name, damage, _) in enumerate(DAMAGED, 2):
         shutil.copytree(cell(study, 1), cell(study, seed))
         info = RunFolder.read_info(cell(study, seed)) | {"seed": seed}
         (cell(study, seed) / "run.json").write_text(json.dumps(info))
         damage(cell(study, seed) / name)
-    assert main(["report", str(study)]) == 0
+    assert [main(["report", str(study)]), main(["status", str(study)])] == [0, 0]
+    assert capsys.readouterr().out.count("\ndamaged: ") == 3
     text = (study / "report" / "report.md").read_text()
     page = (study / "report" / "index.html").read_text()
-    for seed, (_, phrase) in enumerate(DAMAGED.values(), 2):
+    for seed, (_, _, phrase) in enumerate(DAMAGED, 2):
         assert any(f"seed{seed}" in line and phrase in line for line in (text + page).splitlines()), phrase
     assert "seed0: " not in text and "seed1: " not in text
