@@ -52,7 +52,7 @@ def other_configuration(path: Path, config: RunConfig) -> str | None:
 def is_done(info: Mapping[str, Any], steps: int | None) -> bool:
     """Whether a run has finished with as many steps as are asked for (None: as many as the data give), by run.json."""
     num_steps = info.get("num_steps")
-    wanted = info.get("most_steps", num_steps) if steps is None else steps  # earlier versions did not say the most
+    wanted = info.get("most_steps") or num_steps if steps is None else steps  # earlier versions did not say the most
     return info.get("status") == "done" and num_steps in (None, wanted)
 
 

@@ -29,15 +29,15 @@ def json_rows(file: Path, *, is_written: bool = False) -> tuple[list[dict[str, A
 
 
 KINDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("status", "label", "method", "student", "started"), (str,)),
-    **dict.fromkeys(("seed", "rollouts_from"), (int,)),
-    **dict.fromkeys(("num_steps", "most_steps"), (int, type(None))),
-    **dict.fromkeys(("error", "last_error", "finished", "teacher"), (str, type(None))),
+    **dict.fromkeys(("status", "label", "method", "student", "teacher", "started", "finished"), (str, type(None))),
+    **dict.fromkeys(("error", "last_error"), (str, type(None))),
+    **dict.fromkeys(("seed", "num_steps", "most_steps"), (int, type(None))),
     **dict.fromkeys(("cost", "versions"), (dict,)),
     "lost_records": (dict, type(None)),
+    "rollouts_from": (int,),
     "seconds": (int, float),
 }
-"""What the fields of run.json hold, where they are there."""
+"""What the fields of run.json hold, where they are there; who needs one says so where it is null."""
 
 
 def info_problem(info: dict[str, Any]) -> str | None:
