@@ -154,8 +154,8 @@ def _run(file: Path) -> Run:
     if info["status"] == "running":
         return Run(file.parent, info, "running, or killed while it ran: zppo status tells")
     if info["status"] != "done":
-        error = info.get("error")
-        return Run(file.parent, info, info["status"] + (f": {str(error).splitlines()[-1]}" if error else ""))
+        said = info.get("error")
+        return Run(file.parent, info, info["status"] + (f": {str(said).splitlines()[-1]}" if said else ""))
     return Run(file.parent, info, _why_not_scored(file.parent))
 
 
