@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.metadata import version
 
 from harness.errors import UserError, did_you_mean, first_line, write_error
 from harness.process.logs import print_uncaught
@@ -44,7 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if arguments == ["--version"]:
+        print(f"zppo-bench {version('zppo-bench')}")
+        return 0
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())
         return 0 if arguments else 2
     name, *rest = arguments

@@ -9,6 +9,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import math
 import os
 import sys
 import traceback
@@ -62,8 +63,8 @@ def method_class(name: str) -> type[Method]:
         raise MethodError(f"method class '{name}' cannot be used: {error}") from error
 
 
-def plugin_class(plugin: Plugin) -> type[Method]:
-    """The class of a plugin. Raises MethodError (one line that names the package and the remedy) if it has none."""
+def check_claim(plugin: Plugin) -> None:
+    """Raises MethodError for a plugin that cannot be used, as far as that shows without importing it."""
     if plugin.problem is not None:
         raise MethodError(plugin.problem)
     owner = built_in().get(plugin.name)
@@ -72,6 +73,11 @@ def plugin_class(plugin: Plugin) -> type[Method]:
             f"{plugin.source} claims the name of the built-in method '{plugin.name}' ({plugin.value}): "
             f"rename its entry point, or uninstall {plugin.distribution}"
         )
+
+
+def plugin_class(plugin: Plugin) -> type[Method]:
+    """The class of a plugin. Raises MethodError (one line that names the package and the remedy) if it has none."""
+    check_claim(plugin)
     module_name, _, class_name = plugin.value.partition(":")
     try:
         return _imported(module_name, class_name)
@@ -211,6 +217,8 @@ def _checked(cls: type[Method], values: Mapping[str, Any]) -> dict[str, Any]:
             )
         if not _matches(value, hints[key]):
             raise MethodError(f"method.{key} must be {_describe(hints[key])}, got {value!r}")
+        if isinstance(value, float) and math.isnan(value):
+            raise MethodError(f"method.{key} must be a number, got nan")
         checked[key] = _converted(value, hints[key])
     return checked
 

@@ -13,7 +13,7 @@ import yaml
 from reports.cost import duration, run_cost
 from reports.plots.data import RUN_KEYS
 from reports.runs.collect import Run, flatten, score_files
-from reports.runs.damage import json_rows
+from reports.runs.damage import config_problem, json_rows
 
 ABSENT = "(absent)"
 SAME = "  the same"
@@ -84,8 +84,8 @@ def _aligned(rows: Rows, side: Callable[[str, int], str] = str.ljust) -> list[st
 
 def _config(run: Run) -> dict[str, Any]:
     file = run.folder / "config.yaml"
-    if not file.is_file():
-        raise ValueError(f"{run.folder} has no config.yaml: copy the whole run folder")
+    if problem := config_problem(run.folder, run.info):
+        raise ValueError(f"{run.folder}: {problem}: copy the whole run folder")
     try:
         return flatten(yaml.safe_load(file.read_text(encoding="utf-8")))
     except yaml.YAMLError as error:

@@ -38,6 +38,9 @@ def eval_command(words: Sequence[str], config_dir: str | None = None) -> str:
     `zppo train`. Raises UserError.
     """
     parts = [word.partition("=") for word in words]
+    own = [key for key, _, _ in parts if key in OWN]
+    if repeated := next((key for key in own if own.count(key) > 1), None):
+        raise UserError(f"{repeated}= is given twice: evaluate one at a time")
     given = {key: value for key, _, value in parts if key in OWN and value}
     overrides = [SHORT.get(key, key) + sign + value for key, sign, value in parts if key not in OWN]
     if ("run" in given) == ("model" in given):

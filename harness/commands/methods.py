@@ -18,26 +18,34 @@ from methods import plugins, registry
 
 OURS = "zppo-bench"
 WIDTH = 160
+UNOPENED = "?: the code of plugins was not run; zppo methods --check imports all of them, and says which are broken"
 
 
-def methods_text() -> str:
+def methods_text(*, check: bool = False) -> str:
     """A table with a row a preset. Below it a line for each thing that is broken; everything else is listed.
 
     The columns: preset, class, where it comes from (module, or a plugin's distribution and version), whether it needs a
     teacher and replay, and what for. That is the comment that its file begins with, else the class's first line.
+
+    Of plugins only metadata and option files are read: what their code alone could say is `?`. With `check` they are
+    imported.
     """
     table = Table(box=None, pad_edge=False)
     for column in ("preset", "class", "from", "teacher", "replay", "purpose"):
         table.add_column(column, no_wrap=column != "purpose")
-    broken = _broken_plugins()
+    broken = _broken_plugins(check=check)
     lines = list(broken.values())
+    known = {None, *registry.built_in()}
+    some_unopened = False
     for name, file in group_files("method").items():
         origin = _origin(file)
         try:
             options = compose_option("method", name)
-            if options.get("class") in broken.keys() - registry.built_in().keys():
+            if options.get("class") in broken.keys() - known:
                 continue  # its line is there
-            table.add_row(name, *_row(options, file))
+            is_open = check or options.get("class") in known
+            some_unopened |= not is_open
+            table.add_row(name, *(_row if is_open else _unopened_row)(options, file))
         except (UserError, registry.MethodError) as error:
             lines.append(f"preset '{name}' of {origin}: {error}")
         except Exception as error:  # a plugin's own checks of its options
@@ -49,6 +57,8 @@ def methods_text() -> str:
         console.print(table)
     rows = [line.rstrip() for line in capture.get().splitlines()]
     lines += _hidden_presets(broken)
+    if some_unopened:
+        lines.append(UNOPENED)
     return "\n".join([*rows, "", *lines] if lines else rows)
 
 
@@ -59,8 +69,7 @@ def taken_names() -> set[str]:
 
 def _row(options: dict[str, Any], file: Traversable) -> tuple[str, ...]:
     method = registry.build(options)
-    first = file.read_text(encoding="utf-8").partition("\n")[0]
-    comment = first.removeprefix("#").strip() if first.startswith("#") else ""
+    comment = _comment(file)
     if method is None:
         return "-", _origin(file), "none", "-", comment
     origin = _origin(file) if _origin(file) != OURS else type(method).__module__
@@ -68,12 +77,23 @@ def _row(options: dict[str, Any], file: Traversable) -> tuple[str, ...]:
     return options["class"], origin, method.needs_teacher, "yes" if method.config.replay else "no", purpose
 
 
-def _broken_plugins() -> dict[str, str]:
-    """The line of each plugin that cannot be used, by its name. Imports all plugins."""
+def _unopened_row(options: dict[str, Any], file: Traversable) -> tuple[str, ...]:
+    return str(options["class"]), _origin(file), "?", "?", _comment(file)
+
+
+def _comment(file: Traversable) -> str:
+    """What an option file begins with."""
+    first = file.read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def _broken_plugins(*, check: bool) -> dict[str, str]:
+    """The line of each plugin that cannot be used, by its name, as far as that shows without importing it; with `check`
+    all are imported."""
     broken: dict[str, str] = {}
     for plugin in plugins.installed():
         try:
-            registry.plugin_class(plugin)
+            (registry.plugin_class if check else registry.check_claim)(plugin)
         except registry.MethodError as error:
             broken[plugin.name] = str(error)
     return broken
@@ -101,6 +121,6 @@ def _origin(file: Traversable) -> str:
 
 
 def run_methods(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
-    parser.parse_args(argv)
-    print(methods_text())
+    parser.add_argument("--check", action="store_true", help="import all plugins, and say which of them are broken")
+    print(methods_text(check=parser.parse_args(argv).check))
     return 0

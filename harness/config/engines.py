@@ -113,7 +113,14 @@ POSITIVE = (
     "server.concurrency",
     "server.top_k",
     "server.start_timeout",
+    "rollout.vllm.cache_gib",
+    "rollout.vllm.max_model_len",
 )
+RANGES = {
+    "rollout.vllm.memory_fraction": (0, 1),
+    "rollout.vllm.own_memory_fraction": (0, 1),
+    "server.port": (0, 65_535),
+}
 
 REFUSED_ARGUMENTS = {
     "--host": "it listens on this machine alone; start one for others yourself and name it in teacher.urls",

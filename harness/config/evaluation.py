@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -168,11 +169,33 @@ class EvalConfig:
     """This judge is asked in evaluation. Training has its own, `reward.judge`."""
 
 
+JUDGES = ("reward.judge", "eval.judge")
+
 CHOICES = {
     "eval.suite": (None, "mini", "paper31", "llm10", "vlm16", "video5"),
     "eval.stage": ("all", "generate", "judge"),
     "eval.judge.when": ("unmatched", "unparsed"),
     **{f"eval.options.{name}": choices for name, choices in OPTION_CHOICES.items()},
+}
+
+POSITIVE = (
+    "eval.num_questions",
+    "eval.limit",
+    "eval.max_response_tokens",
+    "eval.top_p",
+    "eval.repetition_penalty",
+    "eval.options.aime_repeats",
+    *(f"{judge}.{name}" for judge in JUDGES for name in ("max_tokens", "timeout", "concurrency", "top_p")),
+)
+RANGES = {
+    "eval.every": (0, math.inf),
+    "eval.temperature": (0, math.inf),
+    "eval.top_p": (0, 1),
+    "eval.top_k": (0, math.inf),
+    "eval.min_p": (0, 1),
+    **{f"{judge}.temperature": (0, math.inf) for judge in JUDGES},
+    **{f"{judge}.top_p": (0, 1) for judge in JUDGES},
+    **{f"{judge}.retries": (0, math.inf) for judge in JUDGES},
 }
 
 

@@ -10,8 +10,10 @@ MAX_BYTES = 200
 """A file name has at most 255 bytes, and logs add student and seed to a label."""
 
 
-def check_name(option: str, name: str) -> None:
+def check_name(option: str, name: object) -> None:
     """Raises UserError for a name that a folder, a table or a figure could not show as it is."""
+    if not isinstance(name, str):
+        raise UserError(f"{option} must be a text, got {name!r}: write {option}=\"'{name}'\"")
     found = next((mark for mark in FORBIDDEN if mark in name), None)
     if found is None and not name.isprintable():
         found = "a control character"

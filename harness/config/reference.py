@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 import sys
 import textwrap
 import types
@@ -22,7 +23,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 from omegaconf import MISSING
 
-from harness.config.schema import CHOICES, POSITIVE, RunConfig
+from harness.config.schema import CHOICES, POSITIVE, RANGES, RunConfig
 from methods import registry
 from methods.base import Method, MethodConfig
 
@@ -192,7 +193,7 @@ def _files_of(folder: Traversable) -> dict[str, Traversable]:
 
 
 def type_of(hint: Any, key: str) -> str:
-    """A type as a user sees it: `int above 0`, `float or null`, `list of str`, or the values that there are."""
+    """A type as a user sees it: `int above 0`, `float from 0 up to 1`, `list of str`, or the values that there are."""
     if key in CHOICES:
         return _codes([typed(value) for value in CHOICES[key]])
     if get_origin(hint) is Literal:
@@ -203,7 +204,9 @@ def type_of(hint: Any, key: str) -> str:
     if get_origin(hint) is list:
         return f"list of {type_of(get_args(hint)[0], '')}"
     name = (get_origin(hint) or hint).__name__
-    return f"{name} above 0" if key in POSITIVE else name
+    low, high = RANGES.get(key, (-math.inf, math.inf))
+    bounds = [" above 0"] if key in POSITIVE else [f" from {low}"] if low > -math.inf else []
+    return "".join([name, *bounds, *([f" up to {high}"] if high < math.inf else [])])
 
 
 def default_of(field: Field[Any]) -> str:

@@ -6,8 +6,10 @@ Imports no torch, so everything is checked before anything heavy loads. A method
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from operator import attrgetter
 from typing import Any
@@ -186,16 +188,7 @@ POSITIVE = (
     *data.POSITIVE,
     "reward.num_workers",
     "reward.cpu_seconds",
-    "reward.judge.max_tokens",
-    "reward.judge.timeout",
-    "reward.judge.concurrency",
-    "eval.num_questions",
-    "eval.limit",
-    "eval.max_response_tokens",
-    "eval.options.aime_repeats",
-    "eval.judge.max_tokens",
-    "eval.judge.timeout",
-    "eval.judge.concurrency",
+    *evaluation.POSITIVE,
     "checkpoint.every",
     "checkpoint.keep_last",
     "checkpoint.keep_every",
@@ -205,6 +198,18 @@ POSITIVE = (
     *engines.POSITIVE,
     *update.POSITIVE,
 )
+RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**63 - 1),
+    "steps": (0, math.inf),
+    "num_threads": (0, 4096),
+    **engines.RANGES,
+    **evaluation.RANGES,
+    **update.RANGES,
+}
+"""Least and greatest value of a number; every other that is not in `POSITIVE` may be negative."""
+MAX_SECONDS = 1_000_000_000
+SECONDS = ("timeout", "max_wait", "preempt_grace", "cpu_seconds")
+"""How the names of times end; no clock of the system waits for much longer than `MAX_SECONDS`."""
 
 
 def from_hydra(cfg: DictConfig) -> RunConfig:
@@ -252,7 +257,8 @@ def check(config: RunConfig) -> None:
         owner = attrgetter(section)(config) if section else config
         if owner is not None and (value := getattr(owner, name)) not in choices:
             raise UserError(f"{key}={value} is not known.{did_you_mean(str(value), [str(c) for c in choices])}")
-    _check_positive(config)
+    _check_numbers(config)
+    _check_devices(config)
     _check_names(config)
     check_data(config.data)
     _check_secrets(config)
@@ -269,22 +275,41 @@ def check(config: RunConfig) -> None:
         raise UserError(
             "penalties change the sampled distribution: training needs presence_penalty=0 repetition_penalty=1"
         )
-    if config.steps is not None and config.steps < 0:
-        raise UserError(f"steps must be 0 or more, got {config.steps}")
 
 
-def _check_positive(config: RunConfig) -> None:
-    for key in POSITIVE:
-        value = attrgetter(key)(config)
-        if value is not None and value <= 0:
+def _check_numbers(config: RunConfig) -> None:
+    for key, value in _numbers(config):
+        low, high = RANGES.get(key, (-math.inf, math.inf))
+        high = min(high, MAX_SECONDS) if key.endswith(SECONDS) else high
+        if not math.isfinite(value):
+            raise UserError(f"{key} must be a finite number, got {value}")
+        if key in POSITIVE and value <= 0:
             raise UserError(f"{key} must be above 0, got {value}")
-    if len(config.update.betas) != 2:
-        raise UserError(f"update.betas are two numbers, got {config.update.betas}")
-    if config.eval.temperature < 0:
-        raise UserError(f"eval.temperature must be 0 (greedy) or above, got {config.eval.temperature}")
+        if not low <= value <= high:
+            wanted = f"{low} or more" if math.isinf(high) else f"in {low} to {high}"
+            raise UserError(f"{key} must be {wanted}, got {value}")
+    update.check_update(config.update)
     for key, limit, least in (("min_entropy", config.alarms.min_entropy, 0), ("max_ratio", config.alarms.max_ratio, 1)):
         if limit is not None and not limit > least:
             raise UserError(f"alarms.{key} must be above {least}, got {limit}; null is no alarm")
+
+
+def _numbers(node: Any, prefix: str = "") -> Iterator[tuple[str, int | float]]:
+    """Every number of a configuration by its key; those of a method are its class's to check."""
+    for field_ in fields(node):
+        key, value = prefix + field_.name, getattr(node, field_.name)
+        if is_dataclass(value):
+            yield from _numbers(value, f"{key}.")
+        else:
+            values = value if isinstance(value, list) else [value]
+            yield from ((key, v) for v in values if isinstance(v, int | float) and not isinstance(v, bool))
+
+
+def _check_devices(config: RunConfig) -> None:
+    for key in ("device", "teacher_device"):
+        value = getattr(config, key)
+        if value is not None and not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+            raise UserError(f"{key}={value} is no device: write auto, cpu, cuda or cuda:0")
 
 
 def _check_names(config: RunConfig) -> None:
@@ -293,7 +318,7 @@ def _check_names(config: RunConfig) -> None:
     if config.label:
         names["label"] = config.label
     elif "name" in config.method:
-        names["method.name"] = str(config.method["name"])
+        names["method.name"] = config.method["name"]
     for option, name in names.items():
         check_name(option, name)
 

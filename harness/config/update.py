@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+
+from harness.errors import UserError
 
 
 @dataclass
@@ -62,3 +65,10 @@ CHOICES = {
 
 
 POSITIVE = ("update.max_grad_norm", "update.micro_batch_tokens", "update.logit_memory_mb")
+RANGES = dict.fromkeys(("update.learning_rate", "update.eps", "update.weight_decay"), (0, math.inf))
+
+
+def check_update(update: UpdateConfig) -> None:
+    """Raises UserError for values with which AdamW makes no step."""
+    if len(update.betas) != 2 or not all(0 <= beta < 1 for beta in update.betas):
+        raise UserError(f"update.betas must be two numbers in [0, 1), got {update.betas}")

@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -27,23 +28,32 @@ from harness.data.replay import BufferEvent
 from harness.errors import UserError
 from harness.records.files import append_rows, write_atomically
 from harness.records.lock import RunLock, clear
-from harness.records.read import read_json, read_rows, read_yaml
+from harness.records.read import Damaged, digest, read_config, read_json, read_rows
 from harness.records.refusals import refuse
 from harness.records.rollouts import is_readable, write_rollouts
 from harness.types import RolloutGroup, TrainingSample
+from reports.runs.damage import info_problem
 
 SCHEMA_VERSION = 2
 
 
 def other_configuration(path: Path, config: RunConfig) -> str | None:
     """Why the run in a folder is not the one of `config`, in one line with the remedy; None where it is."""
-    different = differences(read_yaml(path / "config.yaml"), config)
+    stored = read_config(path)
+    different = differences(stored, config) if stored else None
     if different is None:
         return None
     return (
         f"{path} holds a run of another configuration ({different}): choose another study=NAME or outputs=DIR, restore "
         f"these keys, or remove the folder; only these may change: {', '.join(FREE)}"
     )
+
+
+def is_done(info: Mapping[str, Any], steps: int | None) -> bool:
+    """Whether a run has finished with as many steps as are asked for (None: as many as the data give), by run.json."""
+    num_steps = info.get("num_steps")
+    wanted = info.get("most_steps") or num_steps if steps is None else steps  # earlier versions did not say the most
+    return info.get("status") == "done" and num_steps in (None, wanted)
 
 
 def run_dir(config: RunConfig, label: str) -> Path:
@@ -84,7 +94,7 @@ class RunFolder:
         self._lock.release()
 
     def _refuse_other(self) -> None:
-        if not self._anew and (self.path / "config.yaml").exists() and _holds_work(self.path):
+        if not self._anew and _holds_work(self.path):
             problem = other_configuration(self.path, self._config)
             if problem is not None:
                 raise UserError(problem)
@@ -114,11 +124,13 @@ class RunFolder:
     @staticmethod
     def read_info(path: Path) -> dict[str, Any]:
         """What run.json says; empty where there is none. Raises `read.Damaged`."""
-        return read_json(path / "run.json")
+        info = read_json(path / "run.json")
+        if problem := info_problem(info):
+            raise Damaged(path / "run.json", problem)
+        return info
 
     def is_done(self, steps: int | None) -> bool:
-        """Whether the run has finished with as many steps as are asked for (None: as many as the data give)."""
-        return self._info.get("status") == "done" and (steps is None or self._info.get("num_steps") in (None, steps))
+        return is_done(self._info, steps)
 
     def start(
         self,
@@ -128,20 +140,24 @@ class RunFolder:
         method_class: str | None = None,
         plugin: Mapping[str, str] | None = None,
         num_steps: int | None = None,
+        most_steps: int | None = None,
         lost_records: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         """Begin, or go on: the first start time and the cost so far are kept.
 
         `method_class` is `methods.zppo:ZPPO`, None without training; `plugin` the package it is from, with version.
-        `lost_records` is what the method of that name gives. A run that is done and goes on stays `done`, with the
-        times and steps of its model, until it has a new one.
+        `most_steps` is how many the data give, `lost_records` what the method of that name gives. A run that is done
+        and goes on stays `done`, with the times and steps of its model, until it has a new one.
         """
         config = self._config
         if self._anew:
             clear(self.path)
         self._info.setdefault("seconds", self._info.get("cost", {}).get("time/step", 0.0))  # of an earlier version
         self._lock.enter("running")
-        write_atomically(self.path / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False))
+        described = yaml.safe_dump(plain(config), sort_keys=False)
+        if self._info.get("config_sha256") not in (None, digest(described)):
+            self.set_info(config_sha256=None)  # a kill leaves no checksum of another file
+        write_atomically(self.path / "config.yaml", described)
         self._has_started = True
         state = {"status": "running", "num_steps": num_steps, "finished": None}
         if self._is_complete:
@@ -149,6 +165,8 @@ class RunFolder:
         self.set_info(
             schema_version=SCHEMA_VERSION,
             **state,
+            config_sha256=digest(described),
+            most_steps=most_steps,
             error=None,
             last_error=None,
             lost_records=lost_records or None,
@@ -178,6 +196,11 @@ class RunFolder:
     def _is_complete(self) -> bool:
         """Whether the folder has what a finished run leaves."""
         return self._info.get("status") == "done"
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether the folder has what a finished run of at least one step leaves."""
+        return self._is_complete and bool(self._info.get("num_steps"))
 
     @property
     def info(self) -> Mapping[str, Any]:
@@ -239,13 +262,16 @@ class RunFolder:
         self._info["cost"] = costs
 
     def lost_records(self, step: int) -> dict[str, list[int]]:
-        """The steps up to `step` whose metrics or rollouts are missing or damaged, by file; what was removed on purpose
-        (`rollouts.keep`) is not lost. What an earlier launch found is lost still."""
-        found = {_step_of(row) for row in read_rows(self.path / "metrics.jsonl")[0]}
+        """The steps up to `step` whose metrics, buffer events or rollouts are missing or damaged, by file; what was
+        removed on purpose (`rollouts.keep`) is not lost. What an earlier launch found is lost still."""
+        metrics = {_step_of(row): row for row in read_rows(self.path / "metrics.jsonl")[0]}
+        events = Counter(_step_of(row) for row in read_rows(self.path / "buffer.jsonl")[0])
         first = max(1, self._info.get("rollouts_from", 1))
         files = {number: self.path / "rollouts" / f"step-{number:06d}.parquet" for number in range(first, step + 1)}
+        steps = range(1, step + 1)
         lost = {
-            "metrics.jsonl": [number for number in range(1, step + 1) if number not in found],
+            "metrics.jsonl": [number for number in steps if number not in metrics],
+            "buffer.jsonl": [n for n in steps if events[n] < metrics.get(n, {}).get("buffer/events", 0)],
             "rollouts": [number for number, file in files.items() if not is_readable(file)],
         }
         return {name: steps for name, steps in lost.items() if steps}

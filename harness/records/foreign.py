@@ -16,6 +16,7 @@ from harness.config.schema import CHOICES, RunConfig
 from harness.errors import UserError, first_line
 from harness.process.regular import open_regular, read_regular
 from harness.records.folder import RunFolder
+from harness.records.read import digest
 
 MAX_CONFIG_BYTES = 1 << 18
 MAX_INFO_BYTES = 1 << 24
@@ -59,7 +60,7 @@ def read_foreign(path: Path) -> ForeignRun:
         if not isinstance(info.get(key), str):
             raise UserError(f"{path / 'run.json'} has no {key}: take another copy of the run")
         check_name(f"{key} of {path / 'run.json'}", info[key])
-    stored = _read_config(path / "config.yaml")
+    stored = _read_config(path / "config.yaml", info.get("config_sha256"))
     try:
         found = foreign_values(stored, RunConfig, CHOICES)
     except UserError as error:
@@ -68,9 +69,13 @@ def read_foreign(path: Path) -> ForeignRun:
     return ForeignRun(label=info["label"], student=info["student"], options=options, stored=stored)
 
 
-def _read_config(file: Path) -> Any:
+def _read_config(file: Path, written: Any) -> Any:
+    """`written` is the checksum that run.json has; of an earlier version's run, None."""
     try:
-        return yaml.load(read_regular(file, MAX_CONFIG_BYTES).decode(), _NoAliases)
+        text = read_regular(file, MAX_CONFIG_BYTES).decode()
+        if written is not None and digest(text) != written:
+            raise ValueError("it is not what the run wrote")
+        return yaml.load(text, _NoAliases)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{file} cannot be read ({first_line(error)}): take another copy of the run") from error
 

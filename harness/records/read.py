@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,23 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return _object(path, yaml.safe_load)
 
 
+def read_config(run_dir: Path) -> dict[str, Any]:
+    """What config.yaml of a run says; empty where there is none.
+
+    run.json has the file's checksum, since half of a configuration is YAML as well; earlier versions wrote none. Raises
+    Damaged.
+    """
+    file, written = run_dir / "config.yaml", read_json(run_dir / "run.json").get("config_sha256")
+    if written is not None and digest(_text(file)) != written:
+        raise Damaged(file, "it is not what the run wrote" if file.exists() else "it is missing")
+    return read_yaml(file)
+
+
+def digest(text: str) -> str:
+    """SHA-256 of a text in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
     """The objects of a file with one a line, and how many lines are none. No file has no rows. Raises Damaged."""
     rows, num_damaged = [], 0
@@ -46,10 +64,11 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def _object(path: Path, parse: Any) -> dict[str, Any]:
-    if not path.exists():
+    text = _text(path)
+    if not text and not path.exists():
         return {}
     try:
-        found = parse(_text(path))
+        found = parse(text)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise Damaged(path, first_line(error)) from error
     if not isinstance(found, dict) or not found:
@@ -58,8 +77,11 @@ def _object(path: Path, parse: Any) -> dict[str, Any]:
 
 
 def _text(path: Path) -> str:
+    """With its line ends as they are; empty where there is no file."""
     try:
-        return path.read_text(encoding="utf-8") if path.exists() else ""
+        return path.read_bytes().decode()
+    except FileNotFoundError:
+        return ""
     except UnicodeDecodeError as error:
         raise Damaged(path, "it is no UTF-8 text") from error
     except OSError as error:

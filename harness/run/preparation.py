@@ -43,6 +43,8 @@ class Preparation:
     """Of the longest plain prompt."""
     num_steps: int | None = None
     """How many steps the run trains; None without training."""
+    most_steps: int | None = None
+    """How many the data give."""
     models: Models | None = None
     """None where nothing is trained and no response generated."""
     trainer: Trainer | None = None
@@ -230,7 +232,8 @@ def _check_teacher_sees(run: Preparation, questions: Sequence[Question]) -> None
 def steps(run: Preparation) -> None:
     if run.method is None:
         return
-    data, possible = run.config.data, run.sampler.num_steps
+    data = run.config.data
+    run.most_steps = possible = run.sampler.num_steps
     run.num_steps = possible if run.config.steps is None else run.config.steps
     if run.num_steps > possible:
         raise UserError(

@@ -101,6 +101,7 @@ def _begin(parts: Preparation, overrides: Sequence[str]) -> None:
         method_class=method_class,
         plugin=plugin,
         num_steps=parts.num_steps,
+        most_steps=parts.most_steps,
         lost_records=None if parts.trainer is None else parts.trainer.lost_records,
     )
 

@@ -25,7 +25,7 @@ from rich.console import Console
 from harness.errors import UserError
 from harness.process.devices import num_cores
 from harness.process.preemption import handling
-from harness.records.folder import RunFolder, log_prefix, other_configuration
+from harness.records.folder import RunFolder, is_done, log_prefix, other_configuration
 from harness.records.lock import Owner, Watch
 from harness.records.read import Damaged
 from harness.records.refusals import refusal_of
@@ -134,8 +134,7 @@ def settled(cell: Cell) -> Outcome | None:
         return outcome_of(cell, "failed", str(error))
     if problem:
         return outcome_of(cell, "refused", problem)
-    prolonged = cell.config.steps is not None and record.get("num_steps") not in (None, cell.config.steps)
-    return None if prolonged else outcome_of(cell, "skipped", None)
+    return outcome_of(cell, "skipped", None) if is_done(record, cell.config.steps) else None
 
 
 def _is_done(cell: Cell) -> bool:

@@ -22,6 +22,7 @@ from reports.runs.text import printable
 
 TAIL_BYTES = 65_536
 SHOWN = ("status", "num_steps", "label", "method", "student", "seed", "started", "finished")
+MAY_BE_NULL = ("num_steps", "finished")
 
 
 def format_seconds(seconds: float) -> str:
@@ -95,7 +96,7 @@ def _run_state(run_dir: Path) -> RunState:
     metrics = last_metrics(run_dir)
     try:
         record = RunFolder.read_info(run_dir)
-        missing = [name for name in SHOWN if name not in record]
+        missing = [name for name in SHOWN if name not in record or (record[name] is None and name not in MAY_BE_NULL)]
         if missing:
             raise Damaged(run_dir / "run.json", f"it has no {missing[0]}")
     except Damaged as error:

@@ -95,11 +95,11 @@ def prune(folder: Path, *, keep_last: int, keep_every: int | None) -> None:
 def complete(folder: Path) -> list[Path]:
     """Checkpoints that were written to their end, oldest first; they may have been damaged since.
 
-    One that a kill left under its second name (`recover`) is among them.
+    A folder has its name only then, whatever it lacks now. One that a kill left under its second name (`recover`) is
+    among them.
     """
-    found = [path.parent for path in folder.glob(f"step-*/{STATE}")]
-    found += [old for old in folder.glob(".step-*.old") if (old / STATE).exists() and not _target(old).exists()]
-    return sorted((path for path in found if NAME.fullmatch(_target(path).name)), key=_place)
+    found = [*folder.glob("step-*"), *(old for old in folder.glob(".step-*.old") if not _target(old).exists())]
+    return sorted((path for path in found if path.is_dir() and NAME.fullmatch(_target(path).name)), key=_place)
 
 
 def _target(path: Path) -> Path:

@@ -302,6 +302,8 @@ class Trainer:
             raise UserError(
                 f"{self._folder.path} holds checkpoints and resume=never: set resume=auto or choose another study"
             )
+        if not found and self._folder.has_trained:
+            raise UserError(f"{self._folder.path} has no checkpoint to go on from: put it back, or add --force")
         checkpoint.seed_rng(self._config.seed)
         step, damaged = self._load(found) if found else (0, [])
         if step > self._num_steps:
@@ -332,7 +334,7 @@ class Trainer:
             path, problem = damaged[0]
             raise UserError(
                 f"no checkpoint in {self._folder.checkpoints} is intact ({path.name}: {problem}): put a good copy in "
-                "its place, or remove them all to start anew"
+                "its place, or add --force to start anew"
             )
         refuse_foreign(path, self._config, self._chat)
         state = checkpoint.load(path, self._updater.weights)

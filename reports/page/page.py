@@ -21,6 +21,7 @@ from markupsafe import Markup
 
 from reports.page.rollouts import MAX_BYTES, MAX_CHARS, PageQuestion, run_names
 from reports.runs.collect import Run, flatten
+from reports.runs.damage import config_problem
 
 FOLDER = Path(__file__).parent
 HOLE = "-"
@@ -143,7 +144,7 @@ def collect_page_runs(runs: Sequence[Run]) -> list[PageRun]:
     """
     configs, statuses = [], []
     for run in runs:
-        config, problem = _config(run.folder / "config.yaml")
+        config, problem = _config(run)
         configs.append(config)
         has_folder = run.info["status"] != "refused"
         statuses.append("; ".join(filter(None, [run.incomplete or "done", problem if has_folder else None])))
@@ -204,10 +205,11 @@ def _table(table: PageTable) -> dict[str, Any]:
     return {"table": table, "columns": columns, "rows": rows}
 
 
-def _config(file: Path) -> tuple[dict[str, str], str]:
+def _config(run: Run) -> tuple[dict[str, str], str]:
     """Dotted keys with their values as written, and what is wrong with the file (empty: nothing)."""
-    if not file.exists():
-        return {}, "no config.yaml"
+    file = run.folder / "config.yaml"
+    if problem := config_problem(run.folder, run.info):
+        return {}, problem
     try:
         # The base loader leaves scalars as they are written.
         config = yaml.load(file.read_text(encoding="utf-8"), Loader=getattr(yaml, "CBaseLoader", yaml.BaseLoader))

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from reports.runs.damage import info_problem
+
 BASE = "base"
 """`method` of a run without training."""
 
@@ -140,16 +142,20 @@ def _run(file: Path) -> Run:
             raise ValueError
     except (ValueError, RecursionError):
         return Run(file.parent, named | {"status": "unreadable"}, "run.json is no JSON: half written, or damaged")
+    except OSError as error:
+        return Run(file.parent, named | {"status": "unreadable"}, f"run.json cannot be read ({error.strerror})")
     wanted = ["status", *(column.field for column in COLUMNS if column.source == "run.json" and column.required)]
     missing = [name for name in wanted if info.get(name) is None]
     if missing:
         reason = f"run.json has no '{missing[0]}': of another version of this harness, run it again"
-        return Run(file.parent, named | {"status": "unreadable"} | info, reason)
+        return Run(file.parent, named | {"status": "unreadable"}, reason)
+    if problem := info_problem(info):
+        return Run(file.parent, named | {"status": "unreadable"}, f"run.json is damaged: {problem}")
     if info["status"] == "running":
         return Run(file.parent, info, "running, or killed while it ran: zppo status tells")
     if info["status"] != "done":
-        error = info.get("error")
-        return Run(file.parent, info, info["status"] + (f": {str(error).splitlines()[-1]}" if error else ""))
+        said = info.get("error")
+        return Run(file.parent, info, info["status"] + (f": {str(said).splitlines()[-1]}" if said else ""))
     return Run(file.parent, info, _why_not_scored(file.parent))
 
 

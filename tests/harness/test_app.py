@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,13 @@ def test_usage_lists_every_command_with_its_summary(capsys):
     usage = capsys.readouterr().out
     for name, (summary, _) in COMMANDS.items():
         assert f"\n  {name:<12}{summary}\n" in usage
+
+
+def test_help_and_version_are_asked_for_as_elsewhere(capsys):
+    assert main(["help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: zppo COMMAND")
+    assert main(["--version"]) == 0
+    assert re.fullmatch(r"zppo-bench \d+\.\d+\S*\n", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("command", ["audit", "view", "report", "status"])

@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+import re
 import shutil
 import sys
 import threading
@@ -117,6 +118,30 @@ def test_a_refused_command_leaves_a_finished_folder_as_it_was(outputs, capsys, w
     assert code == 2 and len(lines) == 1 and REFUSALS[words] in lines[0]
     assert digests(run_folder(outputs)) == before
     assert [state.state for state in run_states(outputs / "default")] == ["done"]
+
+
+def test_a_prompt_that_the_context_window_does_not_hold_is_refused_before_the_run_begins(tmp_path, capsys):
+    data = tmp_path / "data.jsonl"
+    texts = ["1+1=?", "2+2=?", "3+3=?", "word " * 8000]
+    data.write_text("".join(json.dumps({"question": text, "answer": "2"}) + "\n" for text in texts))
+    words = [f"outputs={tmp_path / 'o'}", "eval=none", "data=jsonl", f"data.path={data}", "data.pool_size=null"]
+    assert main(["train", *SMALL, *words, "steps=1", "rollout.max_prompt_tokens=100000"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    found = re.fullmatch(r"error: a question's prompt has (\d+) tokens and the context window of the student (\d+): "
+                         r"set rollout.max_prompt_tokens to less, which leaves such questions out", error)  # fmt: skip
+    assert found and int(found[1]) >= int(found[2])
+    assert [path.name for path in (tmp_path / "o" / "default").iterdir()] == ["refused.jsonl"]
+
+
+def test_a_run_with_fewer_steps_than_the_data_give_is_not_done_where_all_are_asked_for(outputs, monkeypatch):
+    def refuse(run: preparation.Preparation) -> None:
+        raise UserError("it goes on")
+
+    monkeypatch.setattr(preparation, "CHECKS", (refuse,))
+    config = from_hydra(compose(SMALL))
+    assert RunFolder.read_info(run_folder(outputs))["most_steps"] == 24 // 4 * config.data.epochs > 1
+    assert [train(outputs, "steps=1"), train(outputs, "steps=null")] == [0, 2]
+    assert [line["error"] for line in refused(outputs)] == ["it goes on"]
 
 
 def test_force_of_a_refused_command_removes_nothing(outputs):

@@ -173,6 +173,7 @@ def test_a_model_by_its_path_is_a_row_base(tmp_path: Path, capsys: pytest.Captur
         ([], "zppo eval needs run=FOLDER of a finished run, or model=NAME or path"),
         (["run=a", "model=tiny_s"], "zppo eval needs run=FOLDER"),
         (["run"], "zppo eval needs run=FOLDER"),
+        (["run=a", "run=b"], "run= is given twice: evaluate one at a time"),
         (["run=nowhere"], "nowhere is no finished run (no run.json)"),
         (["model=tiny_z"], "model=tiny_z is neither a student ("),
         (["model=tiny_s", "suite=papr31"], "eval=papr31: no such option. Did you mean 'paper31'?"),

@@ -54,7 +54,7 @@ def test_presets_of_a_plugin_with_where_they_come_from(install):
         },
         version="2.3",
     )
-    text = methods_text()
+    text = methods_text(check=True)
     table = rows(text)
     assert table["demo"] == ["demo", "zppo-demo 2.3", "none", "no"]
     assert table["demo_replay"] == ["demo", "zppo-demo 2.3", "none", "yes"]
@@ -62,6 +62,30 @@ def test_presets_of_a_plugin_with_where_they_come_from(install):
     assert "Shows [/b] and :smile:.\n" in text and "More" not in text and "With replay." in text
     assert table["grpo"] == ["grpo", "methods.grpo", "none", "no"]
     assert taken_names() >= {"demo", "demo_replay", "grpo", "base"}
+
+
+def test_a_list_runs_no_code_of_plugins_and_says_so(install, capsys):
+    boom = {
+        "boom_pkg/__init__.py": "1 / 0",
+        "boom_pkg/conf/method/boom.yaml": "name: boom\nclass: boom",
+    }
+    install("zppo-boom", {"boom": "boom_pkg:Boom"}, boom, version="0.3")
+    install("zppo-demo", {"demo": "demo_pkg:Demo"}, {
+        "demo_pkg/__init__.py": PACKAGE.format("Doc."),
+        "demo_pkg/conf/method/demo.yaml": "# For tests.\nname: demo\nclass: demo\n",
+        "demo_pkg/conf/method/grpo_demo.yaml": "name: grpo_demo\nclass: grpo\ntua: 0.1\n",
+    })  # fmt: skip
+    install("zppo-evil", {"grpo": "evil_pkg:Demo"})
+    assert main(["methods"]) == 0
+    text = capsys.readouterr().out
+    table = rows(text)
+    assert table["boom"] == ["boom", "zppo-boom 0.3", "?", "?"] and "For tests." in text
+    assert table["demo"] == ["demo", "zppo-demo 1.0", "?", "?"] and table["grpo"][1] == "methods.grpo"
+    assert not {"boom_pkg", "demo_pkg", "evil_pkg"} & set(sys.modules)
+    claim, typo, note = lines(text)
+    assert claim.startswith("zppo-evil 1.0 claims the name of the built-in method 'grpo'")
+    assert typo.startswith("preset 'grpo_demo' of zppo-demo 1.0: GRPO has no option 'method.tua'")
+    assert "was not run; zppo methods --check imports all of them" in note
 
 
 def test_every_broken_thing_is_one_line_below_and_the_rest_is_listed(install):
@@ -90,7 +114,7 @@ def test_every_broken_thing_is_one_line_below_and_the_rest_is_listed(install):
             "odd_pkg/conf/method/zppo.yaml": "name: zppo\nclass: odd\n",
         },
     )
-    text = methods_text()
+    text = methods_text(check=True)
     below = lines(text)
     assert below[:4] == [
         "zppo-bare 1.0 declares method 'bare' but ships no bare_pkg/conf/method/bare.yaml: "
@@ -123,7 +147,7 @@ def test_one_preset_of_two_plugins(install):
             f"{name}_pkg/conf/method/fast.yaml": f"name: fast\nclass: own_{name}\n",
         }
         install(f"zppo-{name}", {f"own_{name}": f"{name}_pkg:Demo"}, files)
-    text = methods_text()
+    text = methods_text(check=True)
     assert rows(text)["fast"] == ["own_a", "zppo-a 1.0", "none", "no"]
     assert lines(text) == [
         "preset 'fast' of zppo-b 1.0 is hidden by the one of zppo-a 1.0: rename b_pkg/conf/method/fast.yaml"
@@ -137,7 +161,7 @@ def test_the_command_prints_it_and_a_broken_method_is_refused_with_the_same_line
         {"boom": "boom_pkg:Boom"},
         {"boom_pkg/__init__.py": "1 / 0", "boom_pkg/conf/method/boom.yaml": "name: boom\nclass: boom\n"},
     )
-    assert main(["methods"]) == 0
+    assert main(["methods", "--check"]) == 0
     below = lines(capsys.readouterr().out)
     assert len(below) == 2
     for name, line in zip(("bare", "boom"), below, strict=True):
@@ -155,4 +179,4 @@ def test_listing_imports_no_torch(install):
         [sys.executable, "-c", code],
         env=os.environ | {"PYTHONPATH": f"{site}:{ROOT}"}, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert result.stdout.splitlines()[-1] == "['demo_pkg']"
+    assert result.stdout.splitlines()[-1] == "[]"

@@ -82,7 +82,8 @@ def test_every_section_says_what_it_is_for():
 @pytest.mark.parametrize(
     ("key", "kind", "default"),
     [
-        ("update.learning_rate", "float", "1e-06"),
+        ("update.learning_rate", "float from 0", "1e-06"),
+        ("eval.top_p", "float above 0 up to 1", "0.95"),
         ("update.betas", "list of float", "[0.9,0.999]"),
         ("rollout.max_response_tokens", "int above 0", "12288"),
         ("data.batch_size", "int above 0", "384"),

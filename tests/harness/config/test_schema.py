@@ -1,16 +1,23 @@
 """Every option and sweep composes without torch; what no run could use is refused with a remedy."""
 
+import copy
+import math
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import is_dataclass
+from functools import cache
 from importlib.resources import files
 from operator import attrgetter
+from typing import get_args, get_origin, get_type_hints
 
 import pytest
 
 from harness.config.compose import compose, compose_sweep, group_options
 from harness.config.deployment import build_method, resolved
 from harness.config.schema import RunConfig, UpdateConfig, from_hydra
+from harness.config.schema import check as schema_check
 from harness.errors import UserError
 from harness.study.cells import expand
 
@@ -151,7 +158,7 @@ def test_the_student_chooses_recipe_and_teacher():
         (["data.media.num_frames=8"], "data.media.fps=2.0 and num_frames=8: set one and make the other null"),
         (["data.media.fps=null"], "data.media.fps=None and num_frames=None: set one"),
         (["data.media.fps=0"], "data.media.fps must be a number above 0"),
-        (["data.media.fps=nan"], "data.media.fps must be a number above 0"),
+        (["data.media.fps=nan"], "data.media.fps must be a finite number, got nan"),
         (["data.media.fps=null", "data.media.num_frames=0"], "num_frames must lie in 1 to max_frames=768, got 0"),
         (["data.media.fps=null", "data.media.num_frames=769"], "num_frames must lie in 1 to max_frames=768, got 769"),
         (["data.media.max_frames=1"], "data.media.max_frames must be at least 2, got 1"),
@@ -162,6 +169,14 @@ def test_the_student_chooses_recipe_and_teacher():
         (["eval.suite=minni"], "eval.suite=minni is not known. Did you mean 'mini'"),
         (["steps=-1"], "steps must be 0 or more"),
         (["method=grpo,zppo"], "add -m"),
+        (["method.name=1"], "method.name must be a text, got 1"),
+        (["method.clip_ratio_low=nan"], "method.clip_ratio_low must be a number, got nan"),
+        (["device=gpu"], "device=gpu is no device: write auto, cpu, cuda or cuda:0"),
+        (["teacher_device=cuda:x"], "teacher_device=cuda:x is no device"),
+        (["update.betas=[0.9,1]"], "update.betas must be two numbers in [0, 1), got [0.9, 1.0]"),
+        (["eval.top_p=1.5"], "eval.top_p must be in 0 to 1, got 1.5"),
+        (["preempt_grace=1e10"], "preempt_grace must be in"),
+        ([f"seed={2**63}"], "seed must be in 0 to 9223372036854775807"),
     ],
 )
 def test_refused_in_one_line_with_the_remedy(overrides, message):
@@ -169,6 +184,38 @@ def test_refused_in_one_line_with_the_remedy(overrides, message):
         check(*overrides)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+SIGNED = {"data.seed", "eval.seed", "eval.options.gpqa_seed", "eval.presence_penalty", "data.pool_size"}
+"""Numbers that may be below 0; of a pool the data say how large it may be."""
+COMPOSED = cache(lambda: check("data=arithmetic"))
+
+
+def numbers(cls: type, prefix: str = "") -> Iterator[tuple[str, type]]:
+    for name, hint in get_type_hints(cls).items():
+        kinds = get_args(hint) or (hint,)
+        if is_dataclass(kinds[0]):
+            yield from numbers(kinds[0], f"{prefix}{name}.")
+        elif kinds[0] in (int, float) and get_origin(hint) is not list:
+            yield prefix + name, kinds[0]
+
+
+def test_no_number_of_the_configuration_is_below_its_least_or_not_finite():
+    found = dict(numbers(RunConfig))
+    cases = [(key, value) for key, kind in found.items() if kind is float for value in (math.nan, math.inf)]
+    cases += [(key, -1) for key in found if key not in SIGNED]
+    accepted = []
+    for key, value in cases:
+        config = copy.deepcopy(COMPOSED())
+        section, _, name = key.rpartition(".")
+        setattr(attrgetter(section)(config) if section else config, name, value)
+        try:
+            schema_check(config)
+        except UserError as error:
+            assert name in str(error)
+        else:
+            accepted.append((key, value))
+    assert len(cases) > 100 and accepted == []
 
 
 def test_configurations_share_nothing():

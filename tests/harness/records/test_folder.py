@@ -10,6 +10,8 @@ from harness.config.compose import compose
 from harness.config.schema import from_hydra
 from harness.data.replay import BufferEvent
 from harness.errors import UserError
+from harness.records import folder as folder_module
+from harness.records.files import write_atomically
 from harness.records.folder import RunFolder, run_dir
 from harness.types import Prompt, Question, Rollout, RolloutGroup, TrainingSample
 
@@ -45,6 +47,24 @@ def test_more_steps_and_other_threads_are_the_same_run(tmp_path):
     folder.close()
     begun(RunFolder(folder.path, make_config("steps=10", "num_threads=1", "tracker=wandb")))
     assert yaml.safe_load((folder.path / "config.yaml").read_text())["steps"] == 10
+
+
+@pytest.mark.parametrize("killed_at", ["config.yaml", "run.json"])
+def test_a_kill_while_a_launch_with_more_steps_begins_is_no_damage(tmp_path, monkeypatch, killed_at):
+    folder = begun(RunFolder(tmp_path / "run", make_config("steps=5")))
+    folder.write_metrics(1, {})
+    folder.close()
+
+    def write(path, text):
+        if path.name == killed_at and (killed_at == "config.yaml" or json.loads(text)["config_sha256"]):
+            raise KeyboardInterrupt
+        write_atomically(path, text)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(folder_module, "write_atomically", write)
+        begun(RunFolder(folder.path, make_config("steps=6")))
+    begun(RunFolder(folder.path, make_config("steps=7"))).close()
+    RunFolder(folder.path, make_config("steps=7"))
 
 
 def test_a_folder_without_results_may_be_claimed_again(tmp_path):

@@ -204,7 +204,7 @@ def test_metrics_keep_complete_lines_only_and_a_broken_line_is_named(write_run, 
     (folder / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2, nonsense}\n{"step": 3}\n')
     (run,) = find_runs(tmp_path / "study")
     assert load_metrics([run])["step"].tolist() == [1, 3]
-    assert damage(run.folder, run.info) == ("metrics.jsonl has 2 of 3 steps",)
+    assert damage(run.folder, run.info)[0] == "metrics.jsonl has 2 of 3 steps"
 
 
 def test_the_cheapest_run_sets_the_line():

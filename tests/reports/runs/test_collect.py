@@ -69,9 +69,9 @@ def test_a_run_that_cannot_be_read_is_listed_with_the_reason(write_run, tmp_path
     (half / "run.json").write_text('{"status": "do')
     runs = find_runs(tmp_path / "study")
     assert [(run.name, run.incomplete) for run in runs] == [
+        ("grpo tiny_s seed0", "run.json has no 'method': of another version of this harness, run it again"),
         ("hint,option=2 tiny_s seed3", "run.json is no JSON: half written, or damaged"),
         ("zppo tiny_s seed0", None),
-        ("grpo tiny_s seed0", "run.json has no 'method': of another version of this harness, run it again"),
     ]
     assert collect(tmp_path / "study")["label"].tolist() == ["zppo"]
 
