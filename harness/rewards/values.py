@@ -21,6 +21,7 @@ _MARKS = re.compile(rf"\^\s*\{{\s*{_MARK}\s*\}}|(?:\^\s*)?{_MARK}|\\?%")
 _BASE = re.compile(r"(?<![A-Za-z_^\\])\d+\s*_\s*(?:\{\s*(\w+)\s*\}|(\w))")
 _THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\s*\d{3})+(?:\.\d+)?")
 _DOTS = re.compile(r"\\[lc]?dots[cb]?(?![A-Za-z])|\.{3}|\u2026")
+_CLOSED_INFINITY = re.compile(r"\\infty\s*(?:\\right\s*)?\]|\[\s*-\s*\\infty")
 _TEXT_ONLY = re.compile(r"\{*\s*\\text\s*\{([^{}]*)\}\s*\}*")
 _LETTERS = re.compile(r"[A-Za-z][A-Za-z .,'-]*")
 _PLAIN_WORDS = frozenset(
@@ -90,7 +91,7 @@ def clash(gold: Measured, answer: Measured) -> bool:
         return True
     if _anagrams(gold.value.strip(), answer.value.strip()):
         return True
-    if len(_DOTS.findall(gold.value)) != len(_DOTS.findall(answer.value)):
+    if any(len(form.findall(gold.value)) != len(form.findall(answer.value)) for form in (_DOTS, _CLOSED_INFINITY)):
         return True
     kinds = {_bracket(gold.value), _bracket(answer.value)}
     return kinds in ({"pair", "list"}, {"pair", "set"})
@@ -243,7 +244,7 @@ def _parse(text: str, is_complex: bool) -> Any:
     """The sympy value that math-verify's parser reads in a text; None where it reads none."""
     import math_verify.parser as parser
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig, NormalizationConfig, latex2sympy, normalize_latex
-    from sympy import Basic, MatrixBase, Or
+    from sympy import Basic, Derivative, MatrixBase, Or
     from sympy.logic.boolalg import Boolean
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own limits are off
@@ -279,7 +280,17 @@ def _parse(text: str, is_complex: bool) -> Any:
     except Exception:
         # The parser and its grammar raise what they please on text that is no formula.
         return None
-    return value if isinstance(value, Basic | MatrixBase) else None
+    if not isinstance(value, Basic | MatrixBase):
+        return None
+    # Sympy takes the derivative of a name for 0.
+    return value.replace(lambda part: isinstance(part, Derivative) and part.expr.is_Symbol, _derivative)
+
+
+def _derivative(derivative: Any) -> Any:
+    """One name: `dy/dx` is no number."""
+    from sympy import Symbol
+
+    return Symbol(str(derivative), real=True)
 
 
 def gold_problem(gold: str) -> str | None:
