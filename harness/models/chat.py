@@ -178,7 +178,7 @@ def _render(
     except Exception as error:  # a template is a program, and raises what it pleases
         raise UserError(
             f"the chat template of {config.path} cannot be rendered ({first_line(error)}): "
-            "mend it, or give another with chat_template=FILE beside the model's path"
+            "repair it, or give another (student.chat_template=FILE, teacher.chat_template=FILE)"
         ) from error
 
 

@@ -16,7 +16,8 @@ _SIGNS = str.maketrans(
         "\u00f7": r"\div ",
         "\u2264": r"\le ", "\u2265": r"\ge ", "\u2260": r"\ne ", "\u221e": r"\infty ", "\u222a": r"\cup ",
         "\u2229": r"\cap ", "\u2205": r"\emptyset ", "\u2208": r"\in ", "\u00b1": r"\pm ", "\u00a0": " ", "\u202f": " ",
-        "\u25b3": r"\triangle ", "\u2220": r"\angle ", "\u2032": "'", "\u2019": "'", "\u00bd": r"\frac{1}{2}", "\u2153": r"\frac{1}{3}", "\u2154": r"\frac{2}{3}",
+        "\u25b3": r"\triangle ", "\u2220": r"\angle ",
+        "\u2032": "'", "\u2019": "'", "\u00bd": r"\frac{1}{2}", "\u2153": r"\frac{1}{3}", "\u2154": r"\frac{2}{3}",
         "\u00bc": r"\frac{1}{4}", "\u00be": r"\frac{3}{4}", "\u03b3": r"\gamma ", "\u0393": r"\Gamma ",
     }
 )  # fmt: skip

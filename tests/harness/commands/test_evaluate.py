@@ -369,7 +369,7 @@ def test_a_run_without_a_model_is_told_which_one(run: Path, capsys: pytest.Captu
     ("file", "content", "says"),
     [
         ("model/chat_template.jinja", "{{ ''.__class__.__mro__ }}", "the chat template of "),
-        ("model/chat_template.jinja", "{{ 1 / 0 }}", "cannot be rendered (division by zero): mend it"),
+        ("model/chat_template.jinja", "{{ 1 / 0 }}", "cannot be rendered (division by zero): repair it"),
         ("model/generation_config.json", "[1]", "generation_config.json is damaged ("),
         ("eval/mini/responses.jsonl", None, "responses.jsonl cannot be written (Is a directory)"),
     ],
