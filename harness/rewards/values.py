@@ -18,7 +18,7 @@ from harness.rewards.units import Measured
 
 _MARK = r"(?:\\(?:circ|degree|deg)(?![A-Za-z])|°)"
 _MARKS = re.compile(rf"\^\s*\{{\s*{_MARK}\s*\}}|(?:\^\s*)?{_MARK}|\\?%")
-_BASE = re.compile(r"(?<![A-Za-z_^\\])\d+\s*_\s*(?:\{\s*(\w+)\s*\}|(\w))")
+_BASE = re.compile(r"(?<![A-Za-z_^\\])\d(?:[\dA-F]*\d)?\s*_\s*(?:\{\s*(\w+)\s*\}|(\w))")
 _THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\s*\d{3})+(?:\.\d+)?")
 _DOTS = re.compile(r"\\[lc]?dots[cb]?(?![A-Za-z])|\.{3}|\u2026")
 _CLOSED_INFINITY = re.compile(r"\\infty\s*(?:\\right\s*)?\]|\[\s*-\s*\\infty")
