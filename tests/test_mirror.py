@@ -23,7 +23,7 @@ ELSEWHERE = {
     "harness/preflight/plan/test_study.py": "harness.preflight.plan: cells options table",
     "harness/preflight/test_doctor.py": "harness.preflight: endpoints machine",
     "harness/rewards/judge/test_client.py": "harness.rewards.judge: forms",
-    "harness/rewards/test_values.py": "harness.rewards: exact latex units",
+    "harness/rewards/test_values.py": "harness.rewards: exact latex notation units",
     "harness/rewards/test_workers.py": "harness.rewards: child process",
     "harness/serving/test_endpoints.py": "harness.serving: http",
     "harness/serving/test_server.py": "harness.serving: keeper",

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from harness.config.schema import ModelConfig
 from harness.data.images import MediaError
-from harness.errors import UserError
+from harness.errors import UserError, first_line
 from harness.models.loading import source_file
 from harness.models.vision import PackedMedia, Vision
 from harness.types import Message, Prompt
@@ -159,7 +159,7 @@ class Chat:
         return self.tokenizer.get_vocab()[token]
 
     def _render(self, messages: Sequence[dict[str, Any]], **options: Any) -> Any:
-        return self.tokenizer.apply_chat_template(list(messages), enable_thinking=self._enable_thinking, **options)
+        return _render(self.tokenizer, self._config, messages, enable_thinking=self._enable_thinking, **options)
 
     def _terminator(self, special: set[int]) -> int | None:
         """The first special token after the content of an assistant's turn, else the tokenizer's end token."""
@@ -167,6 +167,19 @@ class Chat:
         text: str = self._render(turns, add_generation_prompt=False, tokenize=False)
         behind = self.tokenizer(text.rpartition(_REPLY)[2], add_special_tokens=False)["input_ids"]
         return next((i for i in behind if i in special), self.tokenizer.eos_token_id)
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase, config: ModelConfig, messages: Sequence[dict[str, Any]], **options: Any
+) -> Any:
+    """Raises UserError for a template that cannot be rendered, since it comes with the model."""
+    try:
+        return tokenizer.apply_chat_template(list(messages), **options)
+    except Exception as error:  # a template is a program, and raises what it pleases
+        raise UserError(
+            f"the chat template of {config.path} cannot be rendered ({first_line(error)}): "
+            "repair it, or give another (student.chat_template=FILE, teacher.chat_template=FILE)"
+        ) from error
 
 
 def thinking_conflict(tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> str | None:
@@ -178,7 +191,7 @@ def thinking_conflict(tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -
         return None
     turn = [{"role": "user", "content": "question"}]
     forms = [
-        tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, enable_thinking=thinking)
+        _render(tokenizer, config, turn, tokenize=False, add_generation_prompt=True, enable_thinking=thinking)
         for thinking in (True, False)
     ]
     if forms[0] == forms[1]:
@@ -215,5 +228,8 @@ def _generation_ends(config: ModelConfig) -> set[int]:
     file = source_file(config, "generation_config.json")
     if file is None:
         return set()
-    ends = json.loads(Path(file).read_text(encoding="utf-8")).get("eos_token_id")
-    return {ends} if isinstance(ends, int) else set(ends or ())
+    try:
+        ends = json.loads(Path(file).read_text(encoding="utf-8")).get("eos_token_id")
+        return {ends} if isinstance(ends, int) else set(ends or ())
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise UserError(f"{file} is damaged ({first_line(error)}): take another copy of the model") from error

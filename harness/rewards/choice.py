@@ -47,8 +47,8 @@ def choice_letter(text: str, choices: Sequence[str] = ()) -> str | None:
     none, or a letter beyond the options. Without `choices` every letter is an option.
     """
     plain = normal_text(text)
-    if bare := _LETTER.fullmatch(plain):
-        return _existing(bare[1], choices)
+    if (bare := _LETTER.fullmatch(plain)) and (letter := _existing(bare[1], choices)):
+        return letter
     for index, option in enumerate(choices):
         if plain and normal_text(option) == plain and (_FORMULA.search(option) is None or _bare(option) == _bare(text)):
             return chr(ord("A") + index)

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any, get_args
 
 from harness.errors import UserError, did_you_mean
-from harness.rewards import guard, values
+from harness.rewards import guard, notation, values
 from harness.rewards.boxed import last_boxed
 from harness.rewards.choice import LETTERS, choice_letter, is_bare_letter, normal_text
 from harness.types import AnswerType, Question, Verdict
@@ -89,15 +89,10 @@ def _quick_choice(gold: str, answer: str, choices: Sequence[str]) -> bool | None
     given = choice_letter(answer, choices)
     if right is None or given is not None:
         return right is not None and given == right
-    if is_bare_letter(answer):  # beyond the options, unless it is the text of one
-        named = [letter for letter, option in zip(LETTERS, choices, strict=False) if _bare(option) == _bare(answer)]
-        return named == [right]
+    if is_bare_letter(answer):  # beyond the options
+        return False
     limit = MAX_OPTION_LENGTH + 4 * max(map(len, choices), default=0)
     return None if choices and answer.strip() and len(answer) <= limit else False
-
-
-def _bare(text: str) -> str:
-    return text.strip(" $")
 
 
 def _choice_by_value(answer: str, question: Question, grader: str) -> bool:
@@ -143,7 +138,7 @@ def gold_error(question: Question, grader: str) -> str | None:
     if kind == "math" and not _INTEGER.fullmatch(gold):
         if problem := values.gold_problem(gold):
             return f"the gold answer {gold!r} {problem}: give the question the type text"
-        if not values.readable(gold, grader):
+        if not (notation.reads(gold) or values.readable(gold, grader)):
             return f"{grader} reads no value in the gold answer {gold!r}"
     return None
 
@@ -200,13 +195,16 @@ def _math_equal(gold: str, answer: str, grader: str) -> bool:
 
 
 def _compare(gold: str, answer: str, grader: str) -> bool:
+    equal = _library(grader)
+    said = notation.same(gold, answer, equal)
+    if said is not None:
+        return said
     wanted, given = values.read(gold, answer)
     words = values.same_words(wanted.value, given.value)
     if words is not None:
         return words
     if values.clash(wanted, given):
         return False
-    equal = _library(grader)
     for gold_text, answer_text in values.both_ways(wanted.value, given.value):
         quick = _quick_math(gold_text, answer_text)
         if equal(gold_text, answer_text) if quick is None else quick:

@@ -18,7 +18,10 @@ from harness.rewards.units import Measured
 
 _MARK = r"(?:\\(?:circ|degree|deg)(?![A-Za-z])|°)"
 _MARKS = re.compile(rf"\^\s*\{{\s*{_MARK}\s*\}}|(?:\^\s*)?{_MARK}|\\?%")
-_BASE = re.compile(r"(?<![A-Za-z_^\\])\d+\s*_\s*(?:\{\s*(\w+)\s*\}|(\w))")
+_BASE = re.compile(r"(?<![A-Za-z_^\\])\d(?:[\dA-F]*\d)?\s*_\s*(?:\{\s*(\w+)\s*\}|(\w))")
+_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\s*\d{3})+(?:\.\d+)?")
+_DOTS = re.compile(r"\\[lc]?dots[cb]?(?![A-Za-z])|\.{3}|\u2026")
+_CLOSED_INFINITY = re.compile(r"\\infty\s*(?:\\right\s*)?\]|\[\s*-\s*\\infty")
 _TEXT_ONLY = re.compile(r"\{*\s*\\text\s*\{([^{}]*)\}\s*\}*")
 _LETTERS = re.compile(r"[A-Za-z][A-Za-z .,'-]*")
 _PLAIN_WORDS = frozenset(
@@ -84,6 +87,12 @@ def clash(gold: Measured, answer: Measured) -> bool:
         return True
     if _bases(gold.value) != _bases(answer.value):
         return True
+    if _repeated_otherwise(gold.value, answer.value):
+        return True
+    if _anagrams(gold.value.strip(), answer.value.strip()):
+        return True
+    if any(len(form.findall(gold.value)) != len(form.findall(answer.value)) for form in (_DOTS, _CLOSED_INFINITY)):
+        return True
     kinds = {_bracket(gold.value), _bracket(answer.value)}
     return kinds in ({"pair", "list"}, {"pair", "set"})
 
@@ -92,9 +101,29 @@ def _bases(value: str) -> Counter[str]:
     return Counter(match[1] or match[2] for match in _BASE.finditer(value))
 
 
+def _anagrams(a: str, b: str) -> bool:
+    """Two words of the same letters: `DNA` is no product, and so not `AND`. `xyz`, without a vowel, is one."""
+    plain = re.compile(r"(?=.*[AEIOUaeiou])[A-Za-z]{3,}")
+    return a != b and sorted(a) == sorted(b) and plain.fullmatch(a) is not None
+
+
+def _repeated_otherwise(gold: str, answer: str) -> bool:
+    """Whether other members of two lists occur more than once: to the library `5, 5` is 5."""
+    wanted, given = _repeated(gold), _repeated(answer)
+    if [count for count, _ in wanted] != [count for count, _ in given]:
+        return True
+    return not all(any(equal(item, other) for _, other in given) for _, item in wanted)
+
+
+def _repeated(value: str) -> list[tuple[int, str]]:
+    items = [] if _THOUSANDS.fullmatch(value) else latex.items(value)
+    return sorted((count, item) for item, count in Counter(map(str.strip, items)).items() if count > 1)
+
+
 def _bracket(value: str) -> str | None:
     r"""`pair` for `(1, 2)` and `[1, 2)`, `set` for `\{1, 2\}`, `list` for `1, 2`; None for anything else."""
-    value = re.sub(r"\\(?:left|right)(?![A-Za-z])|\s", "", value)
+    value = re.sub(r"\\(?:left|right)(?![A-Za-z])|\s", "", latex.joined(value))
+    value = re.sub(r"^\([A-Za-z,]+\)=", "", value)
     depth, commas = 0, []
     for character in value:
         depth += (character in "([{") - (character in ")]}")
@@ -103,7 +132,7 @@ def _bracket(value: str) -> str | None:
     if not commas or re.search(r"\\(?:begin|cup|cap|in)(?![A-Za-z])|[=<>]|\\[lgn]e", value):
         return None
     if 0 in commas:
-        return None if re.fullmatch(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?", value) else "list"
+        return None if _THOUSANDS.fullmatch(value) else "list"
     if value.startswith((r"\{", r"\lbrace")):
         return "set"
     return "pair" if value[0] in "([" and value[-1] in ")]" else None
@@ -122,27 +151,31 @@ def equal(gold: str, answer: str) -> bool:
 
 def _equal(wanted: Any, given: Any) -> bool:
     import math_verify
-    from sympy import Eq
+    from sympy import Eq, Interval, Union
 
     exact.install()
     if _is_equation(given) and not _is_equation(wanted) and not _states_value(given):
         return False
     if isinstance(wanted, Eq) and not _is_equation(given) and _is_name(wanted.lhs):
+        if not _is_one_name(wanted.lhs):
+            return False
         wanted = wanted.rhs
     ranges = _range(wanted), _range(given)
     if None not in ranges:
         return bool(ranges[0] == ranges[1])
+    for one, other in ((ranges[0], given), (ranges[1], wanted)):
+        if one is not None and isinstance(other, Interval | Union):
+            return bool(one[1] == other)
     # The library's own limits are alarms, which do nothing outside a main thread: the worker's limit replaces them.
     return bool(math_verify.verify(wanted, given, allow_set_relation_comp=True, timeout_seconds=None))
 
 
 def _range(value: Any) -> Any:
     """The symbol of inequalities and the values that it may have; None for anything else."""
-    from sympy import And, Eq, Ne
+    from sympy import Eq, Ne
     from sympy.core.relational import Relational
 
-    parts = getattr(value, "_unsorted_args", value.args) if isinstance(value, And) else (value,)
-    if not all(isinstance(part, Relational) and not isinstance(part, Eq | Ne) for part in parts):
+    if not all(isinstance(part, Relational) and not isinstance(part, Eq | Ne) for part in _joined(value)):
         return None
     if len(value.free_symbols) != 1:
         return None
@@ -150,6 +183,15 @@ def _range(value: Any) -> Any:
         return value.free_symbols, value.as_set()
     except (NotImplementedError, TypeError, ValueError):
         return None
+
+
+def _joined(value: Any) -> list[Any]:
+    """What `and` and `or` join."""
+    from sympy import And, Or
+
+    if not isinstance(value, And | Or):
+        return [value]
+    return [leaf for part in getattr(value, "_unsorted_args", value.args) for leaf in _joined(part)]
 
 
 def _is_equation(value: Any) -> bool:
@@ -168,10 +210,13 @@ def _states_value(value: Any) -> bool:
 
 
 def _is_name(expression: Any) -> bool:
-    """A symbol, a function of symbols or numbers, or sums and products of names: `a + b`, `f(2)`, `e`."""
+    """A symbol, a function of symbols or numbers, or sums and products of names: `a + b`, `f(2)`, `e`, `\\cos A`."""
     import sympy
     from sympy.core.function import AppliedUndef
+    from sympy.functions.elementary.trigonometric import TrigonometricFunction
 
+    if isinstance(expression, TrigonometricFunction):
+        return _is_name(expression.args[0])
     if isinstance(expression, sympy.Symbol | AppliedUndef | sympy.Tuple) or expression == sympy.E:
         return True
     if isinstance(expression, sympy.Add | sympy.Mul | sympy.Pow):
@@ -179,6 +224,15 @@ def _is_name(expression: Any) -> bool:
             _is_name(arg) or arg == -1 for arg in expression.args
         )
     return False
+
+
+def _is_one_name(expression: Any) -> bool:
+    """Of names: one alone, a segment or an angle by its points, a ratio. `x+y=5` and `xy=5` are curves, and no 5."""
+    import sympy
+
+    if isinstance(expression, sympy.Mul):
+        return any(isinstance(arg, sympy.Pow) or str(arg)[:1].isupper() for arg in expression.args)
+    return not isinstance(expression, sympy.Add | sympy.Pow)
 
 
 def _is_complex(text: str) -> bool:
@@ -190,9 +244,13 @@ def _parse(text: str, is_complex: bool) -> Any:
     """The sympy value that math-verify's parser reads in a text; None where it reads none."""
     import math_verify.parser as parser
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig, NormalizationConfig, latex2sympy, normalize_latex
-    from sympy import Basic, MatrixBase
+    from sympy import Basic, Derivative, MatrixBase, Or
+    from sympy.logic.boolalg import Boolean
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own limits are off
+    if len(parts := latex.alternatives(text)) > 1:
+        values = [_parse(part, is_complex) for part in parts]
+        return Or(*values) if all(isinstance(value, Boolean) for value in values) else None
     formula = latex.formula(text)
     if not formula:
         return None
@@ -201,7 +259,7 @@ def _parse(text: str, is_complex: bool) -> Any:
     )
     try:
         formula = normalize_latex(formula, normal)
-        for attempt in dict.fromkeys((formula, parser.get_last_eq(formula))):
+        for attempt in dict.fromkeys((formula, parser.get_last_eq(formula), latex.signs(formula))):
             try:
                 value = latex2sympy(
                     attempt,
@@ -222,7 +280,17 @@ def _parse(text: str, is_complex: bool) -> Any:
     except Exception:
         # The parser and its grammar raise what they please on text that is no formula.
         return None
-    return value if isinstance(value, Basic | MatrixBase) else None
+    if not isinstance(value, Basic | MatrixBase):
+        return None
+    # Sympy takes the derivative of a name for 0.
+    return value.replace(lambda part: isinstance(part, Derivative) and part.expr.is_Symbol, _derivative)
+
+
+def _derivative(derivative: Any) -> Any:
+    """One name: `dy/dx` is no number."""
+    from sympy import Symbol
+
+    return Symbol(str(derivative), real=True)
 
 
 def gold_problem(gold: str) -> str | None:

@@ -33,7 +33,7 @@ async def request(
         options["content"] = json.dumps(body).encode()
     content = bytearray()
     async with http.stream(method, url, headers=headers, **options) as response:
-        if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+        if (response.headers.get("Content-Encoding") or "identity").lower() != "identity":
             raise TooLarge("the answer is packed, which was not asked for")
         async for piece in response.aiter_raw():
             content += piece
@@ -77,7 +77,8 @@ def detail(response: httpx.Response) -> str:
     """What the endpoint says about an error, in a line: OpenAI's form, or the body as it is, without the key that it
     was sent."""
     body = json_of(response)
-    error = body.get("error", body) if isinstance(body, dict) else response.text
+    # Its header may name a character set that Python has and that reads no text.
+    error = body.get("error", body) if isinstance(body, dict) else response.content.decode("utf-8", "replace")
     text = error.get("message", error) if isinstance(error, dict) else error
     line = " ".join(str(text)[:10_000].split())
     if key := response.request.headers.get("Authorization", "").removeprefix("Bearer "):

@@ -30,6 +30,7 @@ class Fault:
     """Close the connection without an answer."""
     body: str | None = None
     """The complete body instead of an answer."""
+    content_type: str = "application/json"
     retry_after: str | None = None
     spoil: Callable[[Body], Any] | None = None
     """Changes the answer in place."""
@@ -123,7 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
         fault = fault or Fault()
         raw = json.dumps(answer).encode() if fault.body is None else fault.body.encode()
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", fault.content_type)
         self.send_header("Content-Length", str(len(raw)))
         if fault.retry_after is not None:
             self.send_header("Retry-After", fault.retry_after)

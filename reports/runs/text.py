@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 INDENT = "  "
+LONGEST_LINE = 5000
+"""Characters of a line of a message. What it quotes may be of any length."""
 
 
 def printable(text: str) -> str:
@@ -19,5 +21,15 @@ def printable_lines(text: str) -> str:
 
 
 def message(text: str) -> str:
-    """A message of which parts come from others: further lines are indented, so that none reads as another message."""
-    return f"\n{INDENT}".join(map(printable, text.split("\n")))
+    """A message of which parts come from others: further lines are indented, so that none reads as another message.
+
+    Of a line that is too long the middle is left out: the remedy stands at the end.
+    """
+    return f"\n{INDENT}".join(printable(_shortened(line)) for line in text.split("\n"))
+
+
+def _shortened(line: str) -> str:
+    if len(line) <= LONGEST_LINE:
+        return line
+    half = LONGEST_LINE // 2
+    return f"{line[:half]} [... {len(line) - 2 * half} characters ...] {line[-half:]}"

@@ -12,7 +12,6 @@ from pathlib import Path
 import psutil
 import pytest
 import reasoning_gym
-from jinja2.exceptions import SecurityError
 
 import harness
 from benchmarks.replies import READERS, seconds
@@ -103,7 +102,7 @@ def test_a_chat_template_reaches_nothing(tmp_path):
     template = tmp_path / "hostile.jinja"
     template.write_text("{{ ''.__class__.__mro__[1].__subclasses__() }}")
     config = ModelConfig(name="x", path="tiny:xs", dtype="float32", chat_template=str(template))
-    with pytest.raises(SecurityError):
+    with pytest.raises(UserError, match=r"cannot be rendered \(access to attribute '__class__' of 'str' object is un"):
         Chat(load_tokenizer(config), config).pack(plain_prompt(Question(id="q", text="1+1", answer="2")))
 
 

@@ -364,3 +364,27 @@ def test_a_run_without_a_model_is_told_which_one(run: Path, capsys: pytest.Captu
     assert main(["eval", f"run={run}"]) == 2
     assert "no model in" in (error := capsys.readouterr().err) and "student.path=NAME" in error
     assert main(["eval", f"run={run}", "student.path=tiny:xs", "eval.num_questions=1", "eval.levels=[1]"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("model/chat_template.jinja", "{{ ''.__class__.__mro__ }}", "the chat template of "),
+        ("model/chat_template.jinja", "{{ 1 / 0 }}", "cannot be rendered (division by zero): repair it"),
+        ("model/generation_config.json", "[1]", "generation_config.json is damaged ("),
+        ("eval/mini/responses.jsonl", None, "responses.jsonl cannot be written (Is a directory)"),
+    ],
+)
+def test_files_of_a_run_that_cannot_be_used_are_one_line(
+    run: Path, capsys: pytest.CaptureFixture[str], file: str, content: str | None, says: str
+) -> None:
+    (run / file).unlink()
+    if content is None:
+        (run / file).mkdir()
+    else:
+        (run / file).write_text(content)
+    before = contents(run)
+    assert main(["eval", f"run={run}"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and says in error
+    assert contents(run) == before

@@ -22,7 +22,7 @@ def is_right(gold: str, answer: str) -> bool:
 
 
 def test_there_are_case_files() -> None:
-    assert [path.name.partition("_")[0] for path in CASES] == ["01", "01b", "03", "04"]
+    assert [path.name.partition("_")[0] for path in CASES] == ["01", "01b", "03", "04", "05", "06"]
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reports.runs.text import message, printable, printable_lines
+from reports.runs.text import INDENT, LONGEST_LINE, message, printable, printable_lines
 
 
 def test_what_a_terminal_acts_on_or_hides_is_written_out() -> None:
@@ -28,3 +28,10 @@ def test_nothing_else_than_printable_characters_is_left(text: str) -> None:
     assert all(line.isprintable() for line in printable_lines(text).split("\n"))
     first, *others = message(text).split("\n")
     assert all(line.startswith("  ") for line in others) and printable(first) == first
+
+
+def test_a_message_that_quotes_a_book_is_short_and_keeps_its_remedy() -> None:
+    text = message("a gold answer " + "x" * 1_000_000 + ": remove it\n" + "y" * LONGEST_LINE)
+    first, second = text.split("\n")
+    assert len(first) < LONGEST_LINE + 50 and first.startswith("a gold answer x") and first.endswith("x: remove it")
+    assert " [... 995025 characters ...] " in first and second == INDENT + "y" * LONGEST_LINE

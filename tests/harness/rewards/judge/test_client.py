@@ -88,6 +88,13 @@ def test_a_request_that_is_refused_is_not_tried_again_and_the_others_go_on(start
     assert len(server.requests) == 2
 
 
+@pytest.mark.parametrize("charset", ["idna", "nonsense", "utf-16", "zlib"])
+def test_the_reason_of_a_refusal_is_read_whatever_its_header_says(start: Start, charset: str) -> None:
+    refusal = Fault(status=400, body="too \ufffd long", content_type=f"text/plain; charset={charset}")
+    _, client = start(lambda number, body: refusal)
+    assert client.ask([RIGHT]) == [JudgeFailure("status 400: too \ufffd long")]
+
+
 @pytest.mark.parametrize(
     ("status", "remedy"), [(401, "OPENAI_API_KEY"), (403, "api_key_env"), (404, "eval.judge.model"), (307, "judge.url")]
 )
