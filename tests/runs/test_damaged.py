@@ -12,7 +12,7 @@ from harness.records.folder import RunFolder
 SMALL = [
     "student=tiny_xs", "eval=mini", "eval.num_questions=4", "eval.tasks=[arithmetic]", "eval.levels=[1]",
     "eval.max_response_tokens=16", "data.batch_size=2", "data.num_questions=20", "data.pool_size=12",
-    "data.levels=[1]", "method.group_size=4", "rollout.max_response_tokens=16", "num_threads=1",
+    "data.levels=[1]", "method.group_size=4", "method.replay=true", "rollout.max_response_tokens=16", "num_threads=1",
 ]  # fmt: skip
 
 
@@ -49,6 +49,11 @@ def empty(file: Path) -> None:
 
 def halve(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def drop_line(file: Path) -> None:
+    """As a copy that broke off between two lines."""
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
 
 
 def list_instead(file: Path) -> None:
@@ -119,19 +124,23 @@ def test_rollouts_that_were_removed_on_purpose_are_not_lost(tmp_path):
     assert RunFolder.read_info(folder)["lost_records"] is None
 
 
-DAMAGED = {
-    "metrics.jsonl": (halve, "metrics.jsonl has 1 of 3 steps"),
-    "buffer.jsonl": (list_instead, "buffer.jsonl has 0 of "),
-    "rollouts/step-000002.parquet": (invalid_bytes, "step-000002.parquet"),
-    "eval/mini/rows.jsonl": (halve, "eval/mini/rows.jsonl has "),
-    "eval/mini/scores.csv": (invalid_bytes, "scores.csv"),
-    "config.yaml": (invalid_bytes, "config.yaml cannot be read"),
-    "run.json": (list_instead, "run.json is no JSON"),
-}
+DAMAGED = (
+    ("metrics.jsonl", halve, "metrics.jsonl has 1 of 3 steps"),
+    ("metrics.jsonl", drop_line, "metrics.jsonl has 2 of 3 steps"),
+    ("buffer.jsonl", list_instead, "buffer.jsonl has 0 of "),
+    ("buffer.jsonl", drop_line, "buffer.jsonl has {lines} of {more} events"),
+    ("rollouts/step-000002.parquet", invalid_bytes, "step-000002.parquet"),
+    ("eval/mini/rows.jsonl", halve, "eval/mini/rows.jsonl has "),
+    ("eval/mini/rows.jsonl", drop_line, "eval/mini/rows.jsonl has 3 of 4 rows"),
+    ("eval/mini/scores.csv", invalid_bytes, "scores.csv"),
+    ("config.yaml", invalid_bytes, "config.yaml cannot be read"),
+    ("run.json", list_instead, "run.json is no JSON"),
+)
 
 
 def test_the_report_of_a_study_with_damaged_cells_names_each(study, capsys):
-    for seed, (name, (damage, _)) in enumerate(DAMAGED.items(), 2):
+    num_events = len((cell(study, 1) / "buffer.jsonl").read_text().splitlines())
+    for seed, (name, damage, _) in enumerate(DAMAGED, 2):
         shutil.copytree(cell(study, 1), cell(study, seed))
         info = RunFolder.read_info(cell(study, seed)) | {"seed": seed}
         (cell(study, seed) / "run.json").write_text(json.dumps(info))
@@ -139,6 +148,7 @@ def test_the_report_of_a_study_with_damaged_cells_names_each(study, capsys):
     assert main(["report", str(study)]) == 0
     text = (study / "report" / "report.md").read_text()
     page = (study / "report" / "index.html").read_text()
-    for seed, (_, phrase) in enumerate(DAMAGED.values(), 2):
+    for seed, (_, _, words) in enumerate(DAMAGED, 2):
+        phrase = words.format(lines=num_events - 1, more=num_events)
         assert any(f"seed{seed}" in line and phrase in line for line in (text + page).splitlines()), phrase
     assert "seed0: " not in text and "seed1: " not in text
