@@ -138,7 +138,6 @@ def test_no_module_branches_on_a_method_s_name():
                 assert not words & PRESETS, f"{name}:{node.lineno} branches on a method: {ast.unparse(node)}"
 
 
-@pytest.mark.clause("C027", "C052")
 def test_the_harness_and_the_methods_name_no_method():
     """A name decides nothing that is not looked up under it: `{"zppo": 2}.get(name)` branches too."""
     for name in (*names_of("harness"), *names_of("methods")):
