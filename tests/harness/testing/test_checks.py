@@ -316,7 +316,7 @@ BROKEN: dict[type[Method], tuple[str, str]] = {
     AsksAKindThatItDoesNotDeclare: (KINDS, "asks prompts of kind `again` and declares plain: add the kind to prompt_"),
     SaysNothingUntilTold: (KINDS, "none of . rewrites of kind `critique` was accepted .*: give .* a ScriptedTeacher"),
     TakesNoVerdictForAWrongOne: (VERDICT, "trains a rollout without a verdict as a wrong one: leave rollouts"),
-    CountsNoVerdictInItsMean: (VERDICT, "reward of a rollout without a verdict changes what is trained: leave rollouts"),
+    CountsNoVerdictInItsMean: (VERDICT, "the reward of a rollout without a verdict changes what is trained"),
     KeepsEveryTile: (MEMORY, "times the memory of the logits, more than 3: form fewer"),
 }
 CANNOT_RESUME = {
