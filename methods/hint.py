@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from harness.types import Actors, Prompt, PromptKind, Question, Rewrite
+from harness.types import Actors, Prompt, PromptKind, Question, Rewrite, Rollout
 from methods.contract import MethodConfig
 from methods.hard import GuidedConfig, GuidedMethod, RewriteConfig
 from methods.keys import register
@@ -44,12 +45,12 @@ class Hint(GuidedMethod):
     prompt_kinds = frozenset({"plain", "hint", "write_hint"})
 
     def prompts(self, traces: Sequence[Trace], actors: Actors) -> list[Prompt]:
-        known = {question.id: (question, trace.answer or "") for question, trace in traces}
+        known = {question.id: (question, spellings(question, trace, actors)) for question, trace in traces}
 
         def outcome(prompt: Prompt, rewrite: Rewrite) -> str:
-            question, answer = known[prompt.question.id]
+            question, answers = known[prompt.question.id]
             return hint_outcome(
-                prompt, rewrite, answer, are_right=lambda values: actors.are_right([(question, v) for v in values])
+                prompt, rewrite, answers, are_right=lambda values: actors.are_right([(question, v) for v in values])
             )
 
         rewriter = Rewriter(
@@ -69,20 +70,28 @@ class Hint(GuidedMethod):
         return [_hint_prompt(question, hint.text) for question, hint in hints if hint is not None]
 
 
+def spellings(question: Question, trace: Rollout, actors: Actors) -> list[str]:
+    """The answer as the trace and the data have it, and that of a multiple choice as its letter and its option."""
+    choices = question.metadata.get("choices", ())
+    names = [*choices, *string.ascii_uppercase[: len(choices)]]
+    right = zip(names, actors.are_right([(question, name) for name in names]), strict=True)
+    return [trace.answer or "", question.answer, *(name for name, is_right in right if is_right)]
+
+
 def hint_outcome(
-    prompt: Prompt, rewrite: Rewrite, answer: str, *, are_right: Callable[[Sequence[str]], Sequence[bool]]
+    prompt: Prompt, rewrite: Rewrite, answers: Sequence[str], *, are_right: Callable[[Sequence[str]], Sequence[bool]]
 ) -> str:
     """`accepted`, or why a rewrite is no hint: none, too long, gives the answer or a box, or copies the solution.
 
-    `answer` is the trace's, which must not stand there as it is; `are_right` grades numbers and formulas of the hint,
-    which must not be the gold answer in another spelling.
+    `answers` are `spellings`, of which none must stand there as it is. `are_right` grades numbers and formulas of the
+    hint, which must not be the gold answer in another spelling.
     """
     hint = rewrite.text.strip()
     if rewrite.truncated:
         return "too_long"
     if not hint:
         return "no_hint"
-    if "\\boxed" in hint or gives_answer(hint, answer) or any(are_right(shown_values(hint))):
+    if "\\boxed" in hint or any(gives_answer(hint, answer) for answer in answers) or any(are_right(shown_values(hint))):
         return "gives_answer"
     return "copies_solution" if copies(hint, response_text(prompt.reference or "")) else ACCEPTED
 

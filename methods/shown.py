@@ -22,6 +22,9 @@ _NUMBER = re.compile(
 _ATOM = r"[-+]?[\w.(){}^\\!]+"
 _FORMULA = re.compile(rf"(?<![\w.(){{}}^\\!]){_ATOM}(?:\s{{0,3}}[-+*/=\u00d7\u00b7\u2212]\s{{0,3}}{_ATOM})+")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
+_PIECE = re.compile(r"[\d\\^+*/=(){}\[\]\u00d7\u00b7\u2212-]|^[b-zB-HJ-Z]\W*$")  # `a` and `I` are words
+_END = re.compile(r"[,;:.?]$")
+_MORE_THAN_NUMBERS = re.compile(r"[\\^({\[]|\d(?:!|(?!(?:st|nd|rd|th)\b)[A-Za-z])")
 
 _SMALL = [
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
@@ -44,8 +47,9 @@ def shown_values(text: str) -> list[str]:
     other spelling; so is the word `one`, which mostly stands for an article.
     """
     found = [*_formulas(text), *(match[0] for match in _NUMBER.finditer(text)), *_in_words(text)]
-    cleaned = [value.strip(" \n\t.,;:!?").replace("\u2212", "-") for value in found]
-    return list(dict.fromkeys(value for value in cleaned if _is_whole(value)))
+    cleaned = [value.strip(" \n\t.,;:?").replace("\u2212", "-") for value in found]
+    both = [form for value in cleaned for form in (value, value.strip("!"))]  # a factorial, or an exclamation
+    return list(dict.fromkeys(value for value in both if _is_whole(value)))
 
 
 def _is_whole(value: str) -> bool:
@@ -56,11 +60,28 @@ def _is_whole(value: str) -> bool:
 def _formulas(text: str) -> Iterator[str]:
     inner = [next(filter(None, match.groups())) for match in _MATHS.finditer(text)]
     bare = [match[0] for match in _FORMULA.finditer(text) if not _WORD.search(match[0])]
-    for formula in (*inner, *bare):
+    for formula in (*inner, *bare, *_runs(_MATHS.sub(" ", text))):
         yield formula
         if "=" in formula:
             yield from formula.split("=")
     yield from (match[0] for match in _LATEX.finditer(text))
+
+
+def _runs(text: str) -> Iterator[str]:
+    r"""Formulas that stand in a text without dollars, where they are more than numbers and operators: `3 \times 10^4`,
+    `(1, 2)`, `15cm`."""
+    run: list[str] = []
+    depth = 0
+    for piece in [*text.split(), ""]:
+        is_piece = _PIECE.search(piece) is not None and _WORD.search(piece) is None
+        if is_piece:
+            run.append(piece)
+            depth += sum((c in "([{") - (c in ")]}") for c in piece)
+        if run and (not is_piece or (depth <= 0 and _END.search(piece))):
+            joined = " ".join(run)
+            if _MORE_THAN_NUMBERS.search(joined):
+                yield joined
+            run, depth = [], 0
 
 
 def _in_words(text: str) -> Iterator[str]:

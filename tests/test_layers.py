@@ -28,6 +28,11 @@ KNOWS_MORE = {
 }
 """Modules of the harness that build methods by name, list them, or look for option files that plugins ship."""
 
+NAMES_METHODS = {
+    "harness.study.cells": {"base"},  # the cell without training
+    "harness.commands.new_method": {"zppo"},  # the command
+}
+
 WITHOUT_TORCH = (
     "harness.app", "harness.commands", "harness.config", "harness.distributed.balance", "harness.distributed.launch",
     "harness.distributed.place", "harness.preflight.plan", "harness.process", "harness.run", "harness.study",
@@ -133,6 +138,32 @@ def test_no_module_branches_on_a_method_s_name():
                 assert not words & PRESETS, f"{name}:{node.lineno} branches on a method: {ast.unparse(node)}"
 
 
+def test_the_harness_and_the_methods_name_no_method():
+    """A name decides nothing that is not looked up under it: `{"zppo": 2}.get(name)` branches too."""
+    for name in (*names_of("harness"), *names_of("methods")):
+        found = named_methods(TREE.parsed[name])
+        assert found == NAMES_METHODS.get(name, set()), f"{name} names methods: let the method say what it needs"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'weight = {"zppo": 2.0}.get(name, 1.0)',
+        'WEIGHTS["zppo"]',
+        'if name.startswith("zppo"): pass',
+        'if name in ("hint", "zppo"): pass',
+        "match name:\n    case 'zppo': pass",
+    ],
+)
+def test_a_name_of_a_method_is_seen_wherever_it_stands(line):
+    assert named_methods(ast.parse(line)) == {"zppo"}
+
+
+def test_a_class_may_claim_its_name():
+    assert named_methods(ast.parse('@register("zppo")\nclass A: pass')) == set()
+    assert named_methods(ast.parse('"""zppo"""\nkind = "hint"')) == set()
+
+
 def test_one_train_loop():
     """Building the tiny family pretrains, and the conformance kit measures the memory of one backward pass."""
     loops = {name for name in TREE.files if ".backward(" in text_of(name)}
@@ -190,6 +221,21 @@ def test_a_module_without_a_room_is_refused(tmp_path):
 
 def names_of(package: str) -> list[str]:
     return [name for name in TREE.files if name == package or name.startswith(package + ".")]
+
+
+def named_methods(parsed: ast.Module) -> set[str]:
+    """Names of methods among the strings of a module, but for docstrings and what `@register` claims."""
+    left_out = [
+        part
+        for node in ast.walk(parsed)
+        for part in (
+            [node.value] if isinstance(node, ast.Expr) else
+            node.args if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "register" else []
+        )
+    ]  # fmt: skip
+    known = {id(part) for part in left_out if isinstance(part, ast.Constant)}
+    strings = {node.value for node in ast.walk(parsed) if isinstance(node, ast.Constant) and id(node) not in known}
+    return PRESETS.intersection(strings)
 
 
 def text_of(name: str) -> str:

@@ -1,5 +1,6 @@
 """Where the tests of a module are: in its mirror, `tests/<folder>/test_<name>[_<aspect>].py`, or in the table here."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from tests.layers import ROOT, Tree
@@ -73,12 +74,32 @@ def elsewhere() -> dict[str, str]:
 
 def mirrors(name: str) -> list[Path]:
     """The files of tests beside which a module needs no other."""
+    package, _, short = name.rpartition(".")
     folder = ROOT / "tests" / TREE.files[name].relative_to(ROOT).parent
-    stem = f"test_{name.rpartition('.')[2]}"
-    return [file for file in folder.glob("test_*.py") if file.stem == stem or file.stem.startswith(f"{stem}_")]
+    names = [other.rpartition(".")[2] for other in MODULES if other.rpartition(".")[0] == package]
+    return [file for file in folder.glob("test_*.py") if module_of(file.stem, names) == short]
+
+
+def module_of(stem: str, names: Iterable[str]) -> str | None:
+    """Which module of a folder a file of tests is of: `test_step_updates` is of `step_updates`, not of `step`."""
+    fitting = [name for name in names if f"{stem}_".startswith(f"test_{name}_")]
+    return max(fitting, key=len, default=None)
 
 
 MODULES = [name for name, file in TREE.files.items() if file.name != "__init__.py"]
+
+
+def test_a_file_of_tests_is_of_the_longest_name_that_fits():
+    names = ("step", "step_updates", "update")
+    files = (
+        "test_step",
+        "test_step_updates",
+        "test_step_updates_resumed",
+        "test_step_aside",
+        "test_updates",
+        "test_st",
+    )
+    assert [module_of(file, names) for file in files] == ["step", "step_updates", "step_updates", "step", None, None]
 
 
 def test_a_module_has_a_mirror_or_is_in_the_table():

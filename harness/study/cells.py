@@ -175,6 +175,7 @@ def _cell(settings: list[_Setting], config_dir: str | None, *, is_base: bool) ->
     for name in given:
         check_name("label", name)
     label = make_label(given[0] if given and not is_base else method, swept)
+    check_name("label", label)  # with its values it may be too long
     try:
         config = replace(from_hydra(cfg), label=label)
     except UserError as error:

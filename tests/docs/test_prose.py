@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 CHECK = Path(__file__).parents[2] / "docs" / "prose" / "check.py"
+CEILING = {"word": 147, "line": 10, "sentence": 38}
+"""Findings that `allowed.csv` may allow in all files together. It only falls: lower it where repairs have."""
 LONG = "One " + "word " * 29 + "more"
 """A sentence of 31 words, one more than is allowed."""
 ENOUGH = "One " + "word " * 28 + "more"
@@ -130,3 +132,12 @@ def test_a_count_that_is_too_high_is_lowered_by_update(root):
     assert code == 1
     assert check(root, "--update")[0] == 0
     assert allowed.read_text() == ALLOWED
+
+
+def test_the_allowed_findings_of_the_repository_stay_below_the_ceiling():
+    """`--update` raises no total; a hand on the file does."""
+    totals = dict.fromkeys(CEILING, 0)
+    for row in (CHECK.parent / "allowed.csv").read_text().splitlines():
+        _, rule, count = row.rsplit(",", 2)
+        totals[rule] += int(count)
+    assert [rule for rule, most in CEILING.items() if totals[rule] > most] == []

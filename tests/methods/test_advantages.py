@@ -65,8 +65,8 @@ def test_all_trivial_gives_zeros_and_empty_groups_stay_empty(normalization):
 def test_rewards_that_differ_by_rounding_are_equal(normalization):
     """A shaped reward is a sum of parts: 0.1 + 0.2 is not 0.3, and seven tenths are not 0.7. Real differences stay."""
     rounded = [0.1 + 0.2, 0.3, sum([0.1] * 3)]
-    large = [1e6 + sum([0.1] * 7), 1e6 + 0.7]
-    assert len(set(rounded)) == 2 and sum([0.1] * 10) != 1.0
+    large = [3e9 * (0.1 + 0.2), 9e8]  # apart by 1.2e-7, which is their 16th digit
+    assert len(set(rounded)) == len(set(large)) == 2 and sum([0.1] * 10) != 1.0
     assert group_advantages([rounded, [sum([0.1] * 10), 1.0], large], normalization) == [
         [0.0] * 3,
         [0.0] * 2,

@@ -236,7 +236,7 @@ def test_credit_and_metrics_by_hand(actors, batch_of, example):
 def test_which_rewrites_are_hints(text, truncated, outcome):
     reference = "<think>7 + 6 =  13,\nadd 2</think>\\boxed{15}"
     asked = Prompt(uid="q", question=Question(id="q", text="", answer=""), messages=(), reference=reference)
-    assert hint_outcome(asked, rewrite(text, truncated=truncated), "15", are_right=by_rule("15")) == outcome
+    assert hint_outcome(asked, rewrite(text, truncated=truncated), ["15"], are_right=by_rule("15")) == outcome
 
 
 def by_rule(gold: str):
@@ -257,11 +257,24 @@ def by_rule(gold: str):
         ("1/2", "1/2", "halve the 3 of 4 parts, not 0.25", "accepted"),
         ("15", "15", "begin with 8+6", "accepted"),
         ("1", "1", "look at one of the sides", "accepted"),
+        ("30000", "30000", r"it comes to 3 \times 10^4 in the end", "gives_answer"),
+        (r"2 \pi", r"2 \pi", r"Its length is 2\pi.", "gives_answer"),
+        ("120", "120", "compute $5!$", "gives_answer"),
+        ("8", "8", "it is 8!", "gives_answer"),
+        ("15", "15", "the side is 15cm long", "gives_answer"),
+        ("15", "15", "look at the 15th term", "accepted"),
+        ("(1,2)", "(1,2)", "they meet at (1, 2) at last", "gives_answer"),
+        (
+            r"\frac{\sqrt{2}}{2}",
+            r"\frac{\sqrt{2}}{2}",
+            r"it is \frac{\sqrt2}{2}, or \frac{ \sqrt{2} }{2}",
+            "gives_answer",
+        ),
     ],
 )
 def test_the_answer_in_another_spelling_is_given_too(gold, trace, text, outcome):
     asked = Prompt(uid="q", question=Question(id="q", text="", answer=""), messages=(), reference="long\nsolution")
-    assert hint_outcome(asked, rewrite(text), trace, are_right=by_rule(gold)) == outcome
+    assert hint_outcome(asked, rewrite(text), [trace], are_right=by_rule(gold)) == outcome
 
 
 def test_a_hint_is_graded_against_its_own_question(actors, batch_of):
@@ -277,9 +290,36 @@ def test_a_hint_is_graded_against_its_own_question(actors, batch_of):
     assert models.counts == NONE | {"hint/gives_answer": 2, "hint/redrawn": 1, "hint/accepted": 1}
 
 
+@pytest.mark.parametrize(
+    ("gold", "trace", "text", "outcome"),
+    [
+        ("B", "B", "think of a dog", "gives_answer"),
+        ("B", "dog", "choose option B", "gives_answer"),  # right by its option's text
+        ("dog", "B", "choose option (B)", "gives_answer"),
+        ("dog", "dog", "it is no cat and no fox", "accepted"),
+        ("B", "B", "option A is wrong", "accepted"),
+    ],
+)
+def test_a_multiple_choice_is_given_by_letter_and_by_option(actors, batch_of, gold, trace, text, outcome):
+    batch = batch_of("a b")
+    options = {"answer": gold, "answer_type": "choice", "metadata": {"choices": ["cat", "dog", "fox"]}}
+    batch.new = [dataclasses.replace(question, **options) for question in batch.new]
+    models = actors({"a/teacher": [("trace", trace, 1.0)]}, rewriter=saying(text))
+    hint(teacher_group_size=1).collect(batch, models, rng())
+    assert models.counts[f"hint/{outcome}"] == 1 + (outcome != "accepted")  # it is redrawn
+
+
+def test_the_gold_answer_of_a_text_is_given_where_the_trace_words_it_otherwise(actors, batch_of):
+    batch = batch_of("a b")
+    batch.new = [dataclasses.replace(q, answer="New York City", answer_type="text") for q in batch.new]
+    models = actors({"a/teacher": [("trace", "NYC", 1.0)]}, rewriter=saying("look at new york city"))
+    hint(teacher_group_size=1).collect(batch, models, rng())
+    assert models.counts["hint/gives_answer"] == 2
+
+
 def test_a_trace_that_is_only_a_box_has_no_solution_to_copy():
     asked = Prompt(uid="q", question=Question(id="q", text="", answer=""), messages=(), reference="\\boxed{15}")
-    assert hint_outcome(asked, rewrite("add"), "15", are_right=by_rule("15")) == "accepted"
+    assert hint_outcome(asked, rewrite("add"), ["15"], are_right=by_rule("15")) == "accepted"
 
 
 @pytest.mark.clause("C082")

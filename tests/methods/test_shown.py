@@ -24,6 +24,19 @@ from methods.shown import shown_values
         ("one of the sides, the third one, a right-angled triangle", []),
         ("x15, version 1.2.3, 15th", []),
         ("4 / 8, 2^10, 1e3, 5 %", ["4 / 8", "2^10", "1e3", "5 %"]),
+        (r"3 \times 10^4 in the end", [r"3 \times 10^4", "3", "10^4"]),
+        (
+            r"a circle of 2\pi, or n^{2} of \frac{ \sqrt{2} }{2}.",
+            [
+                r"2\pi",
+                "n^{2}",
+                r"\frac{ \sqrt{2} }{2}",
+                r"\sqrt{2}",
+                "2",
+            ],
+        ),
+        ("they meet at (1, 2), not at {3}", ["(1, 2)", "{3}", "1", "2", "3"]),
+        ("15cm of $5!$ and 8!", ["15cm", "5!", "5", "8!", "8"]),
         ("an open { brace $a{$ and nothing", []),
         ("", []),
     ],
@@ -34,7 +47,7 @@ def test_values(text, values):
 
 def test_long_texts_take_linear_time():
     """512 tokens are some thousand characters; a hint of digits, operators or braces must not stall a step."""
-    for piece in ("1,", "1+", "{", "x^", "one ", "$", "\\frac", "(1", "1", "a", " ", "$1"):
+    for piece in ("1,", "1+", "{", "x^", "one ", "$", "\\frac", "(1", "1", "a", " ", "$1", "( 1, ", "2\\pi "):
         start = time.process_time()
         shown_values(piece * 4000)
         assert time.process_time() - start < 0.5, piece

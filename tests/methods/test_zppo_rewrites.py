@@ -63,6 +63,15 @@ def test_a_trace_without_a_summary_is_dropped_and_its_answer_is_listed(actors, b
     assert (counts["ncq/dropped_traces"], counts["compress/skipped"], counts["ncq/skipped_rewrites"]) == (1, 0, 0)
 
 
+def test_the_budget_of_a_reply_reaches_the_teacher(actors, batch_of):
+    models = actors({"a/plain": [wrong(1)] * 4}, rewriter=failing())
+    config = ZPPOConfig(group_size=4, augment_ratio=1.0, bcq=False, rewrite_tokens=4096)
+    ZPPO(config).collect(batch_of("a"), models, np.random.default_rng(0))
+    assert [line.partition(":")[0] for line in models.log if "rewrite" in line] == [
+        "rewrite <summary> 512 in 4096 greedy"
+    ]
+
+
 @pytest.mark.parametrize(("bad", "options"), [("w1 w2 w3", {"ncq_on_failed_rewrite": "drop_trace"}), ("w2", {})])
 def test_an_ncq_is_given_up_without_any_trace_and_by_default_without_one(actors, batch_of, bad, options):
     replies = [wrong(1), RIGHT, wrong(2), wrong(3)]

@@ -76,6 +76,11 @@ def halve(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+def drop_line(file: Path) -> None:
+    """As a copy that broke off between two lines."""
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+
+
 def list_instead(file: Path) -> None:
     file.write_text("[1, 2]\n")
 
@@ -173,22 +178,26 @@ def test_rollouts_that_were_removed_on_purpose_are_not_lost(tmp_path):
     assert RunFolder.read_info(folder)["lost_records"] is None
 
 
-DAMAGED = [
+DAMAGED = (
     ("metrics.jsonl", halve, "metrics.jsonl has 1 of 3 steps"),
+    ("metrics.jsonl", drop_line, "metrics.jsonl has 2 of 3 steps"),
     ("buffer.jsonl", list_instead, "buffer.jsonl has 0 of "),
+    ("buffer.jsonl", drop_line, "buffer.jsonl has {lines} of {more} events"),
     ("rollouts/step-000002.parquet", invalid_bytes, "step-000002.parquet"),
+    ("rollouts/step-000002.parquet", remove, "no rollouts of 1 of 3 steps, the first is 2"),
     ("eval/mini/rows.jsonl", halve, "eval/mini/rows.jsonl has "),
+    ("eval/mini/rows.jsonl", drop_line, "eval/mini/rows.jsonl has 3 of 4 rows"),
     ("eval/mini/scores.csv", invalid_bytes, "scores.csv"),
+    ("eval/mini/scores.csv", header_alone, "eval/mini/scores.csv has 0 of 1 benchmarks"),
     ("config.yaml", halve_lines, "config.yaml is not what the run wrote"),
     ("run.json", list_instead, "run.json is no JSON"),
     ("run.json", seconds_in_words, "run.json is damaged: its seconds is no value that a run writes"),
     ("run.json", folder_instead, "run.json cannot be read (Is a directory)"),
-    ("rollouts/step-000002.parquet", remove, "no rollouts of 1 of 3 steps, the first is 2"),
-    ("eval/mini/scores.csv", header_alone, "eval/mini/scores.csv has 0 of 1 benchmarks"),
-]
+)
 
 
 def test_the_report_of_a_study_with_damaged_cells_names_each(study, capsys):
+    num_events = len((cell(study, 1) / "buffer.jsonl").read_text().splitlines())
     for seed, (name, damage, _) in enumerate(DAMAGED, 2):
         shutil.copytree(cell(study, 1), cell(study, seed))
         info = RunFolder.read_info(cell(study, seed)) | {"seed": seed}
@@ -198,6 +207,7 @@ def test_the_report_of_a_study_with_damaged_cells_names_each(study, capsys):
     assert capsys.readouterr().out.count("\ndamaged: ") == 3
     text = (study / "report" / "report.md").read_text()
     page = (study / "report" / "index.html").read_text()
-    for seed, (_, _, phrase) in enumerate(DAMAGED, 2):
+    for seed, (_, _, words) in enumerate(DAMAGED, 2):
+        phrase = words.format(lines=num_events - 1, more=num_events)
         assert any(f"seed{seed}" in line and phrase in line for line in (text + page).splitlines()), phrase
     assert "seed0: " not in text and "seed1: " not in text

@@ -70,6 +70,32 @@ class Twice(Own):
         return [*groups, groups[0]]
 
 
+class Doubles(Own):
+    def collect(self, batch, actors, rng):
+        groups = super().collect(batch, actors, rng)
+        groups[0].rollouts.append(groups[0].rollouts[0])
+        return groups
+
+
+class Joins(Own):
+    '''The teacher's rollout 0 of a question joins the student's 0 to 3.'''
+
+    needs_teacher = "rollouts"
+    trained_samplers = frozenset({"student", "teacher"})
+
+    def collect(self, batch, actors, rng):
+        groups = super().collect(batch, actors, rng)
+        prompts = [replace(plain_prompt(q), uid=f"{q.id}/teacher") for q in batch.new]
+        for group, theirs in zip(groups, actors.teacher(prompts, 1).list()):
+            group.rollouts += theirs.rollouts
+            for rollout in group.rollouts:
+                rollout.training_reward = rollout.index + 10.0 * (rollout.sampler == "teacher")
+        return groups
+
+    def members(self, group):
+        return group.rollouts
+
+
 class Teachers(Own):
     needs_teacher = "rollouts"
 
@@ -108,6 +134,16 @@ def test_a_method_that_works_on_copies_is_recorded_like_one_that_does_not(train)
     assert list(copies["training_reward"] - copies["reward"]) == [0.0, 0.125, 0.25, 0.375] * 2
 
 
+def test_rollouts_of_two_samplers_in_a_group_are_told_apart(train):
+    """Rewards 0, 1, 2, 3 and 10 have the mean 3.2."""
+    code, folder = train("Joins", "method.advantage_normalization=none")
+    rows = rollouts(folder)
+    assert code == 0 and list(rows["sampler"]) == [*["student"] * 4, "teacher"] * 2 and rows["trained"].all()
+    assert list(rows["index"]) == [0, 1, 2, 3, 0] * 2
+    assert list(rows["training_reward"]) == [0, 1, 2, 3, 10] * 2
+    assert list(rows["advantage"]) == pytest.approx([-3.2, -2.2, -1.2, -0.2, 6.8] * 2)
+
+
 def test_samples_without_a_rollout_are_counted(train):
     code, folder = train("Nameless")
     (row,) = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
@@ -122,6 +158,7 @@ def test_samples_without_a_rollout_are_counted(train):
         ("Renumbers", "error: Renumbers.credit trains rollout 9 of the student of '"),
         ("Unexpected", "error: Unexpected.credit trains a sample of '"),
         ("Twice", "error: Twice.collect returns two groups '"),
+        ("Doubles", "error: Doubles.collect returns two rollouts of one sampler and index in the group '"),
         (
             "Teachers",
             "error: Teachers.credit trains tokens of the teacher: declare it in trained_samplers (now student)",

@@ -158,7 +158,7 @@ def test_force_replaces_a_run_and_no_other(outputs):
     assert (run_folder(outputs) / "model" / "extra").exists()
     assert main(["train", "--force", *SMALL, f"outputs={outputs}", "steps=1", "eval=none"]) == 0
     names = {file.name for file in run_folder(outputs).iterdir()}
-    assert {"run.json", "model"} <= names and "eval" not in names
+    assert {"run.json", "run.log", "model"} <= names and "eval" not in names
     assert not (run_folder(outputs) / "model" / "extra").exists() and digests(other) == before
 
 
@@ -176,6 +176,22 @@ def test_a_refused_fresh_cell_leaves_a_line_that_status_and_report_show(outputs,
     assert main(["report", str(study)]) == 0
     page = (study / "report" / "report.md").read_text()
     assert f"refused: {line['error'][:40]}" in page
+
+
+def test_the_newest_refusal_of_a_cell_is_shown_until_it_has_a_run(outputs, capsys):
+    study, own = outputs / "default", ("seed=2", "eval=none", "method.updates_per_step=1")
+    assert [train(outputs, *own, "steps=999"), train(outputs, *own, "steps=998")] == [2, 2]
+    assert len(refused(outputs)) == 2
+    capsys.readouterr()
+    assert main(["status", str(study)]) == 0
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("refused: ")]
+    assert len(shown) == 1 and "steps=998" in shown[0]
+    assert train(outputs, *own, "steps=1") == 0
+    capsys.readouterr()
+    assert main(["status", str(study)]) == 0
+    assert "refused" not in capsys.readouterr().out
+    assert main(["report", str(study)]) == 0
+    assert "refused" not in (study / "report" / "report.md").read_text()
 
 
 def test_a_cell_whose_models_load_is_starting(outputs, capsys):
@@ -228,6 +244,7 @@ def raisers() -> dict[tuple[str, str], int]:
 ALLOWED = {
     ("harness/rollout/actors.py", "_engine"),  # a method asks for a teacher that it does not declare
     ("harness/rollout/base.py", "room"),  # the longest plain prompt has been compared with the window
+    ("harness/models/chat.py", "_render"),  # every question's prompt has been rendered, to know its length
     ("harness/evaluation/student.py", "answer"),  # without an engine
     # Asked again by the evaluation, with the answer that the check had.
     ("harness/evaluation/suites.py", "load_suite"),

@@ -222,7 +222,7 @@ def test_a_run_keeps_its_student(run: Path, capsys: pytest.CaptureFixture[str]) 
     assert "student=tiny_s: only eval., student., " in capsys.readouterr().err
 
 
-def test_the_list_has_every_column_with_its_options_and_data(tmp_path: Path) -> None:
+def test_the_list_has_every_column_with_its_options_and_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = list_text().splitlines()
     assert len(lines) == 1 + 31 + 3
     (mmlu,) = [line for line in lines if line.startswith("mmlu ")]
@@ -236,6 +236,8 @@ def test_the_list_has_every_column_with_its_options_and_data(tmp_path: Path) -> 
     missing, there = data_text([f"data_root={tmp_path}"]).splitlines()
     assert there.startswith("data there: ") and "mmlu" in there.split(", ") and missing.startswith("data missing: ")
     assert len(f"{there}, {missing}".split(", ")) == 31
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert data_text(["data_root=~"]).splitlines() == [missing, there]
 
 
 class _Offline(Exception):

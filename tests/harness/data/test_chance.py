@@ -123,6 +123,17 @@ def test_a_policy_that_does_not_learn_graduates_what_is_expected_of_it_and_one_t
     assert graduated(learning) > 3 * sum(learning.chances.values())
 
 
+def test_groups_are_as_large_as_what_is_graded_of_them() -> None:
+    """One of 3 graded rollouts is right, and p = 1/3 is all that was seen: 2 or 3 of 3 have chance 6/27 + 1/27."""
+    buffer = PromptReplayBuffer(capacity=9, tau=0.5)
+    for replayed in (False, True):
+        met = group("a", [1.0, 0.0, 0.0, 1.0], replayed=replayed)
+        met.rollouts[3].verdict = "ungraded"
+        buffer.update([met])
+    assert buffer.state_dict()["seen"] == [[1 / 3, 1]]
+    assert buffer.chances == {(1 / 3, 1): pytest.approx(7 / 27)}
+
+
 def test_a_run_that_goes_on_expects_what_the_unbroken_one_does() -> None:
     buffer = live(4, 0.0)
     state = json.loads(json.dumps(buffer.state_dict()))

@@ -213,9 +213,12 @@ def test_a_pipe_or_a_device_is_no_picture(tmp_path: Path) -> None:
             ImageFile(str(tmp_path / name)).open()
 
 
-def test_a_jpeg_of_endless_scans_is_refused() -> None:
-    """A scan may have a dozen bytes, and costs a pass over all pixels."""
-    data = encoded(noise(), "JPEG", progressive=True)
+@pytest.mark.parametrize("kind", ["JPEG", "MPO"])
+def test_a_jpeg_of_endless_scans_is_refused(kind: str) -> None:
+    """A scan may have a dozen bytes, and costs a pass over all pixels. Phones write MPO: several in one file."""
+    more = {"save_all": True, "append_images": [noise()]} if kind == "MPO" else {}
+    data = encoded(noise(), kind, progressive=True, **more)
+    assert Image.open(io.BytesIO(data)).format == kind
     last, end = data.rfind(b"\xff\xda"), data.rfind(b"\xff\xd9")
     scans = data[last:end]
     assert decode_image(data[:end] + 20 * scans + data[end:], "a").size == (64, 48)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from harness.config.evaluation import JudgeConfig
 from harness.config.schema import EvalConfig, RewardConfig
 from harness.data.arithmetic import make_questions
 from harness.errors import UserError
@@ -21,9 +22,11 @@ from harness.evaluation.protocol import Setup, card_hash, eval_sampling, evaluat
 from harness.evaluation.suites import load_suite
 from harness.rewards.process import Worker
 from harness.rewards.workers import Grader
+from harness.testing.judge_server import serve
 from harness.types import Prompt
 from methods.prompts import plain_messages
 
+FIXTURES = Path(__file__).parents[2] / "fixtures" / "benchmarks"
 MakeEngine = Callable[..., Any]
 
 
@@ -76,9 +79,9 @@ def test_answers_at_the_graders_limits_are_counted(
     assert counts == [(4, 0.0, 1, 1), (4, 0.0, 1, 1)]
 
 
-def test_a_row_whose_grader_was_lost_twice_is_a_hole_until_it_is_graded(
-    two_levels: EvalConfig, make_engine: MakeEngine, grader: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def two_lost_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first two workers are killed from outside."""
     real, killed = Worker.run, []
 
     def run_killed(worker: Worker, jobs: Any) -> list[Any]:
@@ -89,6 +92,24 @@ def test_a_row_whose_grader_was_lost_twice_is_a_hole_until_it_is_graded(
         return real(worker, jobs)
 
     monkeypatch.setattr(Worker, "run", run_killed)
+
+
+@pytest.mark.usefixtures("two_lost_workers")
+def test_a_row_whose_grader_was_lost_twice_goes_to_the_judge(make_engine: MakeEngine, tmp_path: Path) -> None:
+    engine = make_engine(lambda p: (f"\\boxed{{{p.question.answer}{'.0' if p.uid.endswith('/0') else ''}}}", "stop"))
+    with serve() as server, Grader(RewardConfig()) as lost:
+        judge = JudgeConfig(url=server.url, retries=0)
+        config = EvalConfig(suite="llm10", columns=["aime26"], data_root=str(FIXTURES), judge=judge)
+        (row,) = [row for row in run(config, engine, lost, tmp_path) if row["benchmark"] == "aime26"]
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [(row["outcome"], row["how"]) for row in rows] == [("ungraded", "judge"), ("match", "rule")]
+    assert row["n"] == 2 and json.loads((tmp_path / "protocol.json").read_text())["holes"] == {}
+
+
+@pytest.mark.usefixtures("two_lost_workers")
+def test_a_row_whose_grader_was_lost_twice_is_a_hole_until_it_is_graded(
+    two_levels: EvalConfig, make_engine: MakeEngine, grader: Any, tmp_path: Path
+) -> None:
     forms = {"eval/arithmetic_l1/0": ".0"}  # takes a library, as no integer does
     engine = make_engine(lambda p: (f"\\boxed{{{p.question.answer}{forms.get(p.uid, '')}}}", "stop"))
     with Grader(RewardConfig()) as lost:

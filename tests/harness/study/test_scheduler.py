@@ -15,6 +15,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from harness.app import main
 from harness.config.schema import ModelConfig, RunConfig, UpdateConfig
 from harness.errors import UserError
 from harness.process.devices import num_cores
@@ -130,6 +131,15 @@ def test_done_cells_are_skipped_and_failed_ones_tried_again(study):
     assert [outcome.state for outcome in study.run(cells)] == ["skipped", "done"]
     log = (study.folder / "logs" / "b-tiny_s-seed0.log").read_text()
     assert log.count("=== ") == 2 and log.index("the last line") < log.rindex("cell b")
+
+
+def test_a_refusal_of_an_earlier_launch_says_nothing_about_this_one(study, tmp_path):
+    (cell,) = study(a="done")
+    data = ("data.batch_size=4", "data.num_questions=40", "data.pool_size=24", "data.levels=[1]")
+    words = ("label=a", "study=s", f"outputs={tmp_path}", "student=tiny_s", "method=grpo", *data)
+    assert main(["train", *words, "steps=999"]) == 2
+    assert '"label": "a"' in (study.folder / "refused.jsonl").read_text()
+    assert states(study.run([cell])) == [("a", "done", None)]
 
 
 def test_another_configuration_is_refused_and_the_rest_goes_on(study):

@@ -262,6 +262,18 @@ class TakesNoVerdictForAWrongOne(PolicyGradientMethod):
         ]
 
 
+class CountsNoVerdictInItsMean(PolicyGradientMethod):
+    """What has no verdict has advantage 0, and its reward moves the mean of the others."""
+
+    def credit(self, groups):
+        given = self.advantages(groups)
+        return [
+            rollout_sample(group.uid, rollout, advantage=advantage * rollout.is_graded)
+            for group, advantages in zip(groups, given, strict=True)
+            for rollout, advantage in zip(sampled_by_student(group), advantages, strict=True)
+        ]
+
+
 class KeepsEveryTile(PolicyGradientMethod):
     def loss(self, logits_NV, batch, teacher):
         probs_NV = torch.softmax(logits_NV, -1)
@@ -278,6 +290,7 @@ class SaysNothingUntilTold(documented("ScriptedTeacher")["Critique"]):
 WHO = "trained_tokens_were_sampled_by_whom_it_declares"
 BUFFER = "buffer_is_fed_by_plain_groups"
 KINDS = "every_kind_of_prompt_occurs"
+VERDICT = "a_rollout_without_a_verdict_teaches_nothing"
 
 BROKEN: dict[type[Method], tuple[str, str]] = {
     AllAdvantagesAreZero: ("moves_the_student", "the gradient of a step is zero: let `credit` give advantages"),
@@ -302,7 +315,8 @@ BROKEN: dict[type[Method], tuple[str, str]] = {
     ShapesTheRewardItself: (BUFFER, "is not that of its graded rollouts: leave `reward`"),
     AsksAKindThatItDoesNotDeclare: (KINDS, "asks prompts of kind `again` and declares plain: add the kind to prompt_"),
     SaysNothingUntilTold: (KINDS, "none of . rewrites of kind `critique` was accepted .*: give .* a ScriptedTeacher"),
-    TakesNoVerdictForAWrongOne: ("a_rollout_without_a_verdict_teaches_nothing", "without a verdict .*: leave rollouts"),
+    TakesNoVerdictForAWrongOne: (VERDICT, "trains a rollout without a verdict as a wrong one: leave rollouts"),
+    CountsNoVerdictInItsMean: (VERDICT, "the reward of a rollout without a verdict changes what is trained"),
     KeepsEveryTile: (MEMORY, "times the memory of the logits, more than 3: form fewer"),
 }
 CANNOT_RESUME = {
