@@ -112,9 +112,17 @@ def test_a_folder_of_an_earlier_version_is_the_same_run(whole, tmp_path):
     for key in ("checkpoint", "rollouts", "preempt_grace", "alarms"):
         del config[key]
     del config["data"]["max_bad_fraction"]
-    (folder / "config.yaml").write_text(yaml.safe_dump(config | {"checkpoint_every": 10, "keep_checkpoints": 1}))
+
+    def write_as_then(config: dict) -> None:
+        """Earlier versions kept no checksum of the configuration in run.json."""
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        info = json.loads((folder / "run.json").read_text())
+        del info["config_sha256"]
+        (folder / "run.json").write_text(json.dumps(info))
+
+    write_as_then(config | {"checkpoint_every": 10, "keep_checkpoints": 1})
     assert_same_run(whole, start(tmp_path))
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    write_as_then(config)
     with pytest.raises(UserError, match=r"\(data.max_bad_fraction=0.0, not 0.1\)"):
         start(tmp_path, "data.max_bad_fraction=0.1")
 

@@ -301,6 +301,13 @@ def contents(run: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and not path.name.startswith(".lock")}
 
 
+def set_config(run: Path, config: dict) -> None:
+    """As a stranger does, who also writes run.json."""
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    info = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(info | {"config_sha256": None}))
+
+
 def make_hostile(run: Path, mark: Path) -> None:
     """A run whose model has code of its own, which its configuration allows, as it allows much else."""
     (run / "model" / "evil.py").write_text(HOSTILE_CODE.format(mark=str(mark)))
@@ -312,7 +319,7 @@ def make_hostile(run: Path, mark: Path) -> None:
         file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["student"] |= {"trust_remote_code": True, "attn_implementation": "evil/kernels"}
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    set_config(run, config)
 
 
 def test_a_hostile_run_runs_no_code_of_its_own(
@@ -348,12 +355,12 @@ def test_a_run_asks_nobody_and_reads_no_variable_that_it_names(
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["eval"] |= {"data_root": "/", "suite": "paper31", "columns": ["aime26"], "max_response_tokens": 8}
     config["eval"]["judge"] |= {"url": server.url, "api_key_env": "PLANTED"}
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    set_config(run, config)
     assert main(["eval", f"run={run}", f"data_root={FIXTURES}"]) == 0
     assert server.keys == [] and "aime26" in capsys.readouterr().out
     assert "sets eval.data_root, eval.judge.url, eval.judge.api_key_env, which no folder decides" in caplog.text
     config["eval"]["suite"] = "${oc.env:PLANTED}"
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    set_config(run, config)
     assert main(["eval", f"run={run}"]) == 2
     assert "secret-of-mine" not in (error := capsys.readouterr().err) and "eval.suite has no value" in error
 
