@@ -269,3 +269,7 @@ def _readable(config: ModelConfig, path: str, what: str) -> Iterator[None]:
             f"cannot load the {what} of {path}: there is no such folder, and the hub does not give it "
             f"(offline, misspelt or private?): {first_line(error)}"
         ) from error
+    except RuntimeError:  # too little memory, among others: no matter of a file
+        raise
+    except Exception as error:  # libraries read JSON without looking: a file that is no such thing may raise anything
+        raise UserError(f"cannot load the {what} of {path}: {type(error).__name__}: {first_line(error)}") from error

@@ -46,6 +46,48 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+SUMS = "SHA256SUMS"
+"""A folder's file with a line for every other one, or for its weights: `sha256sum -c` reads it as well."""
+
+MAX_SUMS = 2**20
+"""Characters of it that are read: thousands of files."""
+
+
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sums_text(sums: Mapping[str, str]) -> str:
+    """What `SUMS` says of files by name."""
+    return "".join(f"{sums[name]}  {name}\n" for name in sorted(sums))
+
+
+def read_sums(folder: Path) -> dict[str, str]:
+    """Files of `SUMS` by name. Raises ValueError where it is damaged, OSError where it cannot be read."""
+    with (folder / SUMS).open(encoding="utf-8") as file:
+        text = file.read(MAX_SUMS)
+    if len(text) == MAX_SUMS:
+        raise ValueError("it is too long")
+    lines = [line.split("  ") for line in text.splitlines()]
+    return {Path(name).name: expected for expected, name in lines}
+
+
+def write_sums(folder: Path, pattern: str) -> None:
+    """Note what the files of a folder whose names fit `pattern` are as they were written."""
+    (folder / SUMS).write_text(sums_text({file.name: sha256(file) for file in folder.glob(pattern)}))
+
+
+def altered(folder: Path) -> str | None:
+    """What is no longer as `write_sums` noted it, in half a line; None where all is, or nothing was noted."""
+    try:
+        for name, expected in read_sums(folder).items():
+            if not (folder / name).exists():
+                return f"{name} is missing"
+            if sha256(folder / name) != expected:
+                return f"{name} is not what was written"
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as error:
+        return f"{SUMS} cannot be read: {error}"
+    return None

@@ -15,6 +15,7 @@ from harness.config.names import check_name
 from harness.config.schema import CHOICES, RunConfig
 from harness.errors import UserError, first_line
 from harness.process.regular import open_regular, read_regular
+from harness.records.files import altered
 from harness.records.folder import RunFolder
 from harness.records.read import digest
 
@@ -60,6 +61,8 @@ def read_foreign(path: Path) -> ForeignRun:
         if not isinstance(info.get(key), str):
             raise UserError(f"{path / 'run.json'} has no {key}: take another copy of the run")
         check_name(f"{key} of {path / 'run.json'}", info[key])
+    if problem := altered(path / "model"):
+        raise UserError(f"{path / 'model'}: {problem}: take another copy of the run")
     stored = _read_config(path / "config.yaml", info.get("config_sha256"))
     try:
         found = foreign_values(stored, RunConfig, CHOICES)

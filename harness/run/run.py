@@ -16,6 +16,7 @@ from harness.config.schema import RunConfig
 from harness.distributed.place import check_place, this_place
 from harness.errors import UserError, disk_error, first_line
 from harness.process.preemption import Preempted, Stopped, at, interruptible, listening, received
+from harness.records.files import write_sums
 from harness.records.folder import RunFolder, log_prefix, run_dir
 from harness.records.log import RunLog
 from harness.run.preparation import Preparation, make_models, prepare_process
@@ -123,6 +124,9 @@ def _save(parts: Preparation) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     assert parts.models is not None
     save_model(parts.models.finished(), parts.config.student, aside)
+    # The weights alone: what else is there may be edited, such as a chat template, and is part of what an evaluation
+    # says that it has scored.
+    write_sums(aside, "*.safetensors")
     at("model")
     parts.folder.replace_model(aside)
 

@@ -22,14 +22,13 @@ from safetensors.torch import load_file
 
 from harness.errors import UserError
 from harness.process.preemption import at
-from harness.records.files import sha256, sync
+from harness.records.files import SUMS, read_sums, sha256, sums_text, sync
 from harness.training.weights import Weights, write_tensors
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 2
-STATE, SUMS = "state.json", "SHA256SUMS"
-"""SUMS has a line for every other file: `sha256sum -c SHA256SUMS` checks them as well."""
+STATE = "state.json"
 NAME = re.compile(r"step-(\d+)(?:\.(\d+))?")
 
 
@@ -62,7 +61,7 @@ def save(
         described = {"format": FORMAT, "step": step, "updates": updates, "machine": machine(), "rng": rng["python"]}
         _write(aside / STATE, json.dumps(described | state))
         sums |= {STATE: sha256(aside / STATE)}
-        _write(aside / SUMS, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
+        _write(aside / SUMS, sums_text(sums))
         sync(aside)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
@@ -127,13 +126,12 @@ def damage(path: Path) -> str | None:
     """
     try:
         read_state(path)
-        lines = [line.split("  ") for line in (path / SUMS).read_text(encoding="utf-8").splitlines()]
-        sums = {name: expected for expected, name in lines}
+        sums = read_sums(path)
         for file in sorted(path.iterdir()):
             if file.suffix in (".json", ".safetensors") and file.name not in sums:
                 return f"{file.name} has no line in {SUMS}"
         for name, expected in sums.items():
-            if sha256(path / Path(name).name) != expected:
+            if sha256(path / name) != expected:
                 return f"{name} is not what was written"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"

@@ -46,6 +46,33 @@ def run(study: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(study, tmp_path / "one")) / "grpo" / "tiny_xs" / "seed0"
 
 
+def _flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1
+    file.write_bytes(content)
+
+
+ALTERED = {
+    "a weight": (lambda model: _flip(model / "model.safetensors"), "model.safetensors is not what was written"),
+    "weights that are gone": (lambda model: (model / "model.safetensors").unlink(), "model.safetensors is missing"),
+    "no sums": (lambda model: (model / "SHA256SUMS").write_bytes(b"\xff\n"), "SHA256SUMS cannot be read"),
+    "a book of sums": (lambda model: (model / "SHA256SUMS").write_text("a  b\n" * 400_000), "it is too long"),
+}
+
+
+@pytest.mark.parametrize("what", ALTERED)
+def test_a_model_that_is_not_what_the_run_saved_is_not_scored_as_the_runs(
+    run: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    alter, message = ALTERED[what]
+    alter(run / "model")
+    before = contents(run)
+    assert main(["eval", f"run={run}", "limit=1"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line and line.endswith("take another copy of the run")
+    assert contents(run) == before
+
+
 def test_a_run_is_scored_again_on_its_own_suite_from_what_is_there(run: Path) -> None:
     folder = run / "eval" / "mini"
     before = {name: (folder / name).read_bytes() for name in ("scores.csv", "rows.jsonl", "responses.jsonl")}
@@ -381,6 +408,12 @@ def test_a_run_without_a_model_is_told_which_one(run: Path, capsys: pytest.Captu
         ("model/chat_template.jinja", "{{ ''.__class__.__mro__ }}", "the chat template of "),
         ("model/chat_template.jinja", "{{ 1 / 0 }}", "cannot be rendered (division by zero): repair it"),
         ("model/generation_config.json", "[1]", "generation_config.json is damaged ("),
+        ("model/tokenizer.json", "{}", "cannot load the tokenizer of "),
+        ("model/tokenizer.json", "[1, 2", "cannot load the tokenizer of "),
+        ("model/tokenizer_config.json", "[1]", "cannot load the tokenizer of "),
+        ("model/config.json", "[1]", "cannot load the "),
+        ("model/config.json", '{"model_type": 3}', "cannot load the "),
+        ("model/config.json", '{"model_type": "qwen3_5", "text_config": 3}', "cannot load the "),
         ("eval/mini/responses.jsonl", None, "responses.jsonl cannot be written (Is a directory)"),
     ],
 )
