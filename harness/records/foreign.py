@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from dataclasses import MISSING, dataclass
@@ -19,6 +20,7 @@ from harness.records.files import altered
 from harness.records.folder import RunFolder
 from harness.records.read import digest
 
+logger = logging.getLogger(__name__)
 MAX_CONFIG_BYTES = 1 << 18
 MAX_INFO_BYTES = 1 << 24
 SECTIONS = ("student.", "eval.", "reward.", "rollout.")
@@ -73,14 +75,21 @@ def read_foreign(path: Path) -> ForeignRun:
 
 
 def _read_config(file: Path, written: Any) -> Any:
-    """`written` is the checksum that run.json has; of an earlier version's run, None."""
+    """`written` is the checksum that run.json has; of an earlier version's run, None.
+
+    What somebody has edited is taken, with a warning. Half a file is not: its keys would stand at their defaults.
+    """
     try:
         text = read_regular(file, MAX_CONFIG_BYTES).decode()
+        stored = yaml.load(text, _NoAliases)
         if written is not None and digest(text) != written:
-            raise ValueError("it is not what the run wrote")
-        return yaml.load(text, _NoAliases)
+            sections = [key for key, _, _ in option_fields(RunConfig) if key.startswith(SECTIONS)]
+            if gone := [key for key in sections if stored_value(stored, key) is MISSING]:
+                raise ValueError(f"it is not what the run wrote, and has no {gone[0]}")
+            logger.warning("%s is not what the run wrote: what it says now is taken", file)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{file} cannot be read ({first_line(error)}): take another copy of the run") from error
+    return stored
 
 
 class _NoAliases(yaml.SafeLoader):

@@ -335,6 +335,24 @@ def set_config(run: Path, config: dict) -> None:
     (run / "run.json").write_text(json.dumps(info | {"config_sha256": None}))
 
 
+def test_half_a_configuration_is_refused_and_an_edited_one_is_said(
+    run: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Half of its lines are YAML as well: what is gone would stand at its default."""
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text("\n".join(text.splitlines()[: text.count("\n") // 2]) + "\n")
+    before = contents(run)
+    assert main(["eval", f"run={run}", "limit=1"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "config.yaml cannot be read (it is not what the run wrote, and has no " in line
+    assert contents(run) == before
+    (run / "config.yaml").write_text(text.replace("  levels:\n  - 1\n  - 2\n  num_q", "  levels:\n  - 2\n  num_q"))
+    assert (run / "config.yaml").read_text() != text
+    assert main(["eval", f"run={run}", "limit=1"]) == 0
+    assert "config.yaml is not what the run wrote: what it says now is taken" in caplog.text
+    assert "arithmetic_l1" not in capsys.readouterr().out
+
+
 def make_hostile(run: Path, mark: Path) -> None:
     """A run whose model has code of its own, which its configuration allows, as it allows much else."""
     (run / "model" / "evil.py").write_text(HOSTILE_CODE.format(mark=str(mark)))
