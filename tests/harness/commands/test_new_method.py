@@ -38,7 +38,7 @@ def test_the_package_builds_is_found_and_passes_its_tests(tmp_path, monkeypatch)
     method = build(from_hydra(compose(["method=my_idea", "method.scale=2"])).method)
     assert provenance(method) == ("zppo_my_idea:MyIdea", {"zppo-my_idea": "0.1.0"})
     (row,) = [line for line in methods_text().splitlines() if line.startswith("my_idea ")]
-    assert row.split()[:5] == ["my_idea", "my_idea", "zppo-my_idea", "0.1.0", "none"]
+    assert row.split()[:5] == ["my_idea", "my_idea", "zppo-my_idea", "0.1.0", "?"]
 
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "advantages or moves_the_student"]
     result = subprocess.run(
