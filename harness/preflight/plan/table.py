@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.config.cluster import ClusterConfig
+from harness.config.deployment import TeacherPlace
 from harness.config.gpus import GPUS
 from harness.models.shapes import ModelShape
 from harness.preflight.plan.cells import Plan
@@ -27,7 +28,7 @@ MEMORY_COLUMNS = {
     "gathered": ("gathered weights", "gathered gradients"),
     "activ.": ("activations", "backward", "logits"),
     "engine": ("engine", "cache"),
-    "teacher": ("teacher", "teacher's cache", "scoring"),
+    "teacher": ("teacher", "teacher's engine", "teacher's head", "teacher's cache", "scoring"),
     "other": ("runtime",),
 }
 """Parts of `harness.training.memory`, as they are added up in the table."""
@@ -43,12 +44,13 @@ def plan_text(plans: Sequence[Plan], assumed: Assumptions, kernels: Kernels) -> 
     trained = [plan for plan in plans if plan.cost is not None]
     parts: list[Any] = [_head(plans, cluster), "", "Parameters, millions", _models(plans)]
     if trained:
+        parts += ["", "Teacher", _places(trained)] if any(plan.teacher for plan in trained) else []
         parts += ["", _memory_title(cluster), _memory(trained), "", "Cost of a run", _costs(trained)]
         parts += [
             "",
             *_totals(plans, trained, cluster),
             "",
-            *_assumptions(assumed, kernels, cluster, plans[0].config.rollout.engine),
+            *_assumptions(trained, assumed, kernels),
         ]
     console = Console(width=WIDTH, markup=False, highlight=False, emoji=False)
     with console.capture() as capture:
@@ -129,6 +131,32 @@ def _models(plans: Sequence[Plan]) -> Table:
     return table
 
 
+def place_text(place: TeacherPlace) -> str:
+    """Who samples and who scores, and on which devices."""
+    gpus = f"GPUs {', '.join(map(str, place.own_gpus))} of each node" if place.own_gpus else "the student's GPU"
+    held = "the student's device" if place.beside else " and ".join(place.devices)
+    served = f"a server of the run on {gpus}" if place.serves else f"{place.num_urls} endpoints"
+    samples = {"transformers": f"the run on {held}", "vllm": f"vLLM on {gpus}", "server": served, None: "nothing"}
+    scores = {
+        "local": f"its distribution by the run on {held}",
+        "process": f"its distribution by a process on {held}",
+        "server": f"its likeliest tokens by {served}",
+        None: "no distribution is read",
+    }
+    return f"asked: {samples[place.samples]}; {scores[place.scores]}"
+
+
+def _places(plans: Sequence[Plan]) -> Table:
+    table = _table("where", "rows", left=(0, 1), wrap=(0, 1))
+    rows: dict[str, dict[str, None]] = {}
+    for plan in plans:
+        place = plan.deployment.teacher
+        rows.setdefault("none" if place is None else place_text(place), {})[plan.label] = None
+    for text, labels in rows.items():
+        table.add_row(text, ", ".join(labels))
+    return table
+
+
 def _memory_title(cluster: ClusterConfig) -> str:
     gpu = GPUS.get(cluster.gpu)
     room = f" of {gpu.memory_gb:g}" if gpu else ""
@@ -197,15 +225,21 @@ def _totals(plans: Sequence[Plan], trained: Sequence[Plan], cluster: ClusterConf
     return [*lines, NOT_IN_IT]
 
 
-def _assumptions(assumed: Assumptions, kernels: Kernels, cluster: ClusterConfig, engine: str) -> list[str]:
+def _assumptions(plans: Sequence[Plan], assumed: Assumptions, kernels: Kernels) -> list[str]:
+    asked = [
+        plan.deployment.teacher.is_aside
+        for plan in plans
+        if plan.deployment.teacher and plan.count and plan.count.tokens.get("tokens/teacher_generated")
+    ]
     length = (
         f"{assumed.response_tokens} tokens" if assumed.response_tokens else "as long as it may be, the paper's rule"
     )
     rate = f"{assumed.rollout_rate:g} tokens a second on a GPU"
-    steps = assumed.max_steps_per_second or STEPS_PER_SECOND[engine]
+    steps = assumed.max_steps_per_second or STEPS_PER_SECOND[plans[0].deployment.student.engine]
     decode = f"{assumed.bandwidth:.0%} of the memory's bandwidth, a sequence at {steps:g} tokens a second at most"
     how = "flash-linear-attention and causal-conv1d" if kernels == "fla" else "transformers' own code, without kernels"
-    together = "hidden behind the student's as far as it fits" if cluster.teacher_gpus else "behind the student's"
+    together = "hidden behind the student's as far as it fits" if any(asked) else "behind the student's"
+    together += ", where it has GPUs or endpoints of its own" if any(asked) and not all(asked) else ""
     return [
         f"Assumed: every response is {length} (--response-tokens), a prompt {assumed.prompt_tokens} (--prompt-tokens); "
         f"mean accuracy {assumed.accuracy:g} (--accuracy), the teacher's {assumed.teacher_accuracy:g} "
