@@ -58,12 +58,11 @@ class TeacherPlace:
     num_urls: int
     """Endpoints that somebody else has started and the run asks."""
     devices: tuple[str, ...]
-    """Devices of the weights that ranks load, and of their scorers' processes, to local ranks in turn. Empty where
-    ranks have neither."""
+    """Devices of weights and of scorers' processes, to local ranks in turn. Empty where ranks have neither."""
     beside: bool
     """Those devices are the student's."""
     own_gpus: tuple[int, ...]
-    """Numbers of the node's GPUs that have nothing but what the run has of its teacher."""
+    """Numbers of the node's GPUs that have the teacher and nothing else of the run."""
 
     @property
     def asks(self) -> bool:
@@ -93,6 +92,14 @@ class TeacherPlace:
     def num_copies(self) -> int:
         """Copies of the weights that a rank has on its device."""
         return self.loads + self.has_process
+
+    @property
+    def is_scored_by_server(self) -> bool:
+        return self.scores == "server"
+
+    @property
+    def has_copies_on_own_gpus(self) -> bool:
+        return bool(self.devices) and {_number(device) for device in self.devices} <= {*self.own_gpus}
 
     @property
     def sees_media(self) -> bool:
@@ -253,12 +260,10 @@ def gpu_problems(
     if teacher is not None and teacher.devices and config.teacher_device is not None:
         named["teacher_device"] = config.teacher_device
     for name, device in named.items():
-        if not device.startswith("cuda") or (_number(device) or 0) < present:
-            continue
-        if present:
-            yield f"{name}={device}, and there are {present} GPUs, numbered from 0: set {name} to another one"
-        else:
+        if device.startswith("cuda") and not present:
             yield f"{name}={device} and {where} has no GPU: set {name}=cpu, or see zppo doctor"
+        elif (_number(device) or 0) >= max(present, 1):
+            yield f"{name}={device}, and there are {present} GPUs, numbered from 0: set {name} to another one"
     if student.device == "cpu":
         return
     wanted = cluster.student_gpus + cluster.teacher_gpus
@@ -284,29 +289,26 @@ def _teacher(config: RunConfig, model: ModelConfig, method: Method) -> TeacherPl
     if reads:
         by_server = model.is_served and config.server.score
         scores = "server" if by_server else "process" if config.teacher_process else "local"
-    samples: Engine | None
+    samples: Engine | None = {"server": "server", "local": "transformers"}.get(scores or "")  # type: ignore[assignment]
     if not reads or "teacher" in method.trained_samplers:
         samples = "server" if model.is_served else config.rollout.engine  # type: ignore[assignment]
-    else:
-        samples = {"server": "server", "local": "transformers"}.get(scores or "")  # type: ignore[assignment]
+    asks = "server" in (samples, scores)
     place = TeacherPlace(
-        samples=samples, scores=scores, serves=False, num_urls=0, devices=(), beside=False, own_gpus=(),
+        samples=samples, scores=scores, serves=model.serve and asks, num_urls=len(model.urls) if asks else 0,
+        devices=(), beside=False, own_gpus=(),
     )  # fmt: skip
-    place = replace(place, serves=model.serve and place.asks, num_urls=len(model.urls) if place.asks else 0)
     own = tuple(_teacher_gpus(config))
-    if not place.num_copies:
-        return replace(place, own_gpus=own if place.in_vllm else ())
-    if own and config.teacher_device is None:
+    if place.num_copies and own and config.teacher_device is None:
         return replace(place, own_gpus=own, devices=tuple(f"cuda:{number}" for number in own))
-    device = config.teacher_device or config.device
-    beside = _first(device) == _first(config.device)
-    return replace(place, own_gpus=own if place.in_vllm else (), devices=(device,), beside=beside)
+    device, place = config.teacher_device or config.device, replace(place, own_gpus=own if place.in_vllm else ())
+    is_beside = _first(device) == _first(config.device)
+    return replace(place, devices=(device,), beside=is_beside) if place.num_copies else place
 
 
 def _teacher_gpus(config: RunConfig) -> range:
     """A node's GPUs behind the student's. `device=cpu` says that none is meant."""
-    first = config.cluster.student_gpus
-    return range(first, first + (0 if config.device == "cpu" else config.cluster.teacher_gpus))
+    cluster = config.cluster
+    return range(cluster.student_gpus, cluster.student_gpus + cluster.teacher_gpus * (config.device != "cpu"))
 
 
 def _num_gpus(config: RunConfig, student: StudentPlace, teacher: TeacherPlace | None) -> int:
@@ -322,7 +324,7 @@ def _number(device: str) -> int | None:
 
 
 def _first(device: str) -> str:
-    """A device of one process, as torch understands it where there are GPUs. Ranks have no number in theirs."""
+    """A device as torch takes it on a GPU machine. Those of ranks have no number."""
     return "cuda:0" if device in ("auto", "cuda") else device
 
 

@@ -20,6 +20,7 @@ from harness.config.schema import ModelConfig, RunConfig, from_hydra
 from harness.errors import UserError, first_line
 from harness.preflight.endpoints import check_endpoint, check_judge, check_port
 from harness.preflight.machine import OWN_ENVIRONMENT, Check, check_vllm, machine_checks
+from harness.preflight.plan.table import place_texts
 from methods.base import Method
 
 VLLM_SECONDS = 300.0
@@ -131,7 +132,7 @@ def actors_of(config: RunConfig, deployment: Deployment) -> list[Actor]:
                 serves=place.serves,
                 urls=tuple(teacher.urls) if place.asks else (),
                 gives_text=teacher.api == "text" and place.num_urls > 0 and not place.num_copies,
-                scores=place.scores == "server",
+                scores=place.is_scored_by_server,
             )
         )
     return actors
@@ -143,6 +144,9 @@ def config_checks(config: RunConfig, method: Method | None) -> list[Check]:
     actors = actors_of(config, deployment)
     names = " and ".join(actor.config.path for actor in actors)
     checks = [Check("ok", "configuration", f"{config.method['name']} with {names}")]
+    if deployment.teacher is not None:
+        samples, scores = place_texts(deployment.teacher)
+        checks.append(Check("ok", "placement", f"the teacher samples by {samples}; its distribution: {scores}"))
     windows: dict[str, int] = {}
     for actor in actors:
         checks += check_model(actor, windows)

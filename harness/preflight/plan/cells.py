@@ -193,7 +193,7 @@ def _engine_problems(
         return
     assert config.teacher is not None
     yield from _copy_problems(config, place, teacher, room)
-    if place.scores == "server" and may_have_media(config):
+    if place.is_scored_by_server and may_have_media(config):
         yield "a served teacher scores text only, and the data may have pictures: set server.score=false"
     if not place.in_vllm:
         return
@@ -224,7 +224,7 @@ def _copy_problems(config: RunConfig, place: TeacherPlace, teacher: ModelShape, 
     if place.beside or not any(device.startswith("cuda") for device in place.devices):
         return
     num_ranks = -(-(config.cluster.student_gpus if place.is_everywhere else 1) // len(place.devices))
-    is_shared = place.in_vllm and config.teacher_device is None
+    is_shared = place.in_vllm and place.has_copies_on_own_gpus
     total = num_ranks * place.num_copies * teacher.weight_bytes
     total += _engine_share(config, place) * room if is_shared else 0.0
     if total > room:

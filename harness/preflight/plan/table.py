@@ -44,7 +44,7 @@ def plan_text(plans: Sequence[Plan], assumed: Assumptions, kernels: Kernels) -> 
     trained = [plan for plan in plans if plan.cost is not None]
     parts: list[Any] = [_head(plans, cluster), "", "Parameters, millions", _models(plans)]
     if trained:
-        parts += ["", "Teacher", _places(trained)] if any(plan.teacher for plan in trained) else []
+        parts += ["", "Where the teacher is", _places(trained)] if any(plan.teacher for plan in trained) else []
         parts += ["", _memory_title(cluster), _memory(trained), "", "Cost of a run", _costs(trained)]
         parts += [
             "",
@@ -131,30 +131,30 @@ def _models(plans: Sequence[Plan]) -> Table:
     return table
 
 
-def place_text(place: TeacherPlace) -> str:
-    """Who samples and who scores, and on which devices."""
+def place_texts(place: TeacherPlace) -> tuple[str, str]:
+    """What samples the teacher, and what gives its distribution, with the devices."""
     gpus = f"GPUs {', '.join(map(str, place.own_gpus))} of each node" if place.own_gpus else "the student's GPU"
-    held = "the student's device" if place.beside else " and ".join(place.devices)
+    held = "the student's device" if place.beside else ", ".join(place.devices)
     served = f"a server of the run on {gpus}" if place.serves else f"{place.num_urls} endpoints"
-    samples = {"transformers": f"the run on {held}", "vllm": f"vLLM on {gpus}", "server": served, None: "nothing"}
-    scores = {
-        "local": f"its distribution by the run on {held}",
-        "process": f"its distribution by a process on {held}",
-        "server": f"its likeliest tokens by {served}",
-        None: "no distribution is read",
-    }
-    return f"asked: {samples[place.samples]}; {scores[place.scores]}"
+    samples = {"transformers": f"transformers on {held}", "vllm": f"vLLM on {gpus}", "server": served, None: "-"}
+    scores = {"local": f"a copy on {held}", "process": f"a process on {held}", "server": served, None: "-"}
+    return samples[place.samples], scores[place.scores]
 
 
 def _places(plans: Sequence[Plan]) -> Table:
-    table = _table("where", "rows", left=(0, 1), wrap=(0, 1))
-    rows: dict[str, dict[str, None]] = {}
+    table = _table("samples", "its distribution", "rows", left=(0, 1, 2), wrap=(2,))
+    rows: dict[tuple[str, str], dict[str, None]] = {}
     for plan in plans:
-        place = plan.deployment.teacher
-        rows.setdefault("none" if place is None else place_text(place), {})[plan.label] = None
-    for text, labels in rows.items():
-        table.add_row(text, ", ".join(labels))
+        if plan.deployment.teacher is not None:
+            samples, scores = place_texts(plan.deployment.teacher)
+            rows.setdefault((samples if _is_asked(plan) else "-", scores), {})[plan.label] = None
+    for texts, labels in rows.items():
+        table.add_row(*texts, ", ".join(labels))
     return table
+
+
+def _is_asked(plan: Plan) -> bool:
+    return plan.count is not None and plan.count.tokens.get("tokens/teacher_generated", 0.0) > 0
 
 
 def _memory_title(cluster: ClusterConfig) -> str:
@@ -226,11 +226,7 @@ def _totals(plans: Sequence[Plan], trained: Sequence[Plan], cluster: ClusterConf
 
 
 def _assumptions(plans: Sequence[Plan], assumed: Assumptions, kernels: Kernels) -> list[str]:
-    asked = [
-        plan.deployment.teacher.is_aside
-        for plan in plans
-        if plan.deployment.teacher and plan.count and plan.count.tokens.get("tokens/teacher_generated")
-    ]
+    asked = [plan.deployment.teacher.is_aside for plan in plans if plan.deployment.teacher and _is_asked(plan)]
     length = (
         f"{assumed.response_tokens} tokens" if assumed.response_tokens else "as long as it may be, the paper's rule"
     )

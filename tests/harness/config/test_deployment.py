@@ -1,12 +1,17 @@
 """Who samples, who scores, who serves and where, and what is refused; what a run builds is in tests/runs."""
 
+from functools import cache
+from typing import cast
+
 import pytest
+from omegaconf import DictConfig, OmegaConf
 
 from harness.config.compose import compose
 from harness.config.deployment import Deployment, TeacherPlace, build_method, check_devices, deployed, gpu_problems
-from harness.config.schema import from_hydra
+from harness.config.schema import RunConfig, from_hydra
 from harness.errors import UserError
 
+GROUPS = ("method", "rollout", "cluster", "data", "recipe")
 URLS = "teacher.urls=[http://127.0.0.1:1/v1,http://127.0.0.1:2/v1]"
 SERVE = "teacher.serve=true"
 COPY = "server.score=false"
@@ -16,8 +21,18 @@ OWN = "cluster.teacher_gpus=2"
 RANKS = "cluster.student_gpus=6"
 
 
-def config(*overrides):
-    return from_hydra(compose(["student=tiny_xs", "data.batch_size=48", *overrides]))
+@cache
+def composed(*groups: str) -> DictConfig:
+    found = compose(["student=tiny_xs", "data.batch_size=48", *groups])
+    OmegaConf.set_struct(found, False)
+    return found
+
+
+def config(*overrides: str) -> RunConfig:
+    """Groups are composed once; what is set in them is merged, as Hydra does."""
+    groups = [word for word in overrides if "." not in word.partition("=")[0] and word.partition("=")[0] in GROUPS]
+    rest = OmegaConf.from_dotlist([word for word in overrides if word not in groups])
+    return from_hydra(cast(DictConfig, OmegaConf.merge(composed(*groups), rest)))
 
 
 def teacher(*overrides) -> TeacherPlace:
