@@ -9,6 +9,7 @@ from typing import get_args
 
 import pytest
 
+from harness.config.engines import CHOICES
 from harness.types import PromptKind
 from tests import layers
 from tests.layers import Import, Tree, imported_names
@@ -131,6 +132,16 @@ def test_no_module_branches_on_a_method_s_name():
             if isinstance(node, ast.Compare | ast.match_case):
                 words = {c.value for c in ast.walk(node) if isinstance(c, ast.Constant) and isinstance(c.value, str)}
                 assert not words & PRESETS, f"{name}:{node.lineno} branches on a method: {ast.unparse(node)}"
+
+
+def test_no_module_compares_the_name_of_an_engine():
+    """`harness.config.deployment` does; everybody else reads what it says."""
+    engines = set(CHOICES["rollout.engine"])
+    for name in [name for name in names_of("harness") if not name.startswith("harness.config")]:
+        for node in ast.walk(TREE.parsed[name]):
+            if isinstance(node, ast.Compare | ast.match_case):
+                words = {c.value for c in ast.walk(node) if isinstance(c, ast.Constant)}
+                assert not words & engines, f"{name}:{node.lineno} compares an engine: {ast.unparse(node)}"
 
 
 def test_one_train_loop():

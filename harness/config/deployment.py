@@ -124,7 +124,7 @@ class TeacherPlace:
         return self.devices[local_rank % len(self.devices)]
 
     def at(self, local_rank: int) -> TeacherPlace:
-        """The part that a rank of `is_everywhere` has. Those behind a node's first rank ask the server of that one."""
+        """The part that a rank of `is_everywhere` has. Only the first one of a node starts anything."""
         if local_rank == 0:
             return self
         return replace(self, serves=False, samples=self.samples if self.samples_everywhere else None)
@@ -306,7 +306,7 @@ def _teacher(config: RunConfig, model: ModelConfig, method: Method) -> TeacherPl
 
 
 def _teacher_gpus(config: RunConfig) -> range:
-    """A node's GPUs behind the student's. `device=cpu` says that none is meant."""
+    """A node's GPUs after the student's. `device=cpu` says that none is meant."""
     cluster = config.cluster
     return range(cluster.student_gpus, cluster.student_gpus + cluster.teacher_gpus * (config.device != "cpu"))
 

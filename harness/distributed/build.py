@@ -60,7 +60,7 @@ class RankModels:
         self._gathering: PreTrainedModel | None = None
         share_vision(lambda: chat.vision)
         student = self.student = load_student(config, deployment, chat)
-        assert student is not None, "a student behind endpoints has no ranks"
+        assert student is not None, "a served student has no ranks"
         if deployment.student.is_trained:
             self.sharded = ShardedModel(student, world.mesh)
         sampled = None if self.sharded is not None else student

@@ -20,7 +20,7 @@ from harness.config.schema import ModelConfig, RunConfig, from_hydra
 from harness.errors import UserError, first_line
 from harness.preflight.endpoints import check_endpoint, check_judge, check_port
 from harness.preflight.machine import OWN_ENVIRONMENT, Check, check_vllm, machine_checks
-from harness.preflight.plan.table import place_texts
+from harness.preflight.placement import place_texts
 from methods.base import Method
 
 VLLM_SECONDS = 300.0

@@ -173,7 +173,7 @@ def built(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def build_ranks(config: RunConfig, method: Method, place: TeacherPlace | None, chat: Chat, log: Path) -> Built:
-    """As `harness.distributed.build` does: the first rank, then those behind it if they have the teacher too."""
+    """As `harness.distributed.build` does: the first rank, then the others if they have the teacher too."""
     kept = Built()
     RECORDED.append(kept)
     with ExitStack() as stack:
@@ -213,7 +213,7 @@ def on_the_students(built: Built, config: RunConfig, count: StepCount) -> dict[s
 
 @cache
 def shape(role: str, path: str) -> ModelShape:
-    """One of each, so that they can be told apart."""
+    """One of each, so that they differ in identity."""
     return shape_of(ModelConfig(name=role, path=path))
 
 

@@ -228,7 +228,7 @@ def _copy_problems(config: RunConfig, place: TeacherPlace, teacher: ModelShape, 
     total = num_ranks * place.num_copies * teacher.weight_bytes
     total += _engine_share(config, place) * room if is_shared else 0.0
     if total > room:
-        more = f" beside its engine's {_engine_share(config, place):g} of the memory" if is_shared else ""
+        more = f" with its engine's {_engine_share(config, place):g} of the memory" if is_shared else ""
         yield (
             f"teacher {config.teacher.name} does not fit: {num_ranks} ranks score on each teacher GPU{more}, "
             f"{total / GB:.1f} GB of weights: set teacher_device=cuda, so that each has its own beside its student"

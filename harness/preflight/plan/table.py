@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.config.cluster import ClusterConfig
-from harness.config.deployment import TeacherPlace
 from harness.config.gpus import GPUS
 from harness.models.shapes import ModelShape
+from harness.preflight.placement import place_texts
 from harness.preflight.plan.cells import Plan
 from harness.preflight.plan.costs import published
 from harness.preflight.plan.counting import STEPS_PER_SECOND, Assumptions
@@ -129,16 +129,6 @@ def _models(plans: Sequence[Plan]) -> Table:
             shape.source,
         )
     return table
-
-
-def place_texts(place: TeacherPlace) -> tuple[str, str]:
-    """What samples the teacher, and what gives its distribution, with the devices."""
-    gpus = f"GPUs {', '.join(map(str, place.own_gpus))} of each node" if place.own_gpus else "the student's GPU"
-    held = "the student's device" if place.beside else ", ".join(place.devices)
-    served = f"a server of the run on {gpus}" if place.serves else f"{place.num_urls} endpoints"
-    samples = {"transformers": f"transformers on {held}", "vllm": f"vLLM on {gpus}", "server": served, None: "-"}
-    scores = {"local": f"a copy on {held}", "process": f"a process on {held}", "server": served, None: "-"}
-    return samples[place.samples], scores[place.scores]
 
 
 def _places(plans: Sequence[Plan]) -> Table:
