@@ -263,7 +263,7 @@ def gpu_problems(
         if device.startswith("cuda") and not present:
             yield f"{name}={device} and {where} has no GPU: set {name}=cpu, or see zppo doctor"
         elif (_number(device) or 0) >= max(present, 1):
-            yield f"{name}={device}, and there are {present} GPUs, numbered from 0: set {name} to another one"
+            yield f"{name}={device}, and GPUs are cuda:0 to cuda:{present - 1} here: set {name} to another one"
     if student.device == "cpu":
         return
     wanted = cluster.student_gpus + cluster.teacher_gpus

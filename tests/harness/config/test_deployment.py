@@ -69,6 +69,7 @@ def test_who_samples_and_who_scores(overrides, samples, scores, serves, asks, lo
     place = teacher(*overrides)
     assert (place.samples, place.scores) == (samples, scores)
     assert (place.serves, place.asks, place.loads) == (serves, asks, loads)
+    assert place.num_urls == (2 if asks and not serves else 0)
 
 
 def test_a_method_without_a_teacher_has_none():
@@ -241,7 +242,10 @@ def test_gpus_that_are_named_have_to_be_there(overrides, message, monkeypatch):
     ("overrides", "message"),
     [
         (["cluster.teacher_gpus=1"], "cluster=local needs 2 GPUs a node (1 for the student, 1 for the teacher) and"),
-        (["device=cuda:0", "teacher_device=cuda:1"], "teacher_device=cuda:1, and there are 1 GPUs, numbered from 0:"),
+        (
+            ["device=cuda:0", "teacher_device=cuda:1"],
+            "teacher_device=cuda:1, and GPUs are cuda:0 to cuda:0 here: set teacher_device",
+        ),
     ],
 )
 def test_a_gpu_that_is_missing_is_not_replaced_by_the_students(overrides, message, monkeypatch):

@@ -264,9 +264,10 @@ def test_an_untrained_student_is_measured_by_its_evaluation():
     assert check_context(config, None, {}) == []
 
 
-def test_a_device_that_is_not_there():
+def test_a_device_that_is_not_there(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     ((name, text),) = failures("method=grpo", "device=cuda:99")
-    assert name == "device" and text.startswith("device=cuda:99, and there")
+    assert name == "device" and text.startswith("device=cuda:99, and GPUs are cuda:0 to cuda:1 here: set device")
 
 
 def test_a_port_is_free_until_somebody_listens():

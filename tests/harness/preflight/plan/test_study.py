@@ -101,9 +101,8 @@ def test_only_what_the_run_would_accept_is_offered():
     words = ["student=qwen3_5_4b", "recipe=paper", "method=grpo", "cluster.gpu=H100-80GB", "cluster.student_gpus=6"]
     words += ["data.batch_size=48", "rollout.max_response_tokens=2048", "update.micro_batch_tokens=4096"]
     (found,) = plan_study(words, assumed=Assumptions()).plans
-    assert found.problems[0].endswith(
-        "set update.gradient_checkpointing=true or update.optimizer=adamw_bf16 or update.optimizer=adamw_offload"
-    )
+    optimizers = [word.strip(":") for word in found.problems[0].split() if word.startswith("update.optimizer")]
+    assert optimizers == ["update.optimizer=adamw_bf16", "update.optimizer=adamw_offload"]
 
 
 def test_seeds_are_one_row_and_count_each():
