@@ -146,7 +146,9 @@ def config_checks(config: RunConfig, method: Method | None) -> list[Check]:
     checks = [Check("ok", "configuration", f"{config.method['name']} with {names}")]
     if deployment.teacher is not None:
         samples, scores = place_texts(deployment.teacher)
-        checks.append(Check("ok", "placement", f"the teacher samples by {samples}; its distribution: {scores}"))
+        checks.append(
+            Check("ok", "placement", f"where it is asked, the teacher samples by {samples}; its distribution: {scores}")
+        )
     windows: dict[str, int] = {}
     for actor in actors:
         checks += check_model(actor, windows)

@@ -7,7 +7,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from harness.config.compose import compose
-from harness.config.deployment import Deployment, TeacherPlace, build_method, check_devices, deployed, gpu_problems
+from harness.config.deployment import TeacherPlace, build_method, check_devices, deployed, gpu_problems
 from harness.config.schema import RunConfig, from_hydra
 from harness.errors import UserError
 
@@ -73,11 +73,11 @@ def test_who_samples_and_who_scores(overrides, samples, scores, serves, asks, lo
 
 
 def test_a_method_without_a_teacher_has_none():
-    assert deployed(config("method=grpo", SERVE)).teacher is None
-    assert deployed(config("method=base", "student.serve=true", "rollout=server")) == Deployment(
-        student=deployed(config("method=base", "student.serve=true", "rollout=server")).student,
-        teacher=None, num_nodes=1, ranks_per_node=1, num_gpus=1,
-    )  # fmt: skip
+    for overrides in (["method=grpo", SERVE], ["method=base", URLS], ["method=base", "teacher=null"]):
+        found = deployed(config(*overrides))
+        assert found.teacher is None and (found.sampling_gpus, found.scoring_gpus) == (0, 0)
+    with pytest.raises(UserError, match=r"^method=zppo needs a teacher: set teacher=tiny_teacher, or"):
+        build_method(config("teacher=null"))
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,8 @@ def test_an_endpoint_that_the_run_would_not_ask_is_not_asked():
 def test_where_the_teacher_is_is_said():
     (check,) = [check for check in run_checks(["method=off_policy_kd"]) if check.name == "placement"]
     assert check.text == (
-        "the teacher samples by transformers on the student's device; its distribution: a copy on the student's device"
+        "where it is asked, the teacher samples by transformers on the student's device; its distribution: a copy on "
+        "the student's device"
     )
 
 
