@@ -307,7 +307,12 @@ def test_plan_doctor_and_run_agree_on_every_combination(rows, built):
 
 
 def test_a_gpu_of_the_teachers_own_is_never_the_students(rows, built):
-    """However it is held: as weights, in a process, an engine or a server."""
+    """However the teacher is held: as weights, in a process, an engine or a server. Ranks take its GPUs in turn."""
     for config, method in rows:
-        if config.cluster.teacher_gpus and config.teacher_device is None and config.device == "auto":
-            assert not built(config, method).indices & set(range(config.cluster.student_gpus))
+        ranks, own = config.cluster.student_gpus, config.cluster.teacher_gpus
+        if own and config.teacher_device is None and config.device == "auto":
+            found = built(config, method)
+            assert not found.indices & set(range(ranks))
+            for held in (found.loads, found.processes):
+                assert held == [ranks + rank % own for rank in range(len(held))]
+            assert all(gpus == [str(ranks + i) for i in range(own)] for gpus in (*found.vllm, *found.servers))
