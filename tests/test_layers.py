@@ -9,6 +9,7 @@ from typing import get_args
 
 import pytest
 
+from harness.config.engines import CHOICES
 from harness.types import PromptKind
 from tests import layers
 from tests.layers import Import, Tree, imported_names
@@ -162,6 +163,20 @@ def test_a_name_of_a_method_is_seen_wherever_it_stands(line):
 def test_a_class_may_claim_its_name():
     assert named_methods(ast.parse('@register("zppo")\nclass A: pass')) == set()
     assert named_methods(ast.parse('"""zppo"""\nkind = "hint"')) == set()
+
+
+def test_no_module_compares_the_name_of_an_engine():
+    """`harness.config.deployment` does; everybody else reads what it says."""
+    engines = set(CHOICES["rollout.engine"])
+    for name in [name for name in names_of("harness") if not name.startswith("harness.config")]:
+        for node in ast.walk(TREE.parsed[name]):
+            if isinstance(node, ast.Compare):
+                operands = [node.left, *node.comparators]
+                parts = [part for o in operands for part in (o.elts if isinstance(o, ast.Tuple | ast.List) else [o])]
+            else:
+                parts = list(ast.walk(node.pattern)) if isinstance(node, ast.match_case) else []
+            words = {part.value for part in parts if isinstance(part, ast.Constant)}
+            assert not words & engines, f"{name} compares an engine: {ast.unparse(node)}"
 
 
 def test_one_train_loop():

@@ -147,7 +147,8 @@ def _evaluate(config: RunConfig, out_dir: Path, label: str) -> str:
     from harness.rewards.workers import Grader
     from harness.run.run import live_student
 
-    check_devices(dataclasses.replace(config, cluster=ClusterConfig()))  # it is one process
+    config = dataclasses.replace(config, cluster=ClusterConfig())  # it is one process
+    check_devices(config)
     with ExitStack() as stack:
         stack.callback(RunLock(out_dir).release)
         grader = stack.enter_context(Grader(config.reward))

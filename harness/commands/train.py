@@ -25,7 +25,7 @@ def run_train(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
         raise UserError("--jobs is how many runs go at a time: add -m to start several, or leave --jobs out")
 
     from harness.config.compose import compose
-    from harness.config.deployment import check_devices, check_ranks, resolved, run_label
+    from harness.config.deployment import check_devices, resolved, run_label
     from harness.config.schema import from_hydra
     from harness.distributed.launch import launch, rank_command
     from harness.distributed.place import this_place
@@ -37,7 +37,6 @@ def run_train(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     if args.print_config:
         _print_config(config)
         return 0
-    check_ranks(config)
     folder = run_dir(config, run_label(config))
     if args.dry_run:
         print(f"{folder}\n    zppo train {shlex.join(args.overrides)}\n1 cell")

@@ -143,8 +143,9 @@ class RunConfig:
     device: str = "auto"
     """Device of the student: `auto`, `cpu`, `cuda` or `cuda:<n>`. `auto` takes a GPU where there is one."""
     teacher_device: str | None = None
-    """Device of a teacher that the run loads. `null`: a GPU of `cluster.teacher_gpus` if several ranks have any, else
-    the student's device."""
+    """Device of a teacher that the run loads itself, or in a process of its own. `null`: a GPU of
+    `cluster.teacher_gpus` if there are any, else the student's device. vLLM takes the GPUs of `cluster.teacher_gpus`
+    whatever this is."""
     teacher_process: bool = False
     """Run the teacher in a process of its own, for methods that read its distribution. It may be on another device."""
     num_threads: int = 0
@@ -262,7 +263,7 @@ def check(config: RunConfig) -> None:
     _check_names(config)
     check_data(config.data)
     _check_secrets(config)
-    _check_served(config)
+    _check_addresses(config)
     check_media("eval", config.eval.media)
     check_cluster(config.cluster, config.data.batch_size)
     rollout = config.rollout
@@ -339,26 +340,13 @@ def _check_secrets(config: RunConfig) -> None:
     engines.check_arguments(config.server.args)
 
 
-def _check_served(config: RunConfig) -> None:
-    """Who answers for a model has to be clear, and weights that change are never served."""
+def _check_addresses(config: RunConfig) -> None:
     for role, model in (("student", config.student), ("teacher", config.teacher)):
         if model is None:
             continue
         for url in model.urls:
             if not re.match(r"https?://[^/\s]+", url):
                 raise UserError(f"{role}.urls: {url} is no address: http://<host>:<port>/v1")
-        if model.serve and model.urls:
-            raise UserError(f"{role}.serve=true starts an endpoint and {role}.urls names others: set one of them")
-    trained = config.method.get("class") is not None
-    if config.rollout.engine == "server" and trained:
-        raise UserError(
-            "rollout=server cannot give the student's new weights to an endpoint: train with rollout=vllm or "
-            "rollout=transformers; a teacher is served with teacher.serve=true or teacher.urls=[http://...]"
-        )
-    if config.rollout.engine == "server" and not config.student.is_served:
-        raise UserError("rollout=server needs endpoints: student.urls=[http://<host>:<port>/v1] or student.serve=true")
-    if config.student.is_served and config.rollout.engine != "server":
-        raise UserError("student.urls and student.serve need rollout=server, for a student that is not trained")
 
 
 def _explain(error: OmegaConfBaseException) -> str:

@@ -8,12 +8,14 @@ read is at every rank, by its node's endpoint where it is served.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
+from harness.config.deployment import Deployment, TeacherPlace
 from harness.config.schema import RunConfig
 from harness.distributed.engine import ShardedEngine, engine_commands
 from harness.distributed.messages import share_vision
@@ -23,14 +25,13 @@ from harness.distributed.world import World
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
 from harness.models.identity import model_identity
-from harness.models.loading import load_model, num_parameters
+from harness.models.loading import load_model
 from harness.process.step_clock import StepClock
 from harness.rollout.base import RolloutEngine
 from harness.training.models import (
     Teacher,
     load_student,
     open_teacher,
-    separate_engine,
     server_log,
     student_engine,
 )
@@ -41,52 +42,59 @@ class RankModels:
     """This rank's part of `harness.training.models.Models`. On rank 0 engines and updater stand for those of all."""
 
     def __init__(
-        self, config: RunConfig, chat: Chat, world: World, *, trained: bool, logs: Path, stack: ExitStack
+        self,
+        config: RunConfig,
+        deployment: Deployment,
+        chat: Chat,
+        world: World,
+        *,
+        logs: Path,
+        stack: ExitStack,
     ) -> None:
         self._config, self._chat, self._world, self._logs, self._stack = config, chat, world, logs, stack
+        self._deployment = deployment
         self.student: LanguageModel | None
         self.sharded: ShardedModel | None = None
         self.engines: dict[str, RolloutEngine] = {}
         """This rank's own."""
         self._gathering: PreTrainedModel | None = None
         share_vision(lambda: chat.vision)
-        student = self.student = load_student(config, chat, trained=trained)
-        if trained:
+        student = self.student = load_student(config, deployment, chat)
+        assert student is not None, "a served student has no ranks"
+        if deployment.student.is_trained:
             self.sharded = ShardedModel(student, world.mesh)
-            own = separate_engine(config, chat, stack=stack)
+        sampled = None if self.sharded is not None else student
+        own = student_engine(config, deployment, chat, sampled, log=server_log(logs, "student"), stack=stack)
+        if self.sharded is not None:
             world.commands = engine_commands(own, self.sharded.whole_tensors) | {"gather": self._gather}
-        else:
-            own = student_engine(config, chat, student, log=server_log(logs, "student"), stack=stack)
         self.engines["student"] = own
         self.engine = own if world.rank else ShardedEngine(own, world, "student", range(world.size))
 
     def open_teacher(self, method: Method) -> Teacher:
-        model, place = self._config.teacher, self._world.place
-        if model is None or method.needs_teacher == "none":
+        whole, rank = self._deployment.teacher, self._world.place
+        if whole is None:
             return Teacher()
-        scores, on_vllm = method.needs_teacher == "distribution", self._config.rollout.engine == "vllm"
-        config = _on_teacher_gpu(self._config, place.local_rank)
-        opened = Teacher(num_parameters=num_parameters(model))
-        if place.leads_node:
-            log = server_log(self._logs, "teacher", place.node)
-            opened = open_teacher(method, config, self._chat, log=log, stack=self._stack)
-        if scores:
-            urls = self._world.gather(list(opened.urls))[place.rank - place.local_rank]  # the node's first rank's
-            if not place.leads_node:
-                here = dataclasses.replace(model, serve=False, urls=urls) if model.serve else model
-                config = dataclasses.replace(config, teacher=here)
-                log = server_log(self._logs, "teacher")
-                opened = open_teacher(
-                    method, config, self._chat, log=log, stack=self._stack, may_sample=not on_vllm or model.is_served
-                )
+        opened = Teacher()
+        if rank.leads_node:
+            opened = self._open_part(method, whole)
+        if whole.is_everywhere:
+            urls = self._world.gather(list(opened.urls))[rank.rank - rank.local_rank]  # the node's first rank's
+            if not rank.leads_node:
+                opened = self._open_part(method, whole.at(rank.local_rank), urls)
         if opened.engine is not None:
             self.engines["teacher"] = opened.engine
-        everywhere = scores and not model.is_served and not on_vllm
-        ranks = range(place.world_size) if everywhere else self._world.node_leaders()
-        if place.rank or opened.engine is None or len(ranks) == 1:
+        ranks = range(rank.world_size) if whole.samples_everywhere else self._world.node_leaders()
+        if rank.rank or opened.engine is None or len(ranks) == 1:
             return opened
         engine = ShardedEngine(opened.engine, self._world, "teacher", ranks)
         return dataclasses.replace(opened, engine=engine)
+
+    def _open_part(self, method: Method, part: TeacherPlace, urls: Sequence[str] = ()) -> Teacher:
+        rank = self._world.place
+        log = server_log(self._logs, "teacher", rank.node)
+        return open_teacher(
+            method, self._config, part, self._chat, log=log, stack=self._stack, local_rank=rank.local_rank, urls=urls
+        )
 
     def updater(self, method: Method, teacher: Teacher, clock: StepClock | None = None) -> RankUpdater:
         student = self.student
@@ -130,14 +138,3 @@ class RankModels:
             for name, tensor in self.sharded.whole_tensors():
                 if name in own:
                     own[name].copy_(tensor)
-
-
-def _on_teacher_gpu(config: RunConfig, local_rank: int) -> RunConfig:
-    """A teacher that ranks load themselves is on the node's teacher GPUs, which come after the student's."""
-    cluster, teacher = config.cluster, config.teacher
-    if not cluster.teacher_gpus or config.teacher_device is not None or not torch.cuda.is_available():
-        return config
-    if teacher is None or teacher.is_served:  # then they are the server's
-        return config
-    device = f"cuda:{cluster.student_gpus + local_rank % cluster.teacher_gpus}"
-    return dataclasses.replace(config, teacher_device=device)

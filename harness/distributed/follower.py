@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
+from harness.config.deployment import Deployment
 from harness.config.schema import RunConfig
 from harness.distributed.build import RankModels
 from harness.distributed.engine import serve
@@ -21,17 +22,19 @@ from harness.rollout.base import RolloutEngine
 from methods.base import Method
 
 
-def follow(config: RunConfig, method: Method | None, world: World, logs: Path) -> NoReturn:
+def follow(config: RunConfig, method: Method | None, deployment: Deployment, world: World, logs: Path) -> NoReturn:
     """Rank 0 ends this process (`harness.distributed.links`). An error here ends the run, which says whose it was."""
     with ExitStack() as stack, _told(world):
-        _follow(config, method, world, logs, stack)
+        _follow(config, method, deployment, world, logs, stack)
     os._exit(1)
 
 
-def _follow(config: RunConfig, method: Method | None, world: World, logs: Path, stack: ExitStack) -> None:
+def _follow(
+    config: RunConfig, method: Method | None, deployment: Deployment, world: World, logs: Path, stack: ExitStack
+) -> None:
     follower = world.follower
     chat = Chat(load_tokenizer(config.student), config.student)
-    models = RankModels(config, chat, world, trained=method is not None, logs=logs, stack=stack)
+    models = RankModels(config, deployment, chat, world, logs=logs, stack=stack)
     if method is not None:
         models.updater(method, models.open_teacher(method))
     for lane, engine in models.engines.items():

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from harness.config.deployment import Deployment, gpu_problems
 from harness.config.schema import RunConfig
 from harness.distributed.links import GOES_ON, LEAVE, Follower, Leader, RankLost
 from harness.distributed.place import VARIABLES, Place
@@ -32,12 +33,12 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 class World:
     """This rank among the others; made by `opened`. `commands` are what rank 0 may `call`."""
 
-    def __init__(self, config: RunConfig, place: Place) -> None:
+    def __init__(self, config: RunConfig, deployment: Deployment, place: Place) -> None:
         self.place = place
         self.rank, self.size = place.rank, place.world_size
         self.commands: Mapping[str, Command] = {}
         self._timeout = config.cluster.collective_timeout
-        self._device = _own_device(config, place)
+        self._device = _own_device(config, deployment, place)
         self._lock = threading.Lock()
         self.links: Leader | Follower
         _start_process_group(place, self._device, self._timeout)
@@ -134,9 +135,9 @@ class World:
 
 
 @contextmanager
-def opened(config: RunConfig, place: Place) -> Iterator[World]:
+def opened(config: RunConfig, deployment: Deployment, place: Place) -> Iterator[World]:
     """Meet the other ranks; on rank 0, tell them the end, with the exit code of this process."""
-    world = World(config, place)
+    world = World(config, deployment, place)
     if place.rank:
         with handling(SIGNALS, world.follower.forward), handling((signal.SIGINT,), lambda *_: None):
             yield world
@@ -155,17 +156,12 @@ def opened(config: RunConfig, place: Place) -> Iterator[World]:
         world.leader.end(code)
 
 
-def _own_device(config: RunConfig, place: Place) -> torch.device:
+def _own_device(config: RunConfig, deployment: Deployment, place: Place) -> torch.device:
     """Raises UserError where this node has too few GPUs."""
     if not device_of(config.device).startswith("cuda"):
         return torch.device("cpu")
-    wanted, present = place.local_world_size + config.cluster.teacher_gpus, torch.cuda.device_count()
-    if present < wanted:
-        raise UserError(
-            f"cluster={config.cluster.name} needs {wanted} GPUs a node ({place.local_world_size} for the student, "
-            f"{config.cluster.teacher_gpus} for the teacher) and node {place.node} shows {present}: lower "
-            "cluster.student_gpus or cluster.teacher_gpus, or set device=cpu"
-        )
+    for problem in gpu_problems(config, deployment, torch.cuda.device_count(), where=f"node {place.node}"):
+        raise UserError(problem)
     torch.cuda.set_device(place.local_rank)
     return torch.device("cuda", place.local_rank)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -16,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.compose import compose
-from harness.config.deployment import build_method
+from harness.config.deployment import Deployment, build_method, gpu_problems
 from harness.config.schema import ModelConfig, RunConfig, from_hydra
 from harness.errors import UserError, first_line
 from harness.preflight.endpoints import check_endpoint, check_judge, check_port
 from harness.preflight.machine import OWN_ENVIRONMENT, Check, check_vllm, machine_checks
+from harness.preflight.placement import place_texts
 from methods.base import Method
 
 VLLM_SECONDS = 300.0
@@ -38,6 +38,14 @@ class Actor:
     config: ModelConfig
     in_vllm: bool
     """Loaded by a vLLM of this machine, in process or as `vllm serve`."""
+    serves: bool
+    """The run starts its endpoint."""
+    urls: tuple[str, ...]
+    """Endpoints that the run asks."""
+    gives_text: bool
+    """Endpoints that give text alone answer for it, and nothing of it is read here."""
+    scores: bool = False
+    """Endpoints are asked for its distribution."""
 
 
 def doctor(overrides: Sequence[str], config_dir: str | None = None) -> tuple[str, int]:
@@ -60,7 +68,7 @@ def run_checks(overrides: Sequence[str], config_dir: str | None = None) -> list[
     except UserError as error:
         refused = Check("fail", "configuration", str(error))
         return [*machine_checks(RunConfig.outputs, needs_vllm=None), refused]
-    needs_vllm = any(actor.in_vllm for actor in actors_of(config, method))
+    needs_vllm = any(actor.in_vllm for actor in actors_of(config, Deployment.of(config, method)))
     checks = machine_checks(config.outputs, needs_vllm=needs_vllm)
     with _offline(unless=any(check.name == "hub" and check.state == "ok" for check in checks)):
         return [*checks, *config_checks(config, method)]
@@ -101,21 +109,46 @@ def _wrapped(text: str, first: str, rest: str, width: int) -> list[str]:
     )
 
 
-def actors_of(config: RunConfig, method: Method | None) -> list[Actor]:
+def actors_of(config: RunConfig, deployment: Deployment) -> list[Actor]:
     """The student, and the teacher if the method asks it."""
-    by_vllm = config.rollout.engine == "vllm"
-    actors = [Actor("student", config.student, in_vllm=by_vllm or config.student.serve)]
-    if method is not None and method.needs_teacher != "none" and config.teacher is not None:
+    student, place = config.student, deployment.teacher
+    actors = [
+        Actor(
+            role="student",
+            config=student,
+            in_vllm=deployment.student.in_vllm,
+            serves=deployment.student.serves,
+            urls=tuple(student.urls),
+            gives_text=student.api == "text" and bool(student.urls),
+        )
+    ]
+    if place is not None and config.teacher is not None:
         teacher = config.teacher
-        actors.append(Actor("teacher", teacher, in_vllm=teacher.serve or (by_vllm and not teacher.urls)))
+        actors.append(
+            Actor(
+                role="teacher",
+                config=teacher,
+                in_vllm=place.in_vllm,
+                serves=place.serves,
+                urls=tuple(teacher.urls) if place.asks else (),
+                gives_text=teacher.api == "text" and place.num_urls > 0 and not place.num_copies,
+                scores=place.is_scored_by_server,
+            )
+        )
     return actors
 
 
 def config_checks(config: RunConfig, method: Method | None) -> list[Check]:
     """What keeps this configuration from running here."""
-    actors = actors_of(config, method)
+    deployment = Deployment.of(config, method)
+    actors = actors_of(config, deployment)
     names = " and ".join(actor.config.path for actor in actors)
     checks = [Check("ok", "configuration", f"{config.method['name']} with {names}")]
+    if deployment.teacher is not None:
+        samples, scores = place_texts(deployment.teacher)
+        checks.append(
+            Check("ok", "placement", f"where it is asked, the teacher samples by {samples}; its distribution: {scores}")
+        )
     windows: dict[str, int] = {}
     for actor in actors:
         checks += check_model(actor, windows)
@@ -124,16 +157,15 @@ def config_checks(config: RunConfig, method: Method | None) -> list[Check]:
     found, probe_ids = check_tokenizers(actors) if readable else ([], None)
     checks += found
     for actor in actors:
-        reads_distribution = actor.role == "teacher" and method is not None and method.needs_teacher == "distribution"
-        for url in actor.config.urls:
+        for url in actor.urls:
             checks += check_endpoint(
-                actor.role, actor.config, url, config.server, windows, probe_ids=probe_ids, scores=reads_distribution
+                actor.role, actor.config, url, config.server, windows, probe_ids=probe_ids, scores=actor.scores
             )
-    if config.rollout.engine == "vllm" and config.rollout.vllm.max_model_len is not None:
+    if any(actor.in_vllm for actor in actors) and config.rollout.vllm.max_model_len is not None:
         windows["rollout.vllm.max_model_len"] = config.rollout.vllm.max_model_len
     checks += check_context(config, method, windows)
-    checks += check_device(config)
-    if any(actor.config.serve for actor in actors) and config.server.port:
+    checks += check_device(config, deployment)
+    if any(actor.serves for actor in actors) and config.server.port:
         checks.append(check_port(config.server.port))
     if method is not None:
         checks += check_data(config)
@@ -148,7 +180,7 @@ def check_model(actor: Actor, windows: dict[str, int]) -> list[Check]:
     from harness.models.loading import resolve_path
 
     model = actor.config
-    if gives_text(model):  # nothing of it is read here
+    if actor.gives_text:
         return []
     try:
         path = resolve_path(model)
@@ -170,11 +202,6 @@ def check_model(actor: Actor, windows: dict[str, int]) -> list[Check]:
     names = ", ".join(getattr(config, "architectures", None) or ["no architecture named"])
     size = f", context window {window}" if window else ""
     return [Check("ok", actor.role, f"{names}{size}, {path}")]
-
-
-def gives_text(model: ModelConfig) -> bool:
-    """Whether endpoints that give text alone answer for it."""
-    return model.api == "text" and bool(model.urls)
 
 
 def _read_config(model: ModelConfig) -> Any:
@@ -247,7 +274,7 @@ def check_tokenizers(actors: Sequence[Actor]) -> tuple[list[Check], list[int] | 
     from harness.models.chat import THINKING_REMEDY, thinking_conflict
     from harness.models.loading import load_tokenizer, same_tokenizer
 
-    read = [actor.config for actor in actors if not gives_text(actor.config)]
+    read = [actor.config for actor in actors if not actor.gives_text]
     try:
         tokenizers = [load_tokenizer(model) for model in read]
     except UserError as error:
@@ -289,18 +316,11 @@ def check_context(config: RunConfig, method: Method | None, windows: dict[str, i
     return [Check("ok", "context", f"{named} tokens fit into {place}, {window}")]
 
 
-def check_device(config: RunConfig) -> list[Check]:
-    """Devices that the configuration names have to be there."""
+def check_device(config: RunConfig, deployment: Deployment) -> list[Check]:
+    """GPUs that the run takes have to be there."""
     import torch
 
-    checks = []
-    for key in ("device", "teacher_device"):
-        named = re.fullmatch(r"cuda(?::(\d+))?", getattr(config, key) or "")
-        count = torch.cuda.device_count()
-        if named and int(named[1] or 0) >= count:
-            there = f"there are {count}, numbered from 0" if count else "there is no GPU"
-            checks.append(Check("fail", "device", f"{key}={named[0]}, and {there}", f"set {key} to another device"))
-    return checks
+    return [Check("fail", "device", text) for text in gpu_problems(config, deployment, torch.cuda.device_count())]
 
 
 def check_data(config: RunConfig) -> list[Check]:

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.config.deployment import Deployment
 from harness.config.schema import ModelConfig, RunConfig
 from harness.errors import UserError
 from harness.records.folder import RunFolder, log_prefix
@@ -53,13 +54,14 @@ class Preparation:
         self,
         config: RunConfig,
         method: Method | None,
+        deployment: Deployment,
         folder: RunFolder,
         label: str,
         stack: ExitStack,
         world: World | None = None,
     ) -> None:
         self.config, self.method, self.folder, self.label = config, method, folder, label
-        self.stack, self.world = stack, world
+        self.deployment, self.stack, self.world = deployment, stack, world
 
     @property
     def is_idle(self) -> bool:
@@ -73,9 +75,8 @@ class Preparation:
 
     @property
     def teacher(self) -> ModelConfig | None:
-        """The teacher that this run loads, if any."""
-        needed = self.method is not None and self.method.needs_teacher != "none"
-        return self.config.teacher if needed else None
+        """The teacher that the method needs, if any."""
+        return None if self.deployment.teacher is None else self.config.teacher
 
     def run_checks(self) -> None:
         """Make all parts. Raises UserError where one of them refuses the run."""
@@ -117,16 +118,16 @@ def prepare_process(config: RunConfig) -> None:
 
 
 def make_models(
-    config: RunConfig, chat: Chat, world: World | None, *, trained: bool, logs: Path, stack: ExitStack
+    config: RunConfig, deployment: Deployment, chat: Chat, world: World | None, *, logs: Path, stack: ExitStack
 ) -> Models:
     """In this process, or over the ranks of `world`. `logs` is what the names of their logs begin with."""
     if world is None:
         from harness.training.models import LocalModels
 
-        return LocalModels(config, chat, trained=trained, logs=logs, stack=stack)
+        return LocalModels(config, deployment, chat, logs=logs, stack=stack)
     from harness.distributed.build import RankModels
 
-    return RankModels(config, chat, world, trained=trained, logs=logs, stack=stack)
+    return RankModels(config, deployment, chat, world, logs=logs, stack=stack)
 
 
 # --- the checks, in their order ---
@@ -254,9 +255,7 @@ def judge(run: Preparation) -> None:
 def models(run: Preparation) -> None:
     if not run.only_judges:
         logs = log_prefix(run.config, run.label)
-        run.models = make_models(
-            run.config, run.chat, run.world, trained=run.method is not None, logs=logs, stack=run.stack
-        )
+        run.models = make_models(run.config, run.deployment, run.chat, run.world, logs=logs, stack=run.stack)
 
 
 def trainer(run: Preparation) -> None:

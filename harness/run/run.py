@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.config.deployment import build_method, check_devices, check_ranks, resolved, run_label
+from harness.config.deployment import Deployment, build_method, check_devices, resolved, run_label
 from harness.config.schema import RunConfig
 from harness.distributed.place import check_place, this_place
 from harness.errors import UserError, disk_error, first_line
@@ -44,25 +44,26 @@ def run(config: RunConfig, *, overrides: Sequence[str] = (), anew: bool = False,
     """
     method = build_method(config)
     config, kept = resolved(config), resolved(kept or config)
-    check_ranks(config)
+    deployment = Deployment.of(config, method)
     place = this_place()
     check_place(config, place)
     check_devices(config)
     if place is None:
-        return _lead(config, method, overrides, None, anew, kept)
+        return _lead(config, method, deployment, overrides, None, anew, kept)
     from harness.distributed.follower import follow
     from harness.distributed.world import opened
 
-    with opened(config, place) as world:
+    with opened(config, deployment, place) as world:
         if place.rank:
             prepare_process(config)
-            follow(config, method, world, log_prefix(config, run_label(config)))
-        return _lead(config, method, overrides, world, anew, kept)
+            follow(config, method, deployment, world, log_prefix(config, run_label(config)))
+        return _lead(config, method, deployment, overrides, world, anew, kept)
 
 
 def _lead(
     config: RunConfig,
     method: Method | None,
+    deployment: Deployment,
     overrides: Sequence[str],
     world: World | None,
     anew: bool,
@@ -79,7 +80,7 @@ def _lead(
     with closing(folder), closing(RunLog()) as log, listening(config.preempt_grace, partial(_give_up, folder)):
         try:
             with ExitStack() as stack:
-                parts = Preparation(config, method, folder, label, stack, world)
+                parts = Preparation(config, method, deployment, folder, label, stack, world)
                 with interruptible():
                     parts.run_checks()
                 _begin(parts, overrides)
@@ -171,5 +172,5 @@ def live_student(config: RunConfig, logs: Path, stack: ExitStack) -> tuple[Rollo
 
     prepare_process(config)
     chat = Chat(load_tokenizer(config.student), config.student)
-    models = make_models(config, chat, None, trained=False, logs=logs, stack=stack)
+    models = make_models(config, Deployment.of(config, None), chat, None, logs=logs, stack=stack)
     return models.engine, models.identity()

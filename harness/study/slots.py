@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
+from harness.config.deployment import deployed
 from harness.config.schema import RunConfig
 from harness.errors import UserError
 from harness.process.devices import visible_gpus
-
-
-def num_gpus_of(config: RunConfig) -> int:
-    """GPUs that a run names on this node: 0 on the CPU alone, 2 where the teacher is on cuda:1, 8 for 6 ranks and 2 of
-    the teacher's."""
-    devices = [config.device, config.teacher_device or config.device]
-    if all(device == "cpu" for device in devices):
-        return 0
-    indices = [int(found[1]) for device in devices if (found := re.fullmatch(r"cuda:(\d+)", device))]
-    return max(1 + max(indices, default=0), config.cluster.student_gpus + config.cluster.teacher_gpus)
 
 
 class Slots:
@@ -27,7 +17,7 @@ class Slots:
     """
 
     def __init__(self, configs: Iterable[RunConfig], gpus: Sequence[str] | None = None) -> None:
-        width = max((num_gpus_of(config) for config in configs), default=0)
+        width = max((deployed(config).num_gpus for config in configs), default=0)
         names = list(visible_gpus() if gpus is None else gpus) if width else []
         if names and len(names) < width:
             raise UserError(

@@ -138,7 +138,7 @@ def _rank(
     place: Place, file: str, body: str, overrides: list[str], arguments: tuple[Any, ...], sender: Connection
 ) -> None:
     from harness.config.compose import compose
-    from harness.config.deployment import build_method
+    from harness.config.deployment import Deployment, build_method
     from harness.config.schema import from_hydra
     from harness.distributed.world import opened
 
@@ -146,6 +146,6 @@ def _rank(
     config: RunConfig = from_hydra(compose(overrides))
     method: Method | None = build_method(config)
     world: World
-    with opened(config, place) as world:
+    with opened(config, Deployment.of(config, method), place) as world:
         sender.send(runpy.run_path(file)[body](config, method, world, *arguments))
         world.gather(None)  # rank 0's end is everybody's

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from harness.config.deployment import Deployment
 from harness.config.engines import RolloutConfig
 from harness.config.update import UpdateConfig
 from harness.errors import UserError
@@ -136,12 +137,13 @@ def predict(
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherLoad:
-    """A teacher that shares the student's GPU."""
+    """The teacher of a plan: its dimensions, and what the method asks of it."""
 
     shape: ModelShape
-    in_vllm: bool = False
-    """In an engine of its own, with its share of the memory."""
     samples: bool = False
+    """The method asks it."""
+    vllm_share: float = 0.0
+    """Share of a GPU's memory that its vLLM takes."""
 
     def scoring_bytes(self, tokens: float) -> float:
         """Bytes of a forward pass without gradients: what an MLP holds at once, 16-bit, and the stream."""
@@ -152,8 +154,8 @@ def phases(
     parts: Mapping[str, float],
     shape: ModelShape,
     *,
+    deployment: Deployment,
     rollout: RolloutConfig,
-    world_size: int,
     gpu_bytes: float,
     num_sequences: int,
     longest: int,
@@ -161,28 +163,34 @@ def phases(
 ) -> dict[str, dict[str, float]]:
     """Bytes by part on a student's GPU while it updates and while it samples; `parts` are `predict`'s.
 
-    `num_sequences` of at most `longest` tokens are decoded at a time.
+    `num_sequences` of at most `longest` tokens are decoded at a time. Of several GPUs it is the fullest, which is that
+    of a node's first rank.
     """
     shared = {"runtime": RUNTIME_BYTES} if gpu_bytes else {}
     sampling_only: dict[str, float] = {}
     updating_only: dict[str, float] = {}
     fraction = rollout.vllm.memory_fraction * gpu_bytes
     cache = num_sequences * shape.cache_bytes(longest)
-    if rollout.engine == "vllm":
+    if deployment.student.in_vllm:
         sampling_only["engine"] = fraction
         updating_only["engine"] = ASLEEP_BYTES if rollout.vllm.sleep else fraction
     else:
         sampling_only["cache"] = cache
-        if world_size > 1:
+        if deployment.world_size > 1:
             shared["engine"] = shape.weight_bytes
         else:
             sampling_only["16-bit copies"] = parts.get("16-bit copies", 0.0)
-    if teacher is not None:
-        shared["teacher"] = fraction if teacher.in_vllm else teacher.shape.weight_bytes
-        if teacher.samples and not teacher.in_vllm:
+    if (place := deployment.teacher) is not None and teacher is not None:
+        if place.in_vllm and not place.own_gpus:
+            shared["teacher's engine"] = teacher.vllm_share * gpu_bytes
+        if place.beside:
+            shared["teacher"] = place.num_copies * teacher.shape.weight_bytes
+        if place.beside and place.samples_here and teacher.samples:
             sampling_only["teacher's cache"] = num_sequences * teacher.shape.cache_bytes(longest)
-        if not teacher.in_vllm:
+        if place.beside and place.scores is not None:
             updating_only["scoring"] = teacher.scoring_bytes(longest)
+        elif place.has_process:  # its head is applied here
+            shared["teacher's head"] = 2.0 * teacher.shape.num_head
     lasting = {name: parts[name] for name in ("weights", "optimizer")}
     return {"update": {**parts, **shared, **updating_only}, "sampling": {**lasting, **shared, **sampling_only}}
 

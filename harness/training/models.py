@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from transformers import PreTrainedModel
 
+from harness.config.deployment import Deployment, Scorer, TeacherPlace
 from harness.config.schema import ModelConfig, RunConfig
-from harness.errors import UserError
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
 from harness.models.identity import model_identity
@@ -58,13 +60,16 @@ class Models(Protocol):
 class LocalModels:
     """The models in one process. What they start ends with `stack`; names of its logs begin with `logs`."""
 
-    def __init__(self, config: RunConfig, chat: Chat, *, trained: bool, logs: Path, stack: ExitStack) -> None:
+    def __init__(self, config: RunConfig, deployment: Deployment, chat: Chat, *, logs: Path, stack: ExitStack) -> None:
         self._config, self._chat, self._logs, self._stack = config, chat, logs, stack
-        self.student = None if config.student.is_served else load_student(config, chat, trained=trained)
-        self.engine = student_engine(config, chat, self.student, log=server_log(logs, "student"), stack=stack)
+        self._deployment = deployment
+        self.student = load_student(config, deployment, chat)
+        log = server_log(logs, "student")
+        self.engine = student_engine(config, deployment, chat, self.student, log=log, stack=stack)
 
     def open_teacher(self, method: Method) -> Teacher:
-        return open_teacher(method, self._config, self._chat, log=server_log(self._logs, "teacher"), stack=self._stack)
+        log = server_log(self._logs, "teacher")
+        return open_teacher(method, self._config, self._deployment.teacher, self._chat, log=log, stack=self._stack)
 
     def updater(self, method: Method, teacher: Teacher, clock: StepClock) -> Updater:
         assert self.student is not None
@@ -100,99 +105,147 @@ class Teacher:
     """Where it is served, if it is."""
 
 
-def load_student(config: RunConfig, chat: Chat, *, trained: bool) -> LanguageModel:
-    """The student in its dtype; one that is trained has fp32 weights and computes in its dtype."""
-    model, device = config.student, device_of(config.device)
-    if not trained or model.dtype == "float32":
+def load_student(config: RunConfig, deployment: Deployment, chat: Chat) -> LanguageModel | None:
+    """The student in its dtype; one that is trained has fp32 weights and computes in its dtype. None where endpoints
+    answer for it."""
+    model, place = config.student, deployment.student
+    if place.device is None:
+        return None
+    device = device_of(place.device)
+    if not place.is_trained or model.dtype == "float32":
         return LanguageModel.for_chat(load_model(model, device), chat)
     module = load_model(model, device, dtype="float32")
     return LanguageModel.for_chat(module, chat, compute_dtype=getattr(torch, model.dtype))
 
 
 def student_engine(
-    config: RunConfig, chat: Chat, student: LanguageModel | None, *, log: Path, stack: ExitStack
+    config: RunConfig,
+    deployment: Deployment,
+    chat: Chat,
+    student: LanguageModel | None,
+    *,
+    log: Path,
+    stack: ExitStack,
 ) -> RolloutEngine:
-    """The engine of `rollout.engine`, ready to sample. `student` is None where endpoints answer for it.
+    """The engine that samples the student. It has the weights of `student` and is ready; without one, where the student
+    is cut over ranks, it has complete weights of its own, in the student's dtype.
 
     What it starts ends with `stack`; a server that it starts writes to `log`.
     """
-    if student is None:
-        return _server(_open(config.student, config, "student", log, stack), config.student, config, chat, "student")
-    if config.rollout.engine == "transformers":
-        ours = TransformersEngine(student, chat, "student", config.rollout.max_sequences)
-        stack.callback(ours.close)
-        return ours
+    return _STUDENT_ENGINES[deployment.student.engine](config, chat, student, log, stack)
+
+
+def _student_here(
+    config: RunConfig, chat: Chat, student: LanguageModel | None, log: Path, stack: ExitStack
+) -> RolloutEngine:
+    model = student or LanguageModel.for_chat(load_model(config.student, device_of(config.device)), chat)
+    ours = TransformersEngine(model, chat, "student", config.rollout.max_sequences, own_weights=student is None)
+    stack.callback(ours.close)
+    return ours
+
+
+def _student_in_vllm(
+    config: RunConfig, chat: Chat, student: LanguageModel | None, log: Path, stack: ExitStack
+) -> RolloutEngine:
     from harness.rollout.vllm_engine import VllmEngine
 
     folder = _folder(config.student, stack, student)
     engine = VllmEngine(folder, chat, sampler="student", model=config.student, config=config.rollout, empty=True)
     stack.callback(engine.close)
-    engine.load_weights(student.module.named_parameters())
+    if student is not None:
+        engine.load_weights(student.module.named_parameters())
     return engine
 
 
-def separate_engine(config: RunConfig, chat: Chat, *, stack: ExitStack) -> RolloutEngine:
-    """An engine with complete weights of its own, in the student's dtype, for a student that is cut over ranks."""
-    if config.rollout.engine == "transformers":
-        model = LanguageModel.for_chat(load_model(config.student, device_of(config.device)), chat)
-        ours = TransformersEngine(model, chat, "student", config.rollout.max_sequences, own_weights=True)
-        stack.callback(ours.close)
-        return ours
-    from harness.rollout.vllm_engine import VllmEngine
+def _student_served(
+    config: RunConfig, chat: Chat, student: LanguageModel | None, log: Path, stack: ExitStack
+) -> RolloutEngine:
+    endpoints = _open(config.student, config, "student", log, stack)
+    return _server_engine(endpoints, config.student, config, chat, "student")
 
-    folder = _folder(config.student, stack)
-    engine = VllmEngine(folder, chat, sampler="student", model=config.student, config=config.rollout, empty=True)
-    stack.callback(engine.close)
-    return engine
+
+_STUDENT_ENGINES = {"transformers": _student_here, "vllm": _student_in_vllm, "server": _student_served}
 
 
 def open_teacher(
-    method: Method, config: RunConfig, chat: Chat, *, log: Path, stack: ExitStack, may_sample: bool = True
+    method: Method,
+    config: RunConfig,
+    place: TeacherPlace | None,
+    chat: Chat,
+    *,
+    log: Path,
+    stack: ExitStack,
+    local_rank: int = 0,
+    urls: Sequence[str] = (),
 ) -> Teacher:
-    """The teacher of a run as its method uses it; all of it ends with `stack`. Without `may_sample` it scores alone."""
+    """What a process has of its teacher, as `place` says; all of it ends with `stack`.
 
-    model = config.teacher
-    if model is None or method.needs_teacher == "none":
+    `urls` are those of the node's server where another rank has started it.
+    """
+    if place is None:
         return Teacher()
-    scores = method.needs_teacher == "distribution"
-    samples = may_sample and (not scores or "teacher" in method.trained_samplers)
-    device = device_of(config.teacher_device or config.device)
-    by_server = model.is_served and config.server.score
-    endpoints = _open(model, config, "teacher", log, stack) if by_server or (model.is_served and samples) else None
-    loaded: LanguageModel | None = None
-    on_vllm = config.rollout.engine == "vllm"
-    scores_here = scores and not by_server and not config.teacher_process
-    if scores_here or (samples and endpoints is None and not on_vllm):
-        loaded = LanguageModel.for_chat(load_model(model, device), chat)
-    engine: RolloutEngine | None = None
-    if endpoints is not None:
-        engine = _server(endpoints, model, config, chat, "teacher")
-    elif on_vllm and samples:
-        from harness.rollout.vllm_engine import VllmEngine
-
-        folder, gpus = _folder(model, stack), _teacher_gpus(config)
-        engine = VllmEngine(folder, chat, sampler="teacher", model=model, config=config.rollout, gpus=gpus)
-        stack.callback(engine.close)
-    elif loaded is not None:
-        engine = TransformersEngine(loaded, chat, "teacher", config.rollout.max_sequences)
-        stack.callback(engine.close)
+    assert config.teacher is not None
+    model = dataclasses.replace(config.teacher, serve=False, urls=list(urls)) if urls else config.teacher
+    gpus = [visible_gpus()[number] for number in place.own_gpus] if place.in_vllm else []
+    device = device_of(place.device(local_rank)) if place.devices else "cpu"
+    endpoints = _open(model, config, "teacher", log, stack, gpus) if place.asks else None
+    loaded = LanguageModel.for_chat(load_model(model, device), chat) if place.loads else None
+    parts = _Parts(model=model, config=config, chat=chat, loaded=loaded, endpoints=endpoints, gpus=gpus, stack=stack)
+    engine = None if place.samples is None else _TEACHER_ENGINES[place.samples](parts)
     scorer = None
-    if scores:
+    if place.scores is not None:
         scorer = open_scorer(
             model,
             chat,
+            place.scores,
             temperature=method.logit_temperature(config.rollout.temperature),
             model=loaded,
-            endpoints=endpoints if by_server else None,
+            endpoints=endpoints,
             top_k=config.server.top_k,
-            process=config.teacher_process,
             device=device,
             head_device=device_of(config.device),
             timeout=config.server.timeout,
         )
         stack.callback(scorer.close)
-    urls = () if endpoints is None else tuple(endpoints.urls)
-    return Teacher(engine=engine, scorer=scorer, num_parameters=num_parameters(model), urls=urls)
+    found = () if endpoints is None else tuple(endpoints.urls)
+    return Teacher(engine=engine, scorer=scorer, num_parameters=num_parameters(model), urls=found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    """What a teacher's engine may be made of."""
+
+    model: ModelConfig
+    config: RunConfig
+    chat: Chat
+    loaded: LanguageModel | None
+    endpoints: Endpoints | None
+    gpus: Sequence[str]
+    stack: ExitStack
+
+
+def _teacher_here(parts: _Parts) -> RolloutEngine:
+    assert parts.loaded is not None
+    engine = TransformersEngine(parts.loaded, parts.chat, "teacher", parts.config.rollout.max_sequences)
+    parts.stack.callback(engine.close)
+    return engine
+
+
+def _teacher_in_vllm(parts: _Parts) -> RolloutEngine:
+    from harness.rollout.vllm_engine import VllmEngine
+
+    folder, rollout = _folder(parts.model, parts.stack), parts.config.rollout
+    engine = VllmEngine(folder, parts.chat, sampler="teacher", model=parts.model, config=rollout, gpus=parts.gpus)
+    parts.stack.callback(engine.close)
+    return engine
+
+
+def _teacher_served(parts: _Parts) -> RolloutEngine:
+    assert parts.endpoints is not None
+    return _server_engine(parts.endpoints, parts.model, parts.config, parts.chat, "teacher")
+
+
+_TEACHER_ENGINES = {"transformers": _teacher_here, "vllm": _teacher_in_vllm, "server": _teacher_served}
 
 
 def device_of(name: str) -> str:
@@ -201,26 +254,24 @@ def device_of(name: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _teacher_gpus(config: RunConfig) -> list[str]:
-    """The GPUs of this node that are the teacher's alone: the last ones."""
-    return visible_gpus()[-config.cluster.teacher_gpus :] if config.cluster.teacher_gpus else []
-
-
-def _open(model: ModelConfig, config: RunConfig, role: str, log: Path, stack: ExitStack) -> Endpoints:
+def _open(
+    model: ModelConfig, config: RunConfig, role: str, log: Path, stack: ExitStack, gpus: Sequence[str] = ()
+) -> Endpoints:
     from harness.serving.server import opened
     from harness.serving.vllm_options import as_flags, engine_options
 
     if not model.serve:
         return stack.enter_context(opened(model, model.path, config.server, role=role, log=log))
     folder = _folder(model, stack)
-    gpus = _teacher_gpus(config) if role == "teacher" else []
     arguments = list(as_flags(engine_options(config.rollout, folder, own_gpus=bool(gpus))))
     if len(gpus) > 1 and not any("parallel-size" in argument for argument in config.server.args):
         arguments += ["--data-parallel-size", str(len(gpus))]
     return stack.enter_context(opened(model, folder, config.server, role=role, log=log, arguments=arguments, gpus=gpus))
 
 
-def _server(endpoints: Endpoints, model: ModelConfig, config: RunConfig, chat: Chat, sampler: Sampler) -> RolloutEngine:
+def _server_engine(
+    endpoints: Endpoints, model: ModelConfig, config: RunConfig, chat: Chat, sampler: Sampler
+) -> RolloutEngine:
     from harness.rollout.server_engine import ServerEngine
 
     window = endpoints.check()
@@ -245,39 +296,29 @@ def _folder(model: ModelConfig, stack: ExitStack, loaded: LanguageModel | None =
 def open_scorer(
     config: ModelConfig,
     chat: Chat,
+    scores: Scorer,
     *,
     temperature: float,
     model: LanguageModel | None = None,
     endpoints: Server | None = None,
     top_k: int = 64,
-    process: bool = False,
     device: str = "cpu",
     head_device: str = "cpu",
     timeout: float = 1800.0,
 ) -> TeacherScorer:
     """The scorer of a run's teacher; close it. `chat` says what a reply may consist of.
 
+    - `local`: `model`, the teacher that this process holds.
     - `process`: load `config` in a process of its own on `device`; its head comes to `head_device`. `timeout` seconds
       for each micro-batch.
-    - `endpoints`: ask a server for `top_k` log-probabilities a token.
-    - `model`: the teacher that this process holds.
-
-    Raises UserError for a served teacher that should be scored in a process, or at another temperature than 1.
+    - `server`: ask `endpoints` for `top_k` log-probabilities a token. Raises UserError at another temperature than 1.
     """
-    if endpoints is not None:
-        if process:
-            raise UserError(
-                "teacher_process=true needs a teacher that this run loads: set teacher_process=false, or "
-                "teacher.serve=false teacher.urls=[]"
-            )
-        return ServerScorer(
-            endpoints,
-            top_k=top_k,
-            temperature=temperature,
-            num_tokens=chat.num_tokens,
-            banned_ids=chat.banned_ids,
-        )
-    if process:
+
+    def local() -> TeacherScorer:
+        assert model is not None
+        return LocalScorer(model, temperature)
+
+    def process() -> TeacherScorer:
         from harness.training.scorer import ProcessScorer
 
         return ProcessScorer(
@@ -289,5 +330,15 @@ def open_scorer(
             temperature=temperature,
             timeout=timeout,
         )
-    assert model is not None, "a teacher that is neither served nor in a process is given as a model"
-    return LocalScorer(model, temperature)
+
+    def server() -> TeacherScorer:
+        assert endpoints is not None
+        return ServerScorer(
+            endpoints,
+            top_k=top_k,
+            temperature=temperature,
+            num_tokens=chat.num_tokens,
+            banned_ids=chat.banned_ids,
+        )
+
+    return {"local": local, "process": process, "server": server}[scores]()

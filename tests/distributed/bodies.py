@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from harness.config.deployment import Deployment
 from harness.config.schema import RunConfig
 from harness.data.sources import load_questions
 from harness.distributed.balance import balanced
@@ -77,7 +78,7 @@ def of_one_process(config: RunConfig, method: Method, *, num: int, seen: bool, m
     samples = make_samples(config, chat, num=num, seen=seen)
     untrained(samples, masked)
     with ExitStack() as stack:
-        models = LocalModels(config, chat, trained=True, logs=Path("run"), stack=stack)
+        models = LocalModels(config, Deployment.of(config, method), chat, logs=Path("run"), stack=stack)
         updater = models.updater(method, models.open_teacher(method), StepClock())
         taken: dict[str, torch.Tensor] = {}
 
@@ -100,7 +101,7 @@ def of_ranks(
     untrained(samples, masked)
     shares = shares or balanced([len(s.token_ids) for s in samples], world.size)
     with ExitStack() as stack:
-        models = RankModels(config, chat, world, trained=True, logs=Path("run"), stack=stack)
+        models = RankModels(config, Deployment.of(config, method), chat, world, logs=Path("run"), stack=stack)
         updater = models.updater(method, models.open_teacher(method))
         rows: dict[str, torch.Tensor] = {}
 
@@ -118,7 +119,7 @@ def nonfinite(config: RunConfig, method: Method, world: World, shares: Shares, n
     """An update with one bad sample, then a good one."""
     chat = Chat(load_tokenizer(config.student), config.student)
     with ExitStack() as stack:
-        models = RankModels(config, chat, world, trained=True, logs=Path("run"), stack=stack)
+        models = RankModels(config, Deployment.of(config, method), chat, world, logs=Path("run"), stack=stack)
         updater = models.updater(method, models.open_teacher(method))
         before = {n: p.detach().clone() for n, p in models.sharded.local.items()}
         samples = make_samples(config, chat, num=sum(map(len, shares)), seen=False)
@@ -135,7 +136,7 @@ def signalled(config: RunConfig, method: Method, world: World) -> list[Any]:
     chat = Chat(load_tokenizer(config.student), config.student)
     samples = make_samples(config, chat, num=4, seen=False)[world.rank :: world.size]
     with ExitStack() as stack:
-        models = RankModels(config, chat, world, trained=True, logs=Path("run"), stack=stack)
+        models = RankModels(config, Deployment.of(config, method), chat, world, logs=Path("run"), stack=stack)
         updater = models.updater(method, models.open_teacher(method))
         before = {n: p.detach().clone() for n, p in models.sharded.local.items()}
         if world.rank == 0:

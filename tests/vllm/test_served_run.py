@@ -85,7 +85,7 @@ def test_listed_logprobs_are_those_of_the_exact_distribution(tmp_path, monkeypat
     server = ServerConfig(top_k=TOP_K, start_timeout=300.0, max_wait=60.0)
     log = tmp_path / "teacher.log"
     with opened(config, resolve_path(config), server, role="teacher", log=log, arguments=arguments) as endpoints:
-        scorer = open_scorer(config, chat, temperature=1.0, endpoints=endpoints, top_k=TOP_K)
+        scorer = open_scorer(config, chat, "server", temperature=1.0, endpoints=endpoints, top_k=TOP_K)
         served = list(scorer.score(micro_batches))
     exact, limited = (list(LocalScorer(model, 1.0).score(micro_batches)) for model in (plain, bounded))
     for part, theirs, ours, possible in zip(micro_batches, served, exact, limited, strict=True):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+from harness.config.deployment import Deployment, TeacherPlace
 from harness.config.gpus import GPUS
 from harness.config.schema import RunConfig
 from harness.errors import UserError
@@ -25,7 +28,7 @@ from harness.training.memory import (
 )
 from methods.base import Method
 
-Override = tuple[str, object]
+Override = tuple[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,7 @@ class Plan:
     method: str
     num_seeds: int
     config: RunConfig
+    deployment: Deployment
     student: ModelShape
     teacher: ModelShape | None
     """None where the method needs none."""
@@ -61,41 +65,41 @@ def plan_cell(
     assumed: Assumptions,
     kernels: Kernels,
 ) -> Plan:
-    """Plan one cell. `shapes` are those of the student and of the configured teacher."""
+    """Plan one cell. `shapes` are those of the student and of the teacher that the method needs."""
     student, teacher = shapes
-    name = str(config.method["name"])
+    name, deployment = str(config.method["name"]), Deployment.of(config, method)
     if method is None:
         return Plan(
-            label=label, method=name, num_seeds=num_seeds, config=config, student=student, teacher=None, count=None,
-            memory=None, cost=None,
+            label=label, method=name, num_seeds=num_seeds, config=config, deployment=deployment, student=student,
+            teacher=None, count=None, memory=None, cost=None,
         )  # fmt: skip
-    teacher = teacher if method.needs_teacher != "none" else None
     count = count_step(method, config, assumed)
-    memory = memory_of(config, method, student, teacher, count, kernels)
+    memory = memory_of(config, deployment, student, teacher, count, kernels)
     return Plan(
         label=label,
         method=name,
         num_seeds=num_seeds,
         config=config,
+        deployment=deployment,
         student=student,
         teacher=teacher,
         count=count,
         memory=memory,
-        cost=cost_of(config, student, teacher, count, assumed),
-        problems=tuple(_problems(config, method, student, teacher, count, kernels)),
+        cost=cost_of(config, deployment, student, teacher, count, assumed),
+        problems=tuple(_problems(config, method, deployment, student, teacher, count, kernels)),
     )
 
 
 def memory_of(
     config: RunConfig,
-    method: Method,
+    deployment: Deployment,
     student: ModelShape,
     teacher: ModelShape | None,
     count: StepCount,
     kernels: Kernels,
 ) -> dict[str, dict[str, float]]:
     """Bytes by part on one of the student's GPUs."""
-    world = config.cluster.world_size
+    world = deployment.world_size
     parts = predict(
         student,
         update=config.update,
@@ -109,12 +113,12 @@ def memory_of(
     return phases(
         parts,
         student,
+        deployment=deployment,
         rollout=config.rollout,
-        world_size=world,
         gpu_bytes=0.0 if gpu is None else gpu.memory_gb * GB,
         num_sequences=min(config.rollout.max_sequences, -(-count.num_student // world)),
         longest=count.longest,
-        teacher=_beside(config, method, teacher),
+        teacher=_load(config, deployment.teacher, teacher, count),
     )
 
 
@@ -124,35 +128,26 @@ def may_have_media(config: RunConfig) -> bool:
     return data.source in ("jsonl", "parquet", "hub") or any(task != "arithmetic" for task in data.tasks)
 
 
-def _beside(config: RunConfig, method: Method, teacher: ModelShape | None) -> TeacherLoad | None:
-    """A teacher on the student's own GPU: one whose distribution is read, unless an endpoint scores, and one that
-    samples where it has no GPUs of its own."""
-    if teacher is None or config.teacher is None:
+def _load(
+    config: RunConfig, place: TeacherPlace | None, teacher: ModelShape | None, count: StepCount
+) -> TeacherLoad | None:
+    if place is None or teacher is None:
         return None
-    if _scores_here(config, method):
-        if _scores_on_teacher_gpus(config):
-            return None
-        samples = "teacher" in method.trained_samplers and not config.teacher.is_served
-        return TeacherLoad(shape=teacher, samples=samples and config.rollout.engine != "vllm")
-    if config.teacher.urls or config.cluster.teacher_gpus:
-        return None
-    in_vllm = config.teacher.serve or config.rollout.engine == "vllm"
-    return TeacherLoad(shape=teacher, in_vllm=in_vllm, samples=True)
+    asked = count.tokens.get("tokens/teacher_generated", 0.0) > 0
+    return TeacherLoad(shape=teacher, samples=asked, vllm_share=_engine_share(config, place))
 
 
-def _scores_here(config: RunConfig, method: Method) -> bool:
-    """Whether every rank loads the teacher to read its distribution."""
-    assert config.teacher is not None
-    return method.needs_teacher == "distribution" and not (config.teacher.is_served and config.server.score)
-
-
-def _scores_on_teacher_gpus(config: RunConfig) -> bool:
-    return config.cluster.teacher_gpus > 0 and config.teacher_device is None
+def _engine_share(config: RunConfig, place: TeacherPlace) -> float:
+    """Share of a GPU's memory that the teacher's vLLM takes."""
+    vllm = config.rollout.vllm
+    fraction = vllm.own_memory_fraction if place.own_gpus else vllm.memory_fraction
+    return _argument(config, "gpu-memory-utilization", fraction) if place.serves else fraction
 
 
 def _problems(
     config: RunConfig,
     method: Method,
+    deployment: Deployment,
     student: ModelShape,
     teacher: ModelShape | None,
     count: StepCount,
@@ -162,7 +157,7 @@ def _problems(
     if gpu is None:
         return
     room = gpu.memory_gb * GB
-    memory = memory_of(config, method, student, teacher, count, kernels)
+    memory = memory_of(config, deployment, student, teacher, count, kernels)
     for phase, parts in memory.items():
         total = sum(parts.values())
         if total > room:
@@ -173,67 +168,70 @@ def _problems(
                 f"{_remedies(config, method, student, teacher, count, kernels, room)}"
             )
             break
-    yield from _engine_problems(config, method, student, teacher, count, room)
+    yield from _engine_problems(config, deployment, student, teacher, count, room)
 
 
 def _engine_problems(
-    config: RunConfig, method: Method, student: ModelShape, teacher: ModelShape | None, count: StepCount, room: float
+    config: RunConfig,
+    deployment: Deployment,
+    student: ModelShape,
+    teacher: ModelShape | None,
+    count: StepCount,
+    room: float,
 ) -> Iterator[str]:
     """vLLM's share of a GPU has to hold the weights and at least one sequence."""
     fraction = config.rollout.vllm.memory_fraction
-    if config.rollout.engine == "vllm":
+    if deployment.student.in_vllm:
         needs = engine_needs(student, longest=count.longest)
         if needs > fraction * room:
             yield (
                 f"the student's engine needs {needs / GB:.1f} GB and rollout.vllm.memory_fraction={fraction:g} gives "
                 f"{fraction * room / GB:.1f}: set rollout.vllm.memory_fraction={_up(needs / room):g} or more"
             )
-    if teacher is None or config.teacher is None:
+    place = deployment.teacher
+    if teacher is None or place is None:
         return
-    yield from _scoring_problems(config, method, teacher, room)
-    scores = method.needs_teacher == "distribution"
-    samples = not scores or "teacher" in method.trained_samplers
-    served = config.teacher.serve and (samples or config.server.score)
-    if not served and not (samples and config.rollout.engine == "vllm" and not config.teacher.urls):
+    assert config.teacher is not None
+    yield from _copy_problems(config, place, teacher, room)
+    if place.is_scored_by_server and may_have_media(config):
+        yield "a served teacher scores text only, and the data may have pictures: set server.score=false"
+    if not place.in_vllm:
         return
-    own = config.cluster.teacher_gpus > 0
-    name = "own_memory_fraction" if own else "memory_fraction"
-    fraction = getattr(config.rollout.vllm, name)
-    parallel = float(config.cluster.teacher_gpus or config.rollout.vllm.tensor_parallel_size)
-    if served:
-        fraction = _argument(config, "gpu-memory-utilization", fraction)
+    name = "own_memory_fraction" if place.own_gpus else "memory_fraction"
+    fraction = _engine_share(config, place)
+    parallel = float(len(place.own_gpus) or config.rollout.vllm.tensor_parallel_size)
+    if place.serves:
         parallel = _argument(config, "tensor-parallel-size", 1.0)
     needs = engine_needs(teacher, longest=count.longest, tensor_parallel=int(parallel))
     if needs <= fraction * room:
         return
     where = f"teacher {config.teacher.name} does not fit: {needs / GB:.1f} GB on each of its GPUs"
     given = f"its share is {fraction * room / GB:.1f} ({fraction:g} of {config.cluster.gpu})"
-    option = "server.args=['--gpu-memory-utilization={}']" if served else f"rollout.vllm.{name}={{}}"
-    gpus = config.cluster.teacher_gpus or config.cluster.student_gpus
+    option = "server.args=['--gpu-memory-utilization={}']" if place.serves else f"rollout.vllm.{name}={{}}"
+    gpus = len(place.own_gpus) or config.cluster.student_gpus
     if needs <= 0.92 * room:
         yield f"{where}, {given}: set {option.format(_up(needs / room))}"
     elif needs * parallel / gpus <= 0.92 * room:
         cut = f"server.args=['--tensor-parallel-size={gpus}','--gpu-memory-utilization=0.92']"
-        yield f"{where}, {given}: set {cut if served else f'rollout.vllm.tensor_parallel_size={gpus}'}"
+        yield f"{where}, {given}: set {cut if place.serves else f'rollout.vllm.tensor_parallel_size={gpus}'}"
     else:
         yield f"{where}, {given}: more or larger teacher GPUs (cluster.teacher_gpus, cluster.gpu), or an FP8 teacher"
 
 
-def _scoring_problems(config: RunConfig, method: Method, teacher: ModelShape, room: float) -> Iterator[str]:
-    """Methods that read the teacher's distribution."""
+def _copy_problems(config: RunConfig, place: TeacherPlace, teacher: ModelShape, room: float) -> Iterator[str]:
+    """Copies that ranks load on GPUs that are not the student's, and an engine that has its share of the same."""
     assert config.teacher is not None
-    if method.needs_teacher != "distribution":
+    if place.beside or not any(device.startswith("cuda") for device in place.devices):
         return
-    if not _scores_here(config, method):
-        if may_have_media(config):
-            yield "a served teacher scores text only, and the data may have pictures: set server.score=false"
-        return
-    copies = -(-config.cluster.student_gpus // max(1, config.cluster.teacher_gpus))
-    total = copies * teacher.weight_bytes
-    if _scores_on_teacher_gpus(config) and total > room:
+    num_ranks = -(-(config.cluster.student_gpus if place.is_everywhere else 1) // len(place.devices))
+    is_shared = place.in_vllm and place.has_copies_on_own_gpus
+    total = num_ranks * place.num_copies * teacher.weight_bytes
+    total += _engine_share(config, place) * room if is_shared else 0.0
+    if total > room:
+        more = f" with its engine's {_engine_share(config, place):g} of the memory" if is_shared else ""
         yield (
-            f"teacher {config.teacher.name} does not fit: {copies} ranks score on each teacher GPU, {total / GB:.1f} "
-            "GB of weights: set teacher_device=cuda, so that each has its own beside its student"
+            f"teacher {config.teacher.name} does not fit: {num_ranks} ranks score on each teacher GPU{more}, "
+            f"{total / GB:.1f} GB of weights: set teacher_device=cuda, so that each has its own beside its student"
         )
 
 
@@ -258,7 +256,11 @@ def _remedies(
         changed = _changed(config, changes)
         longest = count.longest - config.rollout.max_response_tokens + changed.rollout.max_response_tokens
         moved = dataclasses.replace(count, longest=longest)
-        found = memory_of(changed, method, student, teacher, moved, kernels)
+        try:
+            deployment = Deployment.of(changed, method)
+        except UserError:
+            return False
+        found = memory_of(changed, deployment, student, teacher, moved, kernels)
         return all(sum(parts.values()) <= room for parts in found.values())
 
     changes = list(_changes(config, teacher))
@@ -288,7 +290,7 @@ def _changes(config: RunConfig, teacher: ModelShape | None) -> Iterator[tuple[Ov
     if not update.gradient_checkpointing:
         yield (("update.gradient_checkpointing", True),)
     if teacher is not None and config.cluster.teacher_gpus == 0:
-        yield (("cluster.teacher_gpus", 1),)
+        yield (("cluster.teacher_gpus", 1), *([("teacher_device", None)] if config.teacher_device else []))
     for optimizer in ("adamw_bf16", "adamw_8bit", "adamw_offload"):
         if STATE_BYTES[optimizer] < STATE_BYTES[update.optimizer]:
             yield (("update.optimizer", optimizer),)
@@ -303,17 +305,15 @@ def _flat(changes: list[tuple[Override, ...]]) -> list[Override]:
 
 
 def _written(change: tuple[Override, ...]) -> str:
-    return " ".join(f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in change)
+    return " ".join(f"{key}={json.dumps(value) if value in (None, True) else value}" for key, value in change)
 
 
 def _changed(config: RunConfig, changes: tuple[Override, ...]) -> RunConfig:
     for key, value in changes:
-        section, name = key.split(".")
-        config = dataclasses.replace(
-            config, **{section: dataclasses.replace(getattr(config, section), **{name: value})}
-        )
-        if section == "cluster" and config.teacher is not None:
-            config = dataclasses.replace(config, teacher=dataclasses.replace(config.teacher, serve=True))
+        section, _, name = key.rpartition(".")
+        if section:
+            name, value = section, dataclasses.replace(getattr(config, section), **{name: value})
+        config = dataclasses.replace(config, **{name: value})
     return config
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
+from harness.config.deployment import Deployment, Engine
 from harness.config.gpus import GPUS, Gpu
 from harness.config.schema import RunConfig
 from harness.models.shapes import ModelShape
@@ -43,7 +44,12 @@ class Cost:
 
 
 def cost_of(
-    config: RunConfig, student: ModelShape, teacher: ModelShape | None, count: StepCount, assumed: Assumptions
+    config: RunConfig,
+    deployment: Deployment,
+    student: ModelShape,
+    teacher: ModelShape | None,
+    count: StepCount,
+    assumed: Assumptions,
 ) -> Cost:
     """What a run computes by the harness's own definition (`harness.training.metrics.flops`), and takes."""
     num_teacher = 0 if teacher is None else teacher.num_parameters
@@ -58,7 +64,7 @@ def cost_of(
     return Cost(
         num_steps=num_steps,
         step_flops=step,
-        step_seconds=None if gpu is None else _seconds(config, student, teacher, count, step, gpu, assumed),
+        step_seconds=None if gpu is None else _seconds(config, deployment, student, teacher, count, step, gpu, assumed),
         disk_bytes=_disk(config, student, count, num_steps),
     )
 
@@ -96,6 +102,7 @@ def _num_steps(config: RunConfig, assumed: Assumptions) -> int:
 
 def _seconds(
     config: RunConfig,
+    deployment: Deployment,
     student: ModelShape,
     teacher: ModelShape | None,
     count: StepCount,
@@ -103,19 +110,17 @@ def _seconds(
     gpu: Gpu,
     assumed: Assumptions,
 ) -> dict[str, float]:
-    cluster = config.cluster
-    ranks = cluster.world_size
-    useful = assumed.mfu * gpu.bf16_tflops * 1e12 * ranks
-    sampling = _generation(config, student, count, "student", count.num_student, gpu, ranks, assumed)
-    servers = cluster.num_nodes * cluster.teacher_gpus or ranks
-    asking = 0.0
-    if teacher is not None:
-        asking = _generation(config, teacher, count, "teacher", count.num_teacher, gpu, servers, assumed)
-    together = max(sampling, asking) if cluster.teacher_gpus else sampling + asking
+    useful, ranks = assumed.mfu * gpu.bf16_tflops * 1e12, deployment.world_size
+    place, engine = deployment.teacher, deployment.student.engine
+    together = _generation(config, student, count, "student", count.num_student, engine, gpu, ranks, assumed)
+    if teacher is not None and place is not None and place.samples is not None:
+        theirs = deployment.sampling_gpus
+        asking = _generation(config, teacher, count, "teacher", count.num_teacher, place.samples, gpu, theirs, assumed)
+        together = max(together, asking) if place.is_aside else together + asking
     return {
         "rollout": together,
-        "update": step["flops/student_update"] / useful,
-        "scoring": step["flops/teacher_scoring"] / useful,
+        "update": step["flops/student_update"] / (useful * ranks),
+        "scoring": step["flops/teacher_scoring"] / (useful * (deployment.scoring_gpus or ranks)),
     }
 
 
@@ -125,6 +130,7 @@ def _generation(
     count: StepCount,
     name: str,
     num_rollouts: int,
+    engine: Engine,
     gpu: Gpu,
     num_gpus: int,
     assumed: Assumptions,
@@ -139,8 +145,6 @@ def _generation(
         return prefill + generated / (assumed.rollout_rate * num_gpus)
     share = max(1.0, num_rollouts / num_gpus)
     mean = (assumed.response_tokens or config.rollout.max_response_tokens) / 2 + assumed.prompt_tokens
-    is_served = name == "teacher" and config.teacher is not None and config.teacher.is_served
-    engine = "server" if is_served else config.rollout.engine
     at_a_time = min(share, config.rollout.max_sequences)
     rate = decode_rate(shape, gpu, num_sequences=at_a_time, mean_tokens=mean, engine=engine, assumed=assumed)
     return prefill + generated / (rate * num_gpus)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.config.compose import compose_sweep, parse_overrides
-from harness.config.deployment import build_method, resolved
+from harness.config.deployment import Deployment, build_method, resolved
 from harness.config.schema import ModelConfig
 from harness.errors import UserError
 from harness.models.shapes import ModelShape, shape_of
@@ -75,11 +75,10 @@ def plan_study(
     for group in _by_seed(cells):
         config = group[0].config
         method = build_method(config)
-        models = [config.student, *([config.teacher] if config.teacher is not None else [])]
-        needed = models if method is not None and method.needs_teacher != "none" else models[:1]
-        for model in needed:
-            shapes.setdefault(model.path, shape_of(model))
-        teacher = needed[1] if len(needed) > 1 else None
+        teacher = None if Deployment.of(config, method).teacher is None else config.teacher
+        for model in (config.student, teacher):
+            if model is not None:
+                shapes.setdefault(model.path, shape_of(model))
         if teacher is not None:
             pairs.setdefault((config.student.path, teacher.path), (config.student, teacher))
         both = (shapes[config.student.path], None if teacher is None else shapes[teacher.path])
@@ -98,7 +97,7 @@ def _media_checks(plans: Sequence[Plan]) -> list[Check]:
     served = [
         plan.label
         for plan in plans
-        if plan.teacher is not None and plan.config.teacher is not None and plan.config.teacher.is_served
+        if plan.deployment.teacher is not None and not plan.deployment.teacher.sees_media
         and plan.count is not None and plan.count.tokens.get("tokens/teacher_generated") and may_have_media(plan.config)
     ]  # fmt: skip
     if not served:

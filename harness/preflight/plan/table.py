@@ -14,6 +14,7 @@ from rich.text import Text
 from harness.config.cluster import ClusterConfig
 from harness.config.gpus import GPUS
 from harness.models.shapes import ModelShape
+from harness.preflight.placement import place_texts
 from harness.preflight.plan.cells import Plan
 from harness.preflight.plan.costs import published
 from harness.preflight.plan.counting import STEPS_PER_SECOND, Assumptions
@@ -27,7 +28,7 @@ MEMORY_COLUMNS = {
     "gathered": ("gathered weights", "gathered gradients"),
     "activ.": ("activations", "backward", "logits"),
     "engine": ("engine", "cache"),
-    "teacher": ("teacher", "teacher's cache", "scoring"),
+    "teacher": ("teacher", "teacher's engine", "teacher's head", "teacher's cache", "scoring"),
     "other": ("runtime",),
 }
 """Parts of `harness.training.memory`, as they are added up in the table."""
@@ -43,12 +44,13 @@ def plan_text(plans: Sequence[Plan], assumed: Assumptions, kernels: Kernels) -> 
     trained = [plan for plan in plans if plan.cost is not None]
     parts: list[Any] = [_head(plans, cluster), "", "Parameters, millions", _models(plans)]
     if trained:
+        parts += ["", "Where the teacher is", _places(trained)] if any(plan.teacher for plan in trained) else []
         parts += ["", _memory_title(cluster), _memory(trained), "", "Cost of a run", _costs(trained)]
         parts += [
             "",
             *_totals(plans, trained, cluster),
             "",
-            *_assumptions(assumed, kernels, cluster, plans[0].config.rollout.engine),
+            *_assumptions(trained, assumed, kernels),
         ]
     console = Console(width=WIDTH, markup=False, highlight=False, emoji=False)
     with console.capture() as capture:
@@ -129,6 +131,22 @@ def _models(plans: Sequence[Plan]) -> Table:
     return table
 
 
+def _places(plans: Sequence[Plan]) -> Table:
+    table = _table("samples", "its distribution", "rows", left=(0, 1, 2), wrap=(2,))
+    rows: dict[tuple[str, str], dict[str, None]] = {}
+    for plan in plans:
+        if plan.deployment.teacher is not None:
+            samples, scores = place_texts(plan.deployment.teacher)
+            rows.setdefault((samples if _is_asked(plan) else "-", scores), {})[plan.label] = None
+    for texts, labels in rows.items():
+        table.add_row(*texts, ", ".join(labels))
+    return table
+
+
+def _is_asked(plan: Plan) -> bool:
+    return plan.count is not None and plan.count.tokens.get("tokens/teacher_generated", 0.0) > 0
+
+
 def _memory_title(cluster: ClusterConfig) -> str:
     gpu = GPUS.get(cluster.gpu)
     room = f" of {gpu.memory_gb:g}" if gpu else ""
@@ -197,15 +215,17 @@ def _totals(plans: Sequence[Plan], trained: Sequence[Plan], cluster: ClusterConf
     return [*lines, NOT_IN_IT]
 
 
-def _assumptions(assumed: Assumptions, kernels: Kernels, cluster: ClusterConfig, engine: str) -> list[str]:
+def _assumptions(plans: Sequence[Plan], assumed: Assumptions, kernels: Kernels) -> list[str]:
+    asked = [plan.deployment.teacher.is_aside for plan in plans if plan.deployment.teacher and _is_asked(plan)]
     length = (
         f"{assumed.response_tokens} tokens" if assumed.response_tokens else "as long as it may be, the paper's rule"
     )
     rate = f"{assumed.rollout_rate:g} tokens a second on a GPU"
-    steps = assumed.max_steps_per_second or STEPS_PER_SECOND[engine]
+    steps = assumed.max_steps_per_second or STEPS_PER_SECOND[plans[0].deployment.student.engine]
     decode = f"{assumed.bandwidth:.0%} of the memory's bandwidth, a sequence at {steps:g} tokens a second at most"
     how = "flash-linear-attention and causal-conv1d" if kernels == "fla" else "transformers' own code, without kernels"
-    together = "hidden behind the student's as far as it fits" if cluster.teacher_gpus else "behind the student's"
+    together = "hidden behind the student's as far as it fits" if any(asked) else "behind the student's"
+    together += ", where it has GPUs or endpoints of its own" if any(asked) and not all(asked) else ""
     return [
         f"Assumed: every response is {length} (--response-tokens), a prompt {assumed.prompt_tokens} (--prompt-tokens); "
         f"mean accuracy {assumed.accuracy:g} (--accuracy), the teacher's {assumed.teacher_accuracy:g} "

@@ -3,6 +3,7 @@
 import pytest
 
 from harness.config.compose import compose
+from harness.config.deployment import build_method
 from harness.config.identity import comparable
 from harness.config.schema import from_hydra
 from harness.errors import UserError
@@ -11,7 +12,9 @@ URL = "http://127.0.0.1:8000/v1"
 
 
 def make(*overrides):
-    return from_hydra(compose(["student=tiny_xs", "teacher=tiny_teacher", *overrides]))
+    config = from_hydra(compose(["student=tiny_xs", "teacher=tiny_teacher", *overrides]))
+    build_method(config)
+    return config
 
 
 @pytest.mark.parametrize("engine", ["transformers", "vllm"])

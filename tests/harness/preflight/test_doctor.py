@@ -186,6 +186,38 @@ def test_what_needs_vllm_says_how_to_install_it(override):
     assert failures("method=grpo", "teacher.serve=true") == []  # nobody asks this teacher
 
 
+def test_an_endpoint_that_the_run_would_not_ask_is_not_asked():
+    """Its distribution is read from a copy, and nothing else is wanted of it."""
+    gone = "teacher.urls=[http://127.0.0.1:1/v1]"
+    assert failures("method=on_policy_kd", "server.score=false", gone) == []
+    ((name, text),) = failures("method=on_policy_kd", gone)
+    assert name == "teacher" and "127.0.0.1:1/v1/models: cannot be reached" in text
+    assert failures("method=on_policy_kd", "server.score=false", "teacher.serve=true") == []  # nor started
+
+
+def test_where_the_teacher_is_is_said():
+    (check,) = [check for check in run_checks(["method=off_policy_kd"]) if check.name == "placement"]
+    assert check.text == (
+        "where it is asked, the teacher samples by transformers on the student's device; its distribution: a copy on "
+        "the student's device"
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["teacher_device=cuda:1", "cluster.teacher_gpus=1"], "teacher_device=cuda:1 and this machine has no GPU: set"),
+        (["cluster=1x8", "data.batch_size=6"], "cluster=1x8 names GPUs and this machine has none"),
+    ],
+)
+def test_gpus_that_the_run_takes_have_to_be_there(tmp_path, monkeypatch, overrides, message):
+    """A corpus in a folder, which is there."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    (tmp_path / "a.parquet").write_bytes(b"")
+    found = failures("method=on_policy_kd", "data=parquet", f"data.path={tmp_path}", *overrides)
+    assert {name for name, _ in found} == {"device"} and message in found[0][1]
+
+
 def test_a_file_of_questions_that_is_not_there(tmp_path):
     ((name, text),) = failures("method=grpo", "data=jsonl", f"data.path={tmp_path}/absent.jsonl")
     assert name == "data" and "is not a file" in text and "set data.path" in text
@@ -233,9 +265,10 @@ def test_an_untrained_student_is_measured_by_its_evaluation():
     assert check_context(config, None, {}) == []
 
 
-def test_a_device_that_is_not_there():
+def test_a_device_that_is_not_there(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     ((name, text),) = failures("method=grpo", "device=cuda:99")
-    assert name == "device" and text.startswith("device=cuda:99, and there")
+    assert name == "device" and text.startswith("device=cuda:99, and GPUs are cuda:0 to cuda:1 here: set device")
 
 
 def test_a_port_is_free_until_somebody_listens():

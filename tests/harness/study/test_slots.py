@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from harness.config.schema import ModelConfig, RunConfig
+from harness.config.compose import compose
+from harness.config.schema import RunConfig, from_hydra
 from harness.errors import UserError
-from harness.study.slots import Slots, num_gpus_of
+from harness.study.slots import Slots
 
 
 def config(device: str = "auto", teacher_device: str | None = None) -> RunConfig:
-    student = ModelConfig(name="tiny_s", path="tiny:s")
-    return RunConfig(student=student, device=device, teacher_device=teacher_device)
-
-
-@pytest.mark.parametrize(
-    ("device", "teacher_device", "number"),
-    [("cpu", None, 0), ("auto", None, 1), ("cuda", None, 1), ("cuda:0", "cuda:1", 2), ("cpu", "cuda", 1)],
-)
-def test_gpus_that_a_run_names(device, teacher_device, number):
-    assert num_gpus_of(config(device, teacher_device)) == number
+    devices = [f"device={device}", f"teacher_device={teacher_device or 'null'}"]
+    return from_hydra(compose(["method=zppo", "student=tiny_s", *devices]))
 
 
 def test_shares_and_who_gets_which():

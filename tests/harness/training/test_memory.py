@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.config.engines import VllmConfig
-from harness.config.schema import ModelConfig, RolloutConfig, UpdateConfig
+from harness.config.compose import compose
+from harness.config.deployment import Deployment, deployed
+from harness.config.schema import ModelConfig, RolloutConfig, UpdateConfig, from_hydra
 from harness.errors import UserError
 from harness.models.loading import load_model
 from harness.models.shapes import ModelShape, shape_of
@@ -119,26 +120,57 @@ def test_kernels_of_linear_attention_keep_less():
     assert both[0] < 0.6 * both[1]
 
 
+def placed(*overrides: str) -> tuple[Deployment, RolloutConfig]:
+    config = from_hydra(compose(["student=tiny_xs", "data.batch_size=8", *overrides]))
+    return deployed(config), config.rollout
+
+
+def of_one_gpu(*overrides: str) -> dict[str, dict[str, float]]:
+    deployment, rollout = placed(*overrides)
+    parts = predict(SMALL, update=UpdateConfig())
+    options = {"gpu_bytes": 80e9, "num_sequences": 64, "longest": 16_384}
+    load = TeacherLoad(shape=SMALL, samples=True, vllm_share=0.3) if deployment.teacher else None
+    return phases(parts, SMALL, deployment=deployment, rollout=rollout, teacher=load, **options)
+
+
 def test_phases_of_one_gpu():
     """vLLM has its share while it samples, and what is left of it asleep; a teacher in an engine of its own has it
     always."""
     parts = predict(SMALL, update=UpdateConfig())
-    rollout = RolloutConfig(engine="vllm", vllm=VllmConfig(memory_fraction=0.3))
-    teacher = TeacherLoad(shape=SMALL, in_vllm=True)
-    found = phases(
-        parts, SMALL, rollout=rollout, world_size=1, gpu_bytes=80e9, num_sequences=64, longest=16_384, teacher=teacher
-    )
+    found = of_one_gpu("method=zppo", "rollout=vllm")
     assert found["sampling"] == {
-        "weights": parts["weights"], "optimizer": parts["optimizer"], "runtime": RUNTIME_BYTES, "teacher": 24e9,
-        "engine": 24e9,
+        "weights": parts["weights"], "optimizer": parts["optimizer"], "runtime": RUNTIME_BYTES, "engine": 24e9,
+        "teacher's engine": 24e9,
     }  # fmt: skip
-    assert found["update"]["engine"] == ASLEEP_BYTES and found["update"]["teacher"] == 24e9
+    assert found["update"]["engine"] == ASLEEP_BYTES and found["update"]["teacher's engine"] == 24e9
+
+
+def teachers(phase: dict[str, float]) -> dict[str, float]:
+    """What a student's GPU holds of the teacher."""
+    return {name: size for name, size in phase.items() if name.startswith("teacher") or name == "scoring"}
+
+
+def test_a_teacher_that_samples_and_scores_on_one_gpu():
+    """A copy that this process samples with, and another one for the process that scores; or one for both."""
+    weights, cache = SMALL.weight_bytes, 64 * SMALL.cache_bytes(16_384)
+    scoring = 16_384 * 2 * (3 * SMALL.intermediate + 4 * SMALL.hidden)
+    for option, copies in (("teacher_process=false", 1), ("teacher_process=true", 2)):
+        found = of_one_gpu("method=off_policy_kd", option)
+        assert teachers(found["update"]) == {"teacher": copies * weights, "scoring": scoring}
+        assert teachers(found["sampling"]) == {"teacher": copies * weights, "teacher's cache": cache}
+
+
+def test_a_teacher_elsewhere_leaves_its_head_where_a_process_scores():
+    for option in ("teacher_device=cuda:1", "cluster.teacher_gpus=1", "teacher_device=cpu"):
+        assert teachers(of_one_gpu("method=on_policy_kd", option)["update"]) == {}
+        found = of_one_gpu("method=on_policy_kd", option, "teacher_process=true")["update"]
+        assert teachers(found) == {"teacher's head": 2 * SMALL.vocab * SMALL.hidden}
 
 
 def test_the_transformers_engine_has_a_copy_of_its_own_beside_a_sharded_student():
     parts = predict(SMALL, update=UpdateConfig(), world_size=8)
-    options = {"rollout": RolloutConfig(), "gpu_bytes": 80e9, "num_sequences": 10, "longest": 1000}
-    found = phases(parts, SMALL, world_size=8, **options)
+    deployment, rollout = placed("method=grpo", "cluster.student_gpus=8")
+    found = phases(parts, SMALL, deployment=deployment, rollout=rollout, gpu_bytes=80e9, num_sequences=10, longest=1000)
     assert found["update"]["engine"] == found["sampling"]["engine"] == 2 * 852_985_920
     assert found["sampling"]["cache"] == 10 * SMALL.cache_bytes(1000)
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import pytest
 
 from harness.config.compose import compose
-from harness.config.deployment import build_method
+from harness.config.deployment import Deployment, build_method
 from harness.config.schema import ModelConfig, from_hydra
 from harness.models.chat import Chat
 from harness.models.loading import load_tokenizer
@@ -32,7 +32,8 @@ def opened(chat, stack: ExitStack, monkeypatch, tmp_path):
         config = from_hydra(compose(["student=tiny_xs", "teacher=tiny_teacher", *overrides]))
         method = build_method(config)
         assert method is not None
-        teacher = build.open_teacher(method, config, chat, log=tmp_path / "log", stack=stack)
+        place = Deployment.of(config, method).teacher
+        teacher = build.open_teacher(method, config, place, chat, log=tmp_path / "log", stack=stack)
         names = tuple(None if part is None else type(part).__name__ for part in (teacher.engine, teacher.scorer))
         return (*names, len(loaded)), teacher.num_parameters
 
@@ -77,17 +78,3 @@ def test_a_teacher_behind_an_endpoint_is_not_loaded(opened, served_model, stack)
 def test_a_served_teacher_may_leave_the_scoring_to_a_copy(opened, served_model, stack, overrides, expected):
     server = stack.enter_context(serve(served_model))
     assert opened(*overrides, "server.score=false", f"teacher.urls=[{server.url}]")[0] == expected
-
-
-def test_a_teachers_gpus_are_the_last_of_its_node(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,5,7")
-    config = from_hydra(compose(["method=grpo", "student=tiny_xs", "cluster.teacher_gpus=2"]))
-    assert build._teacher_gpus(config) == ["5", "7"]
-    assert build._teacher_gpus(from_hydra(compose(["method=grpo", "student=tiny_xs"]))) == []
-
-
-def test_beside_other_ranks_a_teacher_may_only_score(chat, stack, tmp_path):
-    config = from_hydra(compose(["student=tiny_xs", "method=zppo"]))
-    method = build_method(config)
-    teacher = build.open_teacher(method, config, chat, log=tmp_path / "log", stack=stack, may_sample=False)
-    assert teacher.engine is None and teacher.scorer is None and teacher.num_parameters > 0

@@ -57,8 +57,8 @@ def pid_of(scorer: ProcessScorer) -> int:
 
 
 def open_process(chat: Any, **changes: Any) -> ProcessScorer:
-    options = {"temperature": TEMPERATURE, "process": True, "timeout": 60.0} | changes
-    scorer = open_scorer(TEACHER, chat, **options)
+    options = {"temperature": TEMPERATURE, "timeout": 60.0} | changes
+    scorer = open_scorer(TEACHER, chat, "process", **options)
     assert isinstance(scorer, ProcessScorer)
     return scorer
 
@@ -184,7 +184,7 @@ def test_a_process_that_dies_is_one_line(chat: Any, micro_batches: Any) -> None:
 def test_a_model_that_cannot_be_loaded_is_the_users_error(chat: Any) -> None:
     missing = ModelConfig(name="t", path="/nowhere/model", dtype="float32")
     with pytest.raises(UserError, match="no model folder /nowhere/model"):
-        open_scorer(missing, chat, temperature=1.0, process=True)
+        open_scorer(missing, chat, "process", temperature=1.0)
 
 
 PARENT = """
@@ -264,7 +264,7 @@ class Altered(TinyServer):
 
 
 def served(server: TinyServer, chat: Any, top_k: int = 8) -> TeacherScorer:
-    return open_scorer(TEACHER, chat, temperature=1.0, endpoints=server, top_k=top_k)
+    return open_scorer(TEACHER, chat, "server", temperature=1.0, endpoints=server, top_k=top_k)
 
 
 def test_a_server_lists_what_the_model_says(teacher: Any, chat: Any, micro_batches: Any) -> None:
@@ -335,9 +335,7 @@ def test_a_student_is_trained_by_a_server(teacher: Any, chat: Any, make_student:
 
 def test_what_a_server_cannot_do_is_refused(teacher: Any, chat: Any, make_samples: Any) -> None:
     with pytest.raises(UserError, match=r"rollout\.temperature=0\.7: a served teacher gives its distribution at"):
-        open_scorer(TEACHER, chat, temperature=0.7, endpoints=TinyServer(teacher))
-    with pytest.raises(UserError, match="teacher_process=true needs a teacher that this run loads"):
-        open_scorer(TEACHER, chat, temperature=1.0, endpoints=TinyServer(teacher), process=True)
+        open_scorer(TEACHER, chat, "server", temperature=0.7, endpoints=TinyServer(teacher))
 
 
 def every_entry(choice: dict[str, Any], change: Any) -> None:

@@ -32,7 +32,7 @@ def test_the_process_sees_the_same_media(
     setup: Any, micro_batches: list[list[TrainingSample]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     local = LocalScorer(setup.model, 1.0)
-    process = open_scorer(setup.chat._config, setup.chat, temperature=1.0, process=True)
+    process = open_scorer(setup.chat._config, setup.chat, "process", temperature=1.0)
     try:
         for samples, ours, theirs in zip(
             micro_batches, local.score(micro_batches), process.score(micro_batches), strict=True

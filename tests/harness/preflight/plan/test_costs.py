@@ -1,14 +1,13 @@
 """FLOPs, seconds and disk of a run by hand."""
 
-import dataclasses
-
 import pytest
 
 from harness.config.compose import compose
+from harness.config.deployment import deployed
 from harness.config.gpus import GPUS
 from harness.config.schema import RunConfig, from_hydra
-from harness.models.shapes import shape_of
-from harness.preflight.plan.costs import cost_of, decode_rate, published
+from harness.models.shapes import ModelShape, shape_of
+from harness.preflight.plan.costs import Cost, cost_of, decode_rate, published
 from harness.preflight.plan.counting import Assumptions, StepCount
 
 COUNT = StepCount(
@@ -27,18 +26,22 @@ def config(*overrides: str) -> RunConfig:
     return from_hydra(compose(list({line.partition("=")[0]: line for line in lines}.values())))
 
 
+def cost(run: RunConfig, student: ModelShape, teacher: ModelShape | None) -> Cost:
+    return cost_of(run, deployed(run), student, teacher, COUNT, ASSUMED)
+
+
 def test_flops_are_the_harnesss_own():
     """2N a token generated or read, 6N trained, 8N with checkpointing; the teacher at its own N."""
     run = config()
     student, teacher = shape_of(run.student), shape_of(run.teacher)
     n, t = student.num_parameters, teacher.num_parameters
-    cost = cost_of(run, student, teacher, COUNT, ASSUMED)
-    assert cost.step_flops == {
+    found = cost(run, student, teacher)
+    assert found.step_flops == {
         "flops/student_generation": 2.0 * n * 4e6, "flops/student_update": n * 6.0 * 2e6,
         "flops/teacher_generation": 2.0 * t * 1e6, "flops/teacher_scoring": 2.0 * t * 5e5,
     }  # fmt: skip
-    assert cost.run_flops == 10 * sum(cost.step_flops.values())
-    again = cost_of(config("update.gradient_checkpointing=true"), student, teacher, COUNT, ASSUMED)
+    assert found.run_flops == 10 * sum(found.step_flops.values())
+    again = cost(config("update.gradient_checkpointing=true"), student, teacher)
     assert again.step_flops["flops/student_update"] == n * 8.0 * 2e6
 
 
@@ -47,25 +50,43 @@ def test_seconds_of_a_step():
     run = config()
     student = shape_of(run.student)
     n, useful = student.num_parameters, 48 * 0.5 * 989.4e12
-    cost = cost_of(run, student, None, COUNT, ASSUMED)
-    assert cost.step_seconds == pytest.approx(
+    found = cost(run, student, None)
+    assert found.step_seconds == pytest.approx(
         {"rollout": 3e6 / 48_000 + 2 * n * 1e6 / useful, "update": 6 * n * 2e6 / useful, "scoring": 0.0}
     )
-    assert cost.hours == pytest.approx(10 * sum(cost.step_seconds.values()) / 3600)
+    assert found.hours == pytest.approx(10 * sum(found.step_seconds.values()) / 3600)
 
 
 def test_a_teacher_on_gpus_of_its_own_works_beside_the_student():
     run = config()
     student, teacher = shape_of(run.student), shape_of(run.teacher)
-    alone = cost_of(run, student, None, COUNT, ASSUMED).step_seconds["rollout"]
+    alone = cost(run, student, None).step_seconds["rollout"]
     # 48 rollouts on 16 GPUs: 3 at a time, each step reads 30.4 GB of weights and three caches
     rate = decode_rate(
         teacher, GPUS["H100-80GB"], num_sequences=3, mean_tokens=12_288 / 2 + 1024, engine="vllm", assumed=ASSUMED
     )
     asking = 1e6 / (16 * rate)
-    assert cost_of(run, student, teacher, COUNT, ASSUMED).step_seconds["rollout"] == pytest.approx(max(alone, asking))
-    beside = dataclasses.replace(run, cluster=dataclasses.replace(run.cluster, teacher_gpus=0))
-    assert cost_of(beside, student, teacher, COUNT, ASSUMED).step_seconds["rollout"] > alone
+    assert cost(run, student, teacher).step_seconds["rollout"] == pytest.approx(max(alone, asking))
+    # A server of each node on the GPU of its first rank: 48 rollouts on 8, after the student's.
+    shared = config("cluster.teacher_gpus=0", "teacher.serve=true")
+    rate = decode_rate(
+        teacher, GPUS["H100-80GB"], num_sequences=6, mean_tokens=12_288 / 2 + 1024, engine="server", assumed=ASSUMED
+    )
+    assert cost(shared, student, teacher).step_seconds["rollout"] == pytest.approx(alone + 1e6 / (8 * rate))
+
+
+def test_scoring_takes_the_gpus_that_hold_the_teacher():
+    """5e5 tokens at 2 FLOPs a weight: on all 48 ranks, on the 16 teacher GPUs, or at two endpoints."""
+    run = config("method=on_policy_kd")
+    student, teacher = shape_of(run.student), shape_of(run.teacher)
+    flops = 2 * teacher.num_parameters * 5e5 / (0.5 * 989.4e12)
+    for overrides, num_gpus in (
+        (["teacher_device=cuda"], 48),
+        ([], 16),
+        (["teacher.urls=[http://a/v1,http://b/v1]"], 2),
+    ):
+        found = cost(config("method=on_policy_kd", *overrides), student, teacher)
+        assert found.step_seconds["scoring"] == pytest.approx(flops / num_gpus)
 
 
 def test_the_rate_of_decoding():
@@ -80,8 +101,8 @@ def test_the_rate_of_decoding():
 
 def test_no_hours_without_a_gpu():
     run = config("cluster=local")
-    cost = cost_of(run, shape_of(run.student), None, COUNT, ASSUMED)
-    assert cost.step_seconds is None and cost.hours is None
+    found = cost(run, shape_of(run.student), None)
+    assert found.step_seconds is None and found.hours is None
 
 
 @pytest.mark.parametrize(
@@ -98,7 +119,7 @@ def test_disk(overrides, bytes_a_weight):
     run = config(*overrides)
     student = shape_of(run.student)
     text = 4e6 * (2 * 10 + 24 * min(10, run.checkpoint.every))
-    assert cost_of(run, student, None, COUNT, ASSUMED).disk_bytes == bytes_a_weight * student.num_parameters + text
+    assert cost(run, student, None).disk_bytes == bytes_a_weight * student.num_parameters + text
 
 
 @pytest.mark.clause("C092")
@@ -113,7 +134,7 @@ def test_disk(overrides, bytes_a_weight):
 )
 def test_steps(overrides, steps):
     run = config(*overrides)
-    assert cost_of(run, shape_of(run.student), None, COUNT, ASSUMED).num_steps == steps
+    assert cost(run, shape_of(run.student), None).num_steps == steps
 
 
 def test_table_9():
@@ -121,7 +142,7 @@ def test_table_9():
 
     def beside(label: str, *overrides: str) -> tuple[float, float] | None:
         run = config("steps=200", *overrides)
-        return published(label, run, cost_of(run, shape_of(run.student), None, COUNT, ASSUMED))
+        return published(label, run, cost(run, shape_of(run.student), None))
 
     assert beside("zppo") == (79, 9.8e20)
     assert beside("off_policy_kd", "student=qwen3_5_0_8b") == (85, 4.7e20)

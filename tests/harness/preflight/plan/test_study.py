@@ -12,6 +12,7 @@ from harness.config.gpus import GPUS
 from harness.errors import UserError
 from harness.preflight.plan.counting import Assumptions
 from harness.preflight.plan.study import plan_command, plan_study
+from harness.preflight.plan.table import plan_text
 
 FULL_PLAN = ["sweep=paper_main", "student=qwen3_5_2b,qwen3_5_9b", "method=base,on_policy_kd,zppo"]
 ZPPO = ["sweep=paper_main", "student=qwen3_5_2b", "method=zppo"]
@@ -71,6 +72,37 @@ def test_a_tiny_study_is_compared_with_its_teacher():
     assert "replies end with <|im_end|> for both" in text
     assert "one prompt in both chat templates; student.enable_thinking=false is given explicitly" in text
     assert "nothing failed" in text
+
+
+@pytest.mark.parametrize(
+    ("more", "where"),
+    [
+        ([], "a copy on the student's device"),
+        (["teacher_device=cuda:1"], "a copy on cuda:1"),
+        (["cluster.teacher_gpus=1"], "a copy on cuda:1"),
+        (["cluster.teacher_gpus=1", "teacher_device=cuda:1"], "a copy on cuda:1"),
+        (["cluster.teacher_gpus=1", "teacher_device=cuda"], "a copy on the student's device"),
+    ],
+)
+def test_a_teacher_on_another_gpu_is_not_counted_on_the_students(tmp_path, more, where):
+    """A corpus in a folder; the teacher's distribution is read."""
+    (tmp_path / "questions.parquet").write_bytes(b"")
+    words = [*ONE, "method=on_policy_kd", "student=qwen3_5_0_8b", "update.gradient_checkpointing=true", "data=parquet"]
+    words += [f"data.path={tmp_path}", "teacher=qwen3_5_4b", *more]
+    (found,) = plan_study(list({line.partition("=")[0]: line for line in words}.values()), assumed=Assumptions()).plans
+    parts = {part for phase in found.memory.values() for part in phase}
+    assert ({"teacher", "scoring"} <= parts) == (where == "a copy on the student's device")
+    section = plan_text([found], Assumptions(), "fla").partition("Where the teacher is")[2].partition("Memory of")[0]
+    assert section.split("\n")[2].split("  ")[0] == "-" and where in section
+
+
+def test_only_what_the_run_would_accept_is_offered():
+    """Blocks of an 8-bit optimizer cannot be cut over ranks."""
+    words = ["student=qwen3_5_4b", "recipe=paper", "method=grpo", "cluster.gpu=H100-80GB", "cluster.student_gpus=6"]
+    words += ["data.batch_size=48", "rollout.max_response_tokens=2048", "update.micro_batch_tokens=4096"]
+    (found,) = plan_study(words, assumed=Assumptions()).plans
+    optimizers = [word.strip(":") for word in found.problems[0].split() if word.startswith("update.optimizer")]
+    assert optimizers == ["update.optimizer=adamw_bf16", "update.optimizer=adamw_offload"]
 
 
 def test_seeds_are_one_row_and_count_each():
