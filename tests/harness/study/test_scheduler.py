@@ -87,7 +87,8 @@ def study(tmp_path, monkeypatch):
 
         def cell(self, label: str, what: str, **fields: object) -> Cell:
             student = ModelConfig(name="tiny_s", path="tiny:s")
-            config = RunConfig(study="s", outputs=str(tmp_path), student=student, label=label, **fields)
+            method = {"name": "grpo", "class": "grpo"}
+            config = RunConfig(study="s", outputs=str(tmp_path), student=student, label=label, method=method, **fields)
             RunFolder(tmp_path / "written", config).start(label=label, overrides=[])
             (tmp_path / "written" / "config.yaml").rename(tmp_path / f"{label}.yaml")  # freed: nobody refers to it
             (tmp_path / f"{label}.txt").write_text(what)
