@@ -64,6 +64,7 @@ class ZPPOConfig(RewriteConfig):
             ("bcq_positive", "bcq"),
             ("ncq_source", "ncq"),
             *(("ncq_on_failed_rewrite", n) for n in ("ncq", "compress")),
+            *((name, "compress") for name in ("compress_max_lines", "compress_max_tokens", "rewrite_tokens")),
         )
         for name, form in needs:
             if getattr(self, name) != getattr(type(self), name) and not getattr(self, form):

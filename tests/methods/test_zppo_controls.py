@@ -321,6 +321,8 @@ def test_when_a_teacher_is_needed(actors, batch_of, example, options, use):
     [
         ({"bcq": False, "bcq_positive": "wrong"}, "method.bcq_positive=wrong needs method.bcq=true"),
         ({"ncq": False, "ncq_source": "foreign"}, "method.ncq_source=foreign needs method.ncq=true"),
+        ({"compress": False, "rewrite_tokens": 600}, "method.rewrite_tokens=600 needs method.compress=true"),
+        ({"compress": False, "compress_max_lines": 3}, "method.compress_max_lines=3 needs method.compress=true"),
         ({"augment_ratio": -0.1}, "method.augment_ratio must lie in [0, 1], got -0.1"),
         ({"augment_ratio": 1.5}, "method.augment_ratio must lie in [0, 1], got 1.5"),
         ({"tau": 1.5}, "method.tau must lie in [0, 1], got 1.5"),
