@@ -270,7 +270,7 @@ def gpu_problems(
     if not present and student.device == "auto" and (cluster.gpu or cluster.world_size > 1 or cluster.teacher_gpus):
         yield (
             f"cluster={cluster.name} names GPUs and {where} has none (zppo doctor says why): "
-            "set cluster=local, or device=cpu where a CPU is meant"
+            "set cluster=local and no cluster.* option, or device=cpu where a CPU is meant"
         )
     elif 0 < present < wanted:
         yield (
