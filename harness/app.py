@@ -5,13 +5,13 @@ Errors that a user can cause end in one line and exit code 2; `--debug` shows th
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
 
+from harness.commands.options import Parser
 from harness.errors import UserError, did_you_mean, first_line, write_error
 from harness.process.logs import print_uncaught
 from reports.runs.text import message
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"no command '{name}'.{did_you_mean(name, COMMANDS)}")
         summary, place = COMMANDS[name]
         module, _, function = place.partition(":")
-        parser = argparse.ArgumentParser(prog=f"zppo {name}", description=summary)
+        parser = Parser(prog=f"zppo {name}", description=summary)
         code = getattr(import_module(f"harness.commands.{module}"), function)(parser, rest)
         sys.stdout.flush()
         return code

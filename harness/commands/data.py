@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.builders.corpus.options import SHARED, UNKNOWN, BuildOptions
-from harness.commands.options import show
+from harness.commands.options import Parser, show
 from harness.errors import UserError
 from reports.runs.text import message
 
@@ -25,7 +25,7 @@ def run_data(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     parser.add_argument("action", choices=ACTIONS, help="build a corpus, or hash benchmarks; each has its own --help")
     name = parser.parse_args(argv[:1]).action
     add_arguments, summary, act = ACTIONS[name]
-    own = argparse.ArgumentParser(prog=f"{parser.prog} {name}", description=summary)
+    own = Parser(prog=f"{parser.prog} {name}", description=summary)
     add_arguments(own)
     return act(own.parse_intermixed_args(argv[1:]))
 
@@ -33,7 +33,10 @@ def run_data(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
 def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", choices=CORPORA)
     parser.add_argument(
-        "overrides", nargs="*", help=f"key=value of the runs that will train on it; default student={STUDENT}"
+        "overrides",
+        nargs="*",
+        default=[],
+        help=f"key=value of the runs that will train on it; default student={STUDENT}",
     )
     parser.add_argument("--config-dir", help="a folder with further options, <group>/<name>.yaml")
     parser.add_argument("--fixture", action="store_true", help="made-up sources of a few hundred rows, written beside")

@@ -103,7 +103,7 @@ def _row(line: int, text: bytes) -> _Row:
 
 def _string(record: dict[str, Any], name: str, *, also: type[_Number] | None = None) -> str:
     if name not in record:
-        raise _BadLine(f"no field {name!r}")
+        raise _BadLine(f"no field {name!r}: a line needs id, response and gold")
     value = record[name]
     if not isinstance(value, str) or (isinstance(value, _Number) and not (also and isinstance(value, also))):
         kind = {None: "", _Integer: " or an integer", _Number: " or a number"}[also]

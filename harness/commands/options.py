@@ -5,13 +5,22 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from typing import NoReturn
 
+from harness.errors import UserError
 from harness.process.logs import PrintableFormatter, log_printable
 from reports.runs.text import printable_lines
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command as every other error is said: one line, with the remedy."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}: see {self.prog} --help")
+
+
 def add_overrides(parser: argparse.ArgumentParser, text: str = "key=value, Hydra's grammar") -> None:
-    parser.add_argument("overrides", nargs="*", help=text)
+    parser.add_argument("overrides", nargs="*", default=[], help=text)
     parser.add_argument("--config-dir", help="a folder with further options, <group>/<name>.yaml")
 
 

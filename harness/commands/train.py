@@ -74,6 +74,8 @@ def _run_study(params: dict[str, str], args: argparse.Namespace) -> int:
 
     launcher = [line for line in args.overrides if line.lstrip("+").startswith(("hydra/launcher=", "hydra.launcher."))]
     overrides = [line for line in args.overrides if line not in launcher]
+    if args.jobs is not None and args.jobs < 1:
+        raise UserError(f"--jobs must be at least 1, got {args.jobs}")
     cells = expand(params, overrides, config_dir=args.config_dir, resolve=resolved)
     if args.dry_run:
         for cell in cells:

@@ -83,7 +83,12 @@ def run_states(study_dir: Path) -> list[RunState]:
     states += [
         _without_record(file.parent, "starting")
         for file in study_dir.glob("*/*/seed*/.lock.json")
-        if _is_first_start(file.parent)
+        if not (file.parent / "run.json").exists() and owner_of(file.parent) is not None
+    ]
+    states += [
+        _without_record(file.parent, "damaged", "run.json is missing: copy it, or launch the run again")
+        for file in study_dir.glob("*/*/seed*/config.yaml")
+        if not (file.parent / "run.json").exists() and owner_of(file.parent) is None
     ]
     known = {(run.label, run.student, run.seed) for run in states}
     states += [_refused(study_dir, refusal) for refusal in refused_cells(study_dir) if refusal.cell not in known]
@@ -114,10 +119,6 @@ def _run_state(run_dir: Path) -> RunState:
         step_of(metrics), num_steps, reward_of(metrics), _seconds(record, run_dir), left,
         note=f"not prolonged: {record['last_error']}" if record.get("last_error") else "",
     )  # fmt: skip
-
-
-def _is_first_start(run_dir: Path) -> bool:
-    return not (run_dir / "run.json").exists() and owner_of(run_dir) is not None
 
 
 def _without_record(run_dir: Path, state: str, note: str = "") -> RunState:

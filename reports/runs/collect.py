@@ -78,7 +78,10 @@ def find_runs(study_dir: Path) -> list[Run]:
     if not study_dir.is_dir():
         raise ValueError(f"no study folder {study_dir}: name one, such as outputs/quickstart")
     runs = [_run(file) for file in sorted(study_dir.glob("*/*/seed*/run.json"))]
-    runs += _refused(study_dir)
+    runs += [_recordless(file.parent) for file in sorted(study_dir.glob("*/*/seed*/config.yaml"))
+             if not (file.parent / "run.json").exists()]  # fmt: skip
+    known = {run.folder for run in runs}
+    runs += [run for run in _refused(study_dir) if run.folder not in known]
     if not runs:
         raise ValueError(f"{study_dir} has no runs: start them with zppo sweep or zppo train")
     return sorted(runs, key=lambda run: (rank(run.info["method"]), by_number(run.info["label"]), run.info["student"],
@@ -133,9 +136,19 @@ def seconds_of(info: dict[str, Any]) -> float | None:
     return (datetime.fromisoformat(info["finished"]) - datetime.fromisoformat(info["started"])).total_seconds()
 
 
+def _named(folder: Path) -> dict[str, Any]:
+    label, student, seed = folder.parts[-3:]
+    return {"label": label, "method": label.partition(",")[0], "student": student, "seed": _number(seed)}
+
+
+def _recordless(folder: Path) -> Run:
+    """A run that has begun, whose `run.json` was removed or was not copied with the rest."""
+    info = _named(folder) | {"status": "unreadable"}
+    return Run(folder, info, "run.json is missing: copy it, or launch the run again")
+
+
 def _run(file: Path) -> Run:
-    label, student, seed = file.parent.parts[-3:]
-    named = {"label": label, "method": label.partition(",")[0], "student": student, "seed": _number(seed)}
+    named = _named(file.parent)
     try:
         info = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(info, dict):

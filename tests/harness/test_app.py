@@ -41,6 +41,26 @@ def test_a_folder_without_runs_is_one_line(tmp_path, capsys, command):
     assert error.startswith("error: ") and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sweep"], "the following arguments are required: name: see zppo sweep --help"),
+        (["train", "--jobs", "two"], "argument --jobs: invalid int value: 'two': see zppo train --help"),
+        (["status", "a", "b"], "unrecognized arguments: b: see zppo status --help"),
+        (["data"], "the following arguments are required: action: see zppo data --help"),
+        (["data", "build"], "the following arguments are required: name: see zppo data build --help"),
+    ],
+)
+def test_a_command_with_wrong_arguments_is_one_line(capsys, words, said):
+    assert main(words) == 2
+    assert capsys.readouterr().err == f"error: {said}\n"
+
+
+def test_no_jobs_at_all_are_refused_by_a_dry_run_too(capsys):
+    assert main(["train", "-m", "--dry-run", "--jobs", "0", "seed=0,1"]) == 2
+    assert capsys.readouterr().err == "error: --jobs must be at least 1, got 0\n"
+
+
 def test_view_and_audit_pass_their_options_on(monkeypatch, capsys):
     import reports.audit
     import reports.view

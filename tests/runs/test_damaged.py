@@ -135,6 +135,14 @@ def test_a_damaged_record_is_one_line_with_its_path(study, capsys, name, damage)
     assert shown.count("done") >= 1 and ("damaged" in shown) is (name == "run.json")
 
 
+def test_a_run_whose_record_was_removed_is_named(study, capsys):
+    remove(cell(study) / "run.json")
+    assert [main(["status", str(study)]), main(["report", str(study)])] == [0, 0]
+    said = "run.json is missing: copy it, or launch the run again"
+    shown = capsys.readouterr().out
+    assert f"damaged: grpo tiny_xs seed0: {said}\n" in shown and f"- grpo tiny_xs seed0: {said}\n" in shown
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_sweep_goes_on_past_a_damaged_cell(study, capsys, damage):
     damage(cell(study) / "run.json")

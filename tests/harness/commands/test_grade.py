@@ -56,9 +56,9 @@ def test_output_is_literal(write: Callable[..., str]) -> None:
         ),
         (b"\xff{}", "not UTF-8 text (invalid start byte)"),
         ("[1]", "a line has to be a JSON object, with id, response and gold"),
-        ('{"response": "x", "gold": "5"}', "no field 'id'"),
-        ('{"id": "a", "gold": "5"}', "no field 'response'"),
-        ('{"id": "a", "response": "x"}', "no field 'gold'"),
+        ('{"response": "x", "gold": "5"}', "no field 'id': a line needs id, response and gold"),
+        ('{"id": "a", "gold": "5"}', "no field 'response': a line needs id, response and gold"),
+        ('{"id": "a", "response": "x"}', "no field 'gold': a line needs id, response and gold"),
         ('{"id": 7.5, "response": "x", "gold": "5"}', "'id' has to be a string or an integer, got '7.5'"),
         ('{"id": "a", "response": null, "gold": "5"}', "'response' has to be a string, got None"),
         ('{"id": "a", "response": "x", "gold": true}', "'gold' has to be a string or a number, got True"),
@@ -129,7 +129,7 @@ def test_every_bad_line_is_named_in_order(write: Callable[..., str]) -> None:
         next(grade_file(path, CONFIG))
     assert str(raised.value).splitlines() == [
         f"{path}:1: the gold answer 'None' is null: give the question the type text",
-        f"{path}:3: no field 'id'",
+        f"{path}:3: no field 'id': a line needs id, response and gold",
         f"{path}:4: math_verify reads no value in the gold answer '**'",
         f"{path}:5: a line has to be a JSON object, with id, response and gold",
     ]

@@ -106,3 +106,15 @@ def test_reports_import_no_torch_and_no_harness():
     root = Path(__file__).parents[3]
     answer = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+def test_a_run_without_its_record_is_listed_with_the_reason(write_run, tmp_path):
+    write_run("grpo", {"level1": 40.0})
+    lost = write_run("zppo,option=2", {"level1": 40.0}, seed=3)
+    (lost / "config.yaml").write_text("seed: 3\n")
+    (lost / "run.json").unlink()
+    _, run = find_runs(tmp_path / "study")
+    assert run.incomplete == "run.json is missing: copy it, or launch the run again"
+    assert run.info == {
+        "label": "zppo,option=2", "method": "zppo", "student": "tiny_s", "seed": 3, "status": "unreadable"
+    }  # fmt: skip
