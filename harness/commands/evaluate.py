@@ -85,7 +85,10 @@ def _evaluate_run(path: Path, suite: str | None, overrides: list[str], config_di
             "%s also sets %s, which no folder decides: give KEY=VALUE where you mean it",
             path / "config.yaml", ", ".join(left_out),
         )  # fmt: skip
-    return _evaluate(config, path / "eval" / str(suite), run.label)
+    scores = path / "eval" / str(suite) / "scores.csv"
+    if config.eval.limit is not None and scores.exists():
+        logger.warning("limit=%d: its scores take the place of those in %s", config.eval.limit, scores)
+    return _evaluate(config, scores.parent, run.label)
 
 
 def _evaluate_model(model: str, suite: str, overrides: list[str], config_dir: str | None) -> str:

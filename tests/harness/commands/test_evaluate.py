@@ -350,6 +350,7 @@ def test_half_a_configuration_is_refused_and_an_edited_one_is_said(
     assert (run / "config.yaml").read_text() != text
     assert main(["eval", f"run={run}", "limit=1"]) == 0
     assert "config.yaml is not what the run wrote: what it says now is taken" in caplog.text
+    assert "limit=1: its scores take the place of those in " in caplog.text
     assert "arithmetic_l1" not in capsys.readouterr().out
 
 
