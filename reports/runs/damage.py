@@ -91,6 +91,8 @@ def damage(folder: Path, info: dict[str, Any]) -> tuple[str, ...]:
         if (num_scores := len(_score_rows(scores))) < (expected := _num_described(scores)):
             found.append(f"{scores.relative_to(folder)} has {num_scores} of {expected} benchmarks")
         rows = scores.with_name("rows.jsonl")
+        if "config_sha256" in info and not rows.exists() and _num_rows(scores):
+            found.append(f"no {rows.relative_to(folder)}")
         if rows.exists() and (num_lines := rows.read_bytes().count(b"\n")) < (expected := _num_rows(scores)):
             found.append(f"{rows.relative_to(folder)} has {num_lines} of {expected} rows")
     return tuple(found)

@@ -48,4 +48,7 @@ def read_rollouts(file: Path, columns: Sequence[str], filters: list[tuple[str, s
             raise ValueError(f"{file} has no column '{missing[0]}': an earlier version wrote it, repeat the run")
         return pq.read_table(file, columns=list(columns), filters=filters or None).to_pylist()
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"{file} cannot be read: {str(error).splitlines()[0].rstrip('.')}: put a good copy in its place, or remove "
+            "it to leave its step out"
+        ) from error

@@ -221,6 +221,7 @@ def test_files_of_an_earlier_version_and_broken_ones_are_refused(make_run):
     file.write_bytes(b"not parquet at all")
     answer = refusal(folder)
     assert answer.startswith(f"{file} cannot be read: Parquet magic bytes not found") and "\n" not in answer
+    assert answer.endswith("put a good copy in its place, or remove it to leave its step out")
 
 
 def test_ranges():

@@ -195,6 +195,7 @@ DAMAGED = (
     ("rollouts/step-000002.parquet", remove, "no rollouts of 1 of 3 steps, the first is 2"),
     ("eval/mini/rows.jsonl", halve, "eval/mini/rows.jsonl has "),
     ("eval/mini/rows.jsonl", drop_line, "eval/mini/rows.jsonl has 3 of 4 rows"),
+    ("eval/mini/rows.jsonl", remove, "no eval/mini/rows.jsonl"),
     ("eval/mini/scores.csv", invalid_bytes, "scores.csv"),
     ("eval/mini/scores.csv", header_alone, "eval/mini/scores.csv has 0 of 1 benchmarks"),
     ("config.yaml", halve_lines, "config.yaml is not what the run wrote"),
