@@ -24,7 +24,7 @@ class UpdateConfig:
     """Longest gradient: a gradient with a larger norm over all parameters is scaled down to it (Table 8: 1.0)."""
     optimizer: str = "adamw"
     """Where AdamW keeps its states. `adamw`: fp32; `adamw_bf16`: the published bf16, rounded at random; `adamw_8bit`:
-    blocks of 8 bits; `adamw_offload`: fp32 in the host's memory (needs a GPU). Trained weights are always fp32."""
+    blocks of 8 bits. Trained weights are always fp32."""
     micro_batch_tokens: int = 16_384
     """Tokens of a forward and backward pass, padding included. A longer sequence has a pass for itself. Changes speed
     and memory, never the gradient."""
@@ -58,7 +58,7 @@ class AlarmConfig:
 
 
 CHOICES = {
-    "update.optimizer": ("adamw", "adamw_bf16", "adamw_8bit", "adamw_offload"),
+    "update.optimizer": ("adamw", "adamw_bf16", "adamw_8bit"),
     "update.old_logprobs": ("engine", "recompute"),
     "update.on_nonfinite": ("stop", "skip"),
 }

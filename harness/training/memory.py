@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 LOGIT_BUFFERS = 4
 """Tensors of a tile's logits that exist at once: the student's, the teacher's, and two gradients."""
-STATE_BYTES = {"adamw": 8.0, "adamw_bf16": 4.0, "adamw_8bit": 2.1, "adamw_offload": 0.0}
+STATE_BYTES = {"adamw": 8.0, "adamw_bf16": 4.0, "adamw_8bit": 2.1}
 """Bytes of the optimizer's states, per weight."""
 MIB = 2**20
 GB = 1e9

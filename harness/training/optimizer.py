@@ -1,4 +1,4 @@
-"""AdamW with its states in fp32, in bf16, in 8 bits or in the host's memory. Weights and arithmetic are always fp32.
+"""AdamW with its states in fp32, in bf16 or in 8 bits. Weights and arithmetic are always fp32.
 
 bf16 keeps 8 significant bits. Rounded to nearest, a number stands still as long as a step moves it by less than 0.2 to
 0.4 % of itself. With beta2 = 0.999 `exp_avg_sq` moves by 0.1 % of its distance to the squared gradient. So bf16 states
@@ -20,7 +20,6 @@ from harness.errors import UserError
 
 PIECE = 2**20  # numbers updated together: bounds the scratch memory
 MOMENTS = ("exp_avg", "exp_avg_sq")
-Store = Callable[[list[torch.Tensor], list[torch.Tensor]], None]
 
 
 def make_optimizer(
@@ -28,7 +27,7 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer that `config.optimizer` names. Over ranks each has a `stream` of its own for what it draws.
 
-    Raises UserError where it needs a GPU or a package that is missing, ValueError for weights that are not fp32.
+    Raises UserError where it needs a package that is missing, ValueError for weights that are not fp32.
     """
     parameters = list(parameters)
     for parameter in parameters:
@@ -47,10 +46,6 @@ def make_optimizer(
             return AdamWBf16(parameters, stream=stream, **options)
         case "adamw_8bit":
             return _adamw_8bit()(parameters, **options)
-        case "adamw_offload":
-            if any(parameter.device.type == "cpu" for parameter in parameters):
-                raise UserError("update.optimizer=adamw_offload needs a GPU: without one set update.optimizer=adamw")
-            return AdamWOffload(parameters, **options)
     raise ValueError(f"no optimizer {config.optimizer!r}")
 
 
@@ -94,19 +89,25 @@ def round_randomly(value: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     return value.bfloat16()
 
 
-class _PieceAdamW(torch.optim.Optimizer):
-    """torch's fused AdamW on a piece of a parameter at a time; a subclass says how moments are kept in between."""
+class AdamWBf16(torch.optim.Optimizer):
+    """torch's fused AdamW with moments in bf16, rounded at random: 4 bytes a weight. A piece of a parameter at a time.
+
+    The draws follow from the stream, the step and the parameter's place alone: a resumed run draws the same, and the
+    global random stream is left as it is.
+    """
 
     def __init__(
         self,
         parameters: Iterable[torch.nn.Parameter],
         *,
+        stream: int = 0,
         lr: float,
         betas: tuple[float, float],
         eps: float,
         weight_decay: float,
     ) -> None:
         super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self._stream = stream
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -126,20 +127,21 @@ class _PieceAdamW(torch.optim.Optimizer):
         parameters = (parameter for group in self.param_groups for parameter in group["params"])
         for position, parameter in zip(positions, parameters, strict=True):
             if state := state_dict["state"].get(position):
-                moments = {moment: self._keep(state[moment], parameter.device) for moment in MOMENTS}
+                moments = {moment: _kept(state[moment], parameter.device) for moment in MOMENTS}
                 self.state[parameter] = {"step": state["step"].cpu().clone()} | moments
 
     def _update(self, parameter: torch.nn.Parameter, group: dict[str, Any], index: int) -> None:
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros(())
-            state.update({moment: self._keep(torch.zeros_like(parameter), parameter.device) for moment in MOMENTS})
+            state.update({moment: _kept(torch.zeros_like(parameter), parameter.device) for moment in MOMENTS})
         state["step"] += 1
         step = int(state["step"])
-        store = self._storing(parameter.device, step, index)
+        num_parameters = sum(len(group["params"]) for group in self.param_groups)
+        generator = torch.Generator(parameter.device).manual_seed((self._stream << 40) + step * num_parameters + index)
         assert parameter.grad is not None
         for weight_P, grad_P, *kept in _pieces(parameter, parameter.grad, *(state[moment] for moment in MOMENTS)):
-            moments = [self._read(kept_P, parameter.device) for kept_P in kept]
+            moments = [kept_P.float() for kept_P in kept]
             adamw(
                 [weight_P],
                 [grad_P],
@@ -156,74 +158,14 @@ class _PieceAdamW(torch.optim.Optimizer):
                 eps=group["eps"],
                 maximize=False,
             )
-            store(kept, moments)
-
-    def _keep(self, moment: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """A copy of a complete moment of a parameter on `device`, as it is kept between steps."""
-        raise NotImplementedError
-
-    def _read(self, kept_P: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """A copy in fp32 on the parameter's device."""
-        raise NotImplementedError
-
-    def _storing(self, device: torch.device, step: int, index: int) -> Store:
-        """What writes a piece's new moments over the kept ones; it is called in the order of the pieces."""
-        raise NotImplementedError
-
-
-class AdamWBf16(_PieceAdamW):
-    """Moments in bf16, rounded at random: 4 bytes a weight.
-
-    The draws follow from the stream, the step and the parameter's place alone: a resumed run draws the same, and the
-    global random stream is left as it is.
-    """
-
-    def __init__(self, parameters: Iterable[torch.nn.Parameter], *, stream: int = 0, **options: Any) -> None:
-        super().__init__(parameters, **options)
-        self._stream = stream
-
-    def _keep(self, moment: torch.Tensor, device: torch.device) -> torch.Tensor:
-        return moment.to(device, torch.bfloat16, copy=True)
-
-    def _read(self, kept_P: torch.Tensor, device: torch.device) -> torch.Tensor:
-        return kept_P.float()
-
-    def _storing(self, device: torch.device, step: int, index: int) -> Store:
-        num_parameters = sum(len(group["params"]) for group in self.param_groups)
-        generator = torch.Generator(device).manual_seed((self._stream << 40) + step * num_parameters + index)
-
-        def store(kept: list[torch.Tensor], moments: list[torch.Tensor]) -> None:
-            draws_P = torch.empty_like(moments[0], dtype=torch.int32).random_(generator=generator)  # 31 random bits
+            draws_P = torch.empty_like(weight_P, dtype=torch.int32).random_(generator=generator)  # 31 random bits
             kept[0].copy_(round_randomly(moments[0], draws_P & 0xFFFF))
             kept[1].copy_(round_randomly(moments[1], draws_P >> 15))
 
-        return store
 
-
-class AdamWOffload(_PieceAdamW):
-    """Moments in fp32 in the host's memory; a piece at a time visits the GPU. The numbers are those of `adamw`.
-
-    Gradients are read at the step, when they are accumulated and clipped.
-    """
-
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = super().step(closure)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()  # the host may read the moments from here on
-        return loss
-
-    def _keep(self, moment: torch.Tensor, device: torch.device) -> torch.Tensor:
-        return torch.empty_like(moment, device="cpu", pin_memory=torch.cuda.is_available()).copy_(moment)
-
-    def _read(self, kept_P: torch.Tensor, device: torch.device) -> torch.Tensor:
-        return kept_P.to(device, non_blocking=True, copy=True)
-
-    def _storing(self, device: torch.device, step: int, index: int) -> Store:
-        def store(kept: list[torch.Tensor], moments: list[torch.Tensor]) -> None:
-            for kept_P, moment_P in zip(kept, moments, strict=True):
-                kept_P.copy_(moment_P, non_blocking=True)
-
-        return store
+def _kept(moment: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy of a complete moment of a parameter on `device`, as it is kept between steps."""
+    return moment.to(device, torch.bfloat16, copy=True)
 
 
 def _pieces(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:

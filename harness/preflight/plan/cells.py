@@ -291,7 +291,7 @@ def _changes(config: RunConfig, teacher: ModelShape | None) -> Iterator[tuple[Ov
         yield (("update.gradient_checkpointing", True),)
     if teacher is not None and config.cluster.teacher_gpus == 0:
         yield (("cluster.teacher_gpus", 1), *([("teacher_device", None)] if config.teacher_device else []))
-    for optimizer in ("adamw_bf16", "adamw_8bit", "adamw_offload"):
+    for optimizer in ("adamw_bf16", "adamw_8bit"):
         if STATE_BYTES[optimizer] < STATE_BYTES[update.optimizer]:
             yield (("update.optimizer", optimizer),)
     for tokens in (8192, 4096, 2048, 1024):

@@ -153,7 +153,7 @@ def _generation(
 def _disk(config: RunConfig, student: ModelShape, count: StepCount, num_steps: int) -> float:
     """Checkpoints (one more while the next is written), the model, rollouts of all kept steps, and stored steps."""
     num, checkpoint = student.num_parameters, config.checkpoint
-    states = 8.0 if config.update.optimizer == "adamw_offload" else STATE_BYTES[config.update.optimizer]
+    states = STATE_BYTES[config.update.optimizer]
     kept = checkpoint.keep_last + 1
     if checkpoint.keep_every:
         kept += num_steps // math.lcm(checkpoint.keep_every, checkpoint.every)

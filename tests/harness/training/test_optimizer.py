@@ -11,18 +11,14 @@ from safetensors.torch import load_file, save_file
 from harness.config.schema import UpdateConfig
 from harness.errors import UserError
 from harness.training import optimizer as module
-from harness.training.optimizer import AdamWOffload, load_state_tensors, make_optimizer, round_randomly, state_tensors
+from harness.training.optimizer import load_state_tensors, make_optimizer, round_randomly, state_tensors
 
-NAMES = ["adamw", "adamw_bf16", "adamw_8bit", "offload"]
-OPTIONS = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
+NAMES = ["adamw", "adamw_bf16", "adamw_8bit"]
 
 
 def build(name, parameters, **changes) -> torch.optim.Optimizer:
-    """`offload` is that class where no GPU is asked for: its arithmetic needs none."""
     if name == "adamw_8bit":
         pytest.importorskip("bitsandbytes", reason="pip install -e '.[optim]'")
-    if name == "offload":
-        return AdamWOffload(parameters, **OPTIONS)
     return make_optimizer(parameters, UpdateConfig(**({"learning_rate": 1e-3, "optimizer": name} | changes)))
 
 
@@ -113,7 +109,7 @@ def test_infinity_and_nan_stay():
     assert rounded[2].isnan()
 
 
-@pytest.mark.parametrize(("name", "low", "high"), zip(NAMES, (8, 4, 2, 8), (8, 4, 2.1, 8), strict=True))
+@pytest.mark.parametrize(("name", "low", "high"), zip(NAMES, (8, 4, 2), (8, 4, 2.1), strict=True))
 def test_bytes_a_weight(name, low, high):
     # 8 bits: one byte for each of two moments, and 4 for the scale of 256 numbers: 2 + 2 * 4 / 256 = 2.03. Its two maps
     # of 256 numbers are shared by all parameters.
@@ -175,36 +171,6 @@ def test_bf16_draws_leave_the_global_stream_alone_and_differ_by_step_and_paramet
     assert not torch.equal(seen[0], seen[2])
 
 
-def accumulate_clip_step(optimizer, parameters) -> None:
-    """Two micro-batches, the norm of their sum clipped, one step: as an update does it."""
-    for step in range(3):
-        for part in (1.0, 2.0):
-            loss = sum((parameter * (part + step)).square().sum() for parameter in parameters.values())
-            loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0 / (step + 1))
-        optimizer.step()
-        optimizer.zero_grad()
-
-
-def assert_offload_is_adamw(device) -> None:
-    plain, offloaded = make_parameters(device), make_parameters(device)
-    adamw = build("adamw", plain.values())
-    offload = AdamWOffload(offloaded.values(), **OPTIONS)
-    accumulate_clip_step(adamw, plain)
-    accumulate_clip_step(offload, offloaded)
-    assert_equal(offloaded, plain)
-    for name in plain:
-        for moment in module.MOMENTS:
-            kept = offload.state[offloaded[name]][moment]
-            assert kept.device.type == "cpu"
-            assert torch.equal(kept, adamw.state[plain[name]][moment].cpu())
-
-
-def test_offload_takes_the_clipped_gradient_and_gives_adamws_numbers(monkeypatch):
-    monkeypatch.setattr(module, "PIECE", 512)  # the matrix in 8 pieces of two rows
-    assert_offload_is_adamw("cpu")
-
-
 def test_pieces_are_views_of_bounded_size(monkeypatch):
     # 10 rows of 3 in pieces of at most 7 numbers: two rows each; a row of 8 is one piece; a scalar too.
     monkeypatch.setattr(module, "PIECE", 7)
@@ -215,17 +181,6 @@ def test_pieces_are_views_of_bounded_size(monkeypatch):
         for piece, other in pieces:
             piece.copy_(other)
         assert torch.equal(tensor, torch.ones(shape))
-
-
-@pytest.mark.gpu
-def test_offload_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(module, "PIECE", 512)
-    assert_offload_is_adamw("cuda")
-
-
-def test_offload_needs_a_gpu():
-    with pytest.raises(UserError, match="needs a GPU: without one set"):
-        build("adamw_offload", make_parameters().values())
 
 
 def test_8bit_names_the_extra(monkeypatch):

@@ -110,7 +110,7 @@ def test_no_hours_without_a_gpu():
     [
         ([], 2 * 12 + 2),  # two checkpoints of weights and two fp32 moments, and the model in 16 bit
         (["update.optimizer=adamw_bf16"], 2 * 8 + 2),
-        (["update.optimizer=adamw_offload", "checkpoint.keep_last=3"], 4 * 12 + 2),
+        (["checkpoint.keep_last=3"], 4 * 12 + 2),
         (["checkpoint.keep_every=5", "checkpoint.every=5"], 4 * 12 + 2),  # those of steps 5 and 10 stay
     ],
 )

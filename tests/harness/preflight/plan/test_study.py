@@ -102,7 +102,7 @@ def test_only_what_the_run_would_accept_is_offered():
     words += ["data.batch_size=48", "rollout.max_response_tokens=2048", "update.micro_batch_tokens=4096"]
     (found,) = plan_study(words, assumed=Assumptions()).plans
     optimizers = [word.strip(":") for word in found.problems[0].split() if word.startswith("update.optimizer")]
-    assert optimizers == ["update.optimizer=adamw_bf16", "update.optimizer=adamw_offload"]
+    assert optimizers == ["update.optimizer=adamw_bf16"]
 
 
 def test_seeds_are_one_row_and_count_each():
