@@ -183,7 +183,7 @@ def test_a_gold_answer_that_the_rule_cannot_grade_is_refused(gold: str, reason: 
 @pytest.mark.parametrize(
     "gold",
     [r"\text{even}", "Tuesday", r"12\text{ square meters}", "1, 2", r"x=1 \text{ or } x=2", r"v_{\text{max}}=3",
-     r"\sin x + \cos y", r"\operatorname{lcm}(4,6)", "12 cm", r"\emptyset", "y=2x+1", "abc"],
+     r"\sin x + \cos y", r"\operatorname{lcm}(4,6)", "12 cm", r"\emptyset", "y=2x+1", "abc", "12:30 a.m."],
 )  # fmt: skip
 def test_a_gold_answer_that_the_rule_can_grade(gold: str) -> None:
     assert gold_error(Question(id="q", text="", answer=gold), "math_verify") is None
