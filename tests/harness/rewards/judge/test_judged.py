@@ -144,7 +144,15 @@ def test_without_a_reply_an_answer_is_ungraded_and_asked_about_again(
 @pytest.mark.clause("C111")
 @pytest.mark.parametrize("reply", ["I think so.", "", '{"verdict": "right"}', '```json\n{"verdict": "correct"}\n```'])
 def test_a_reply_out_of_form_is_wrong_and_counted(start: Start, caplog: pytest.LogCaptureFixture, reply: str) -> None:
-    _, grader = start(lambda number, body: saying(reply) if number == 0 else None)
+    def first_of_the_oak(number: int, body: dict[str, Any]) -> Fault | None:
+        """Requests that are under way together come in any order."""
+        if "elm" in str(body) or asked:
+            return None
+        asked.append(number)
+        return saying(reply)
+
+    asked: list[int] = []
+    _, grader = start(first_of_the_oak)
     items = [(boxed("an oak tree"), TREE), (boxed("elm"), TREE), (boxed("An oak  tree"), TREE)]
     assert grader.grade(items) == [
         judged_as("an oak tree", "wrong", malformed=True), judged_as("elm", "wrong"),
