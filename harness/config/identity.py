@@ -17,8 +17,6 @@ FREE = (
     "student.served_name", "teacher.served_name", "update.on_nonfinite", "alarms", "cluster",
 )  # fmt: skip
 """Keys that may differ between two launches of one run: more steps prolong it, the label is the folder's name."""
-GONE = ("checkpoint_every", "keep_checkpoints")
-"""Keys of earlier versions that decided no result either."""
 
 
 def plain(config: RunConfig) -> dict[str, Any]:
@@ -28,7 +26,7 @@ def plain(config: RunConfig) -> dict[str, Any]:
 
 def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a resolved configuration that decides a run's results; of such a part, the same."""
-    kept = {key: value for key, value in config.items() if key not in (*FREE, *GONE)}
+    kept = {key: value for key, value in config.items() if key not in FREE}
     for section, name in (key.split(".") for key in FREE if "." in key):
         if isinstance(kept.get(section), Mapping):
             kept[section] = {key: value for key, value in kept[section].items() if key != name}

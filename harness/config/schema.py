@@ -35,12 +35,9 @@ class ModelConfig:
     name: str = MISSING
     """Name of the model. The student's is a folder of the run and a row of tables."""
     path: str = MISSING
-    """Where the model is: a local folder, a hub id, `tiny:<size>` for the embedded family, or `package:<module>` for
-    files in a package."""
+    """Where the model is: a local folder, a hub id, or `tiny:<size>` for the embedded family."""
     revision: str | None = None
     """Branch, tag or commit of a hub repository. `null` takes the newest."""
-    gguf_file: str | None = None
-    """Read the weights from this GGUF file in `path`, or in the folder of the package. `null` reads safetensors."""
     dtype: str = foreign("bfloat16")
     """Number format in which the model computes (published: bf16). A student that is trained in 16 bits keeps fp32
     weights until it is saved."""

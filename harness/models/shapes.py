@@ -198,7 +198,7 @@ def _config_and_source(model: ModelConfig) -> tuple[dict[str, Any], str]:
     folder = _folder(model)
     if folder is not None:
         file = folder / "config.json"
-        if model.gguf_file is not None or not file.is_file():
+        if not file.is_file():
             raise UserError(
                 f"zppo plan reads dimensions from config.json, and {model.path} has none: set {model.name}'s path to a "
                 "folder of safetensors"
@@ -234,8 +234,6 @@ def _folder(model: ModelConfig) -> Path | None:
         from harness.models.tiny import tiny_path
 
         return tiny_path(rest)
-    if scheme == "package":
-        return Path(rest)  # its weights are one GGUF file
     folder = Path(model.path).expanduser()
     return folder if folder.is_dir() else None
 

@@ -211,24 +211,18 @@ def _read_config(model: ModelConfig) -> Any:
     from harness.models.loading import resolve_path
 
     path = resolve_path(model)
-    if model.gguf_file is None and Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         raise UserError(f"{path} has no config.json: it is not the folder of a model")
-    options = {
-        "revision": model.revision, "gguf_file": model.gguf_file, "trust_remote_code": model.trust_remote_code,
-    }  # fmt: skip
+    options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
     return AutoConfig.from_pretrained(path, **{k: v for k, v in options.items() if v is not None})
 
 
 def check_architectures(actors: Sequence[Actor]) -> list[Check]:
     """Whether vLLM has the architectures of the models that it would load."""
     wanted: dict[str, list[str]] = {}
-    checks = []
+    checks: list[Check] = []
     for actor in actors:
         if not actor.in_vllm:
-            continue
-        if actor.config.gguf_file is not None:
-            text = f"the {actor.role} is unpacked from GGUF: its architecture is not looked up"
-            checks.append(Check("ok", "vllm", text))
             continue
         try:
             wanted[actor.role] = list(_read_config(actor.config).architectures or [])

@@ -152,7 +152,6 @@ class RunFolder:
         config = self._config
         if self._anew:
             clear(self.path)
-        self._info.setdefault("seconds", self._info.get("cost", {}).get("time/step", 0.0))  # of an earlier version
         self._lock.enter("running")
         described = yaml.safe_dump(plain(config), sort_keys=False)
         if self._info.get("config_sha256") not in (None, digest(described)):

@@ -25,7 +25,7 @@ MAX_CONFIG_BYTES = 1 << 18
 MAX_INFO_BYTES = 1 << 24
 SECTIONS = ("student.", "eval.", "reward.", "rollout.")
 """What an evaluation reads of a configuration."""
-SILENT = ("student.name", "student.path", "student.revision", "student.gguf_file", "eval.every", "rollout.")
+SILENT = ("student.name", "student.path", "student.revision", "eval.every", "rollout.")
 """What the folder itself answers, or training alone reads."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from harness.config.schema import ModelConfig, RunConfig
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
 from harness.models.identity import model_identity
-from harness.models.loading import check_weights, load_model, num_parameters, resolve_path, save_model, text_config
+from harness.models.loading import check_weights, load_model, num_parameters, resolve_path, text_config
 from harness.process.devices import visible_gpus
 from harness.process.step_clock import StepClock
 from harness.rollout.base import RolloutEngine
@@ -149,7 +148,7 @@ def _student_in_vllm(
 ) -> RolloutEngine:
     from harness.rollout.vllm_engine import VllmEngine
 
-    folder = _folder(config.student, stack, student)
+    folder = _folder(config.student)
     engine = VllmEngine(folder, chat, sampler="student", model=config.student, config=config.rollout, empty=True)
     stack.callback(engine.close)
     if student is not None:
@@ -234,7 +233,7 @@ def _teacher_here(parts: _Parts) -> RolloutEngine:
 def _teacher_in_vllm(parts: _Parts) -> RolloutEngine:
     from harness.rollout.vllm_engine import VllmEngine
 
-    folder, rollout = _folder(parts.model, parts.stack), parts.config.rollout
+    folder, rollout = _folder(parts.model), parts.config.rollout
     engine = VllmEngine(folder, parts.chat, sampler="teacher", model=parts.model, config=rollout, gpus=parts.gpus)
     parts.stack.callback(engine.close)
     return engine
@@ -262,7 +261,7 @@ def _open(
 
     if not model.serve:
         return stack.enter_context(opened(model, model.path, config.server, role=role, log=log))
-    folder = _folder(model, stack)
+    folder = _folder(model)
     arguments = list(as_flags(engine_options(config.rollout, folder, own_gpus=bool(gpus))))
     if len(gpus) > 1 and not any("parallel-size" in argument for argument in config.server.args):
         arguments += ["--data-parallel-size", str(len(gpus))]
@@ -283,14 +282,10 @@ def _server_engine(
     return ServerEngine(endpoints, chat, sampler, context_window=window, api=model.api, vocab_size=rows)
 
 
-def _folder(model: ModelConfig, stack: ExitStack, loaded: LanguageModel | None = None) -> str:
-    """A folder or hub id that vLLM reads; GGUF weights are unpacked into one that ends with `stack`."""
-    if model.gguf_file is None:
-        check_weights(model)
-        return resolve_path(model)
-    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="zppo-"))
-    save_model(load_model(model, "cpu") if loaded is None else loaded.module, model, folder)
-    return folder
+def _folder(model: ModelConfig) -> str:
+    """A folder or hub id that vLLM reads."""
+    check_weights(model)
+    return resolve_path(model)
 
 
 def open_scorer(

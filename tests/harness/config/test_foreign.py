@@ -16,7 +16,7 @@ from harness.errors import UserError
 DECIDED = {
     "ModelConfig": (
         "dtype enable_thinking",
-        "name path revision gguf_file attn_implementation chat_template urls serve api served_name trust_remote_code",
+        "name path revision attn_implementation chat_template urls serve api served_name trust_remote_code",
     ),
     "RewardConfig": ("grader", "num_workers cpu_seconds"),
     "RolloutConfig": (

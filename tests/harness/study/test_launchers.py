@@ -186,7 +186,7 @@ def test_submitit_on_this_machine_requeues_what_is_preempted(work, tmp_path):
     """The job of cell b is told that its time is over; submitit's local executor starts it again."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     plan = plan_of(tmp_path, [work("a", "0"), work("b", "wait"), work("c", "75 0")])
-    thread = threading.Thread(target=launchers._run_hydra, args=(plan, 3, ["hydra/launcher=zppo_local"]))
+    thread = threading.Thread(target=launchers._run_hydra, args=(plan, 3, ["hydra/launcher=submitit_local"]))
     thread.start()
     wait_for(lambda: log(tmp_path, "b") == ["start"])
     (tmp_path / "b").write_text("0")
