@@ -9,7 +9,7 @@ sequence, G rollouts of a group.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -96,6 +96,23 @@ class Question:
     limits: MediaLimits = MediaLimits()
     metadata: dict[str, Any] = field(default_factory=dict, compare=False)
     """Whatever the verifier of `answer_type` needs (a reasoning-gym entry, choices); JSON values only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnBenchmark:
+    """A benchmark of one's own, a column of tables: what a function that `eval.benchmarks` names gives.
+
+    Example: `OwnBenchmark(name="sums", family="LLM", questions=[Question(id="1", text="Compute 1+1.", answer="2")])`.
+    """
+
+    name: str
+    family: Literal["LLM", "VLM", "Video"]
+    """What averages are formed over."""
+    questions: Sequence[Question]
+    mark: Callable[[Question, str | None], float] | None = None
+    """The score in [0, 1] of an answer, the content of the box. None: the grader compares it with the gold answer."""
+    judged: bool = False
+    """The judge is asked about answers that the rule does not match (`eval.judge`)."""
 
 
 class PromptMedia(Protocol):

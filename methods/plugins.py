@@ -7,14 +7,18 @@ import package; one of them has the entry point's name. Nothing of a package is 
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import metadata
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 GROUP = "zppo.methods"
+OTHER_GROUPS = ("zppo.engines", "zppo.sources", "zppo.benchmarks")
+"""What else a package may bring (`harness.config.registry`): its option files are found as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +63,34 @@ def named(name: str) -> Plugin | None:
 def option_folders() -> dict[Path, str]:
     """The `conf` folders of all plugins in the order of their distributions, each with its `Plugin.source`."""
     ordered = sorted(installed(), key=lambda plugin: plugin.distribution)
-    return {folder: plugin.source for plugin in ordered for folder in plugin.folders}
+    return {folder: plugin.source for plugin in ordered for folder in plugin.folders} | _of_other_parts(tuple(sys.path))
 
 
 def distribution_of(module: str) -> dict[str, str]:
     """`{"zppo-maxrl": "1.0"}` for a module of a plugin's package; empty for any other."""
     package = module.partition(".")[0]
     return {plugin.distribution: plugin.version for plugin in installed() if plugin.package == package}
+
+
+def is_importable(package: str) -> bool:
+    """Whether there is such a package or module; the current directory is looked at last.
+
+    The `zppo` script does not see it, and a user's file lies where they launch. Once something is found there it stays
+    in `sys.path`, for what that file imports.
+    """
+    if importlib.util.find_spec(package) is not None:
+        return True
+    here = os.getcwd()
+    sys.path.append(here)
+    if importlib.util.find_spec(package) is not None:
+        return True
+    sys.path.remove(here)
+    return False
+
+
+def where_looked(package: str) -> str:
+    """Why a package is not importable, in words."""
+    return f"no module {package} is installed, or lies in {os.getcwd()}"
 
 
 @lru_cache(maxsize=8)
@@ -89,6 +114,26 @@ def _installed(path: tuple[str, ...]) -> tuple[Plugin, ...]:
     return tuple(plugins)
 
 
+@lru_cache(maxsize=8)
+def _of_other_parts(path: tuple[str, ...]) -> dict[Path, str]:
+    """Likewise of packages that bring no method."""
+    found: dict[Path, str] = {}
+    entries = [entry for group in OTHER_GROUPS for entry in metadata.entry_points(group=group)]
+    for entry in sorted(entries, key=lambda entry: entry.dist.name if entry.dist else ""):
+        try:
+            spec = importlib.util.find_spec(entry.value.partition(":")[0].partition(".")[0])
+        except (ImportError, ValueError):
+            spec = None
+        folders = [] if spec is None else [location / "conf" for location in _locations(spec)]
+        assert entry.dist is not None
+        found |= {folder: f"{entry.dist.name} {entry.dist.version}" for folder in folders if folder.is_dir()}
+    return found
+
+
+def _locations(spec: ModuleSpec) -> list[Path]:
+    return [Path(location).resolve() for location in spec.submodule_search_locations or ()]
+
+
 def _looked_up(plugin: Plugin) -> Plugin:
     """The plugin with its `conf` folders, or with what is wrong with it."""
     module, _, class_name = plugin.value.partition(":")
@@ -108,7 +153,7 @@ def _looked_up(plugin: Plugin) -> Plugin:
             problem=f"{plugin.source} declares method '{plugin.name}' in '{module}', but there is no package "
             f"'{plugin.package}': install {plugin.distribution} again, or uninstall it",
         )
-    locations = [Path(location).resolve() for location in spec.submodule_search_locations or ()]
+    locations = _locations(spec)
     folders = tuple(location / "conf" for location in locations if (location / "conf").is_dir())
     option = f"conf/method/{plugin.name}.yaml"
     missing = not any((location / option).is_file() for location in locations)

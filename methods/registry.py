@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
 import inspect
 import math
-import os
-import sys
 import traceback
 import types
 from collections.abc import Iterable, Mapping
@@ -55,8 +52,8 @@ def method_class(name: str) -> type[Method]:
         near = _suggest(name, {*known, *(plugin.name for plugin in plugins.installed())})
         raise MethodError(f"unknown method class '{name}'.{near} A class of your own is named package.module:Class.")
     package = module_name.partition(".")[0]
-    if not _is_importable(package):
-        raise MethodError(f"method class '{name}': no module {package} is installed, or lies in {os.getcwd()}")
+    if not plugins.is_importable(package):
+        raise MethodError(f"method class '{name}': {plugins.where_looked(package)}")
     try:
         return _imported(module_name, class_name)
     except MethodError as error:
@@ -134,22 +131,6 @@ def build(options: Mapping[str, Any]) -> Method | None:
         raise
     except ValueError as error:
         raise MethodError(" ".join(str(error).split())) from error
-
-
-def _is_importable(package: str) -> bool:
-    """Whether there is such a package or module; the current directory is looked at last.
-
-    The `zppo` script does not see it, and a user's file lies where they launch. Once something is found there it stays
-    in `sys.path`, for what that file imports.
-    """
-    if importlib.util.find_spec(package) is not None:
-        return True
-    here = os.getcwd()
-    sys.path.append(here)
-    if importlib.util.find_spec(package) is not None:
-        return True
-    sys.path.remove(here)
-    return False
 
 
 def _imported(module_name: str, class_name: str) -> type[Method]:

@@ -31,7 +31,11 @@ def install(tmp_path, monkeypatch) -> Iterator[Callable[..., Path]]:
     """
 
     def make(
-        distribution: str, methods: dict[str, str], files: dict[str, str] | None = None, version: str = "1.0"
+        distribution: str,
+        methods: dict[str, str],
+        files: dict[str, str] | None = None,
+        version: str = "1.0",
+        group: str = "zppo.methods",
     ) -> Path:
         site = tmp_path / f"site-{distribution}"
         info = site / f"{distribution.replace('-', '_')}-{version}.dist-info"
@@ -44,7 +48,7 @@ def install(tmp_path, monkeypatch) -> Iterator[Callable[..., Path]]:
             }
         entries = "".join(f"{name} = {value}\n" for name, value in methods.items())
         metadata = f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n"
-        texts = {info / "METADATA": metadata, info / "entry_points.txt": f"[zppo.methods]\n{entries}"}
+        texts = {info / "METADATA": metadata, info / "entry_points.txt": f"[{group}]\n{entries}"}
         for path, text in (texts | {site / path: text for path, text in files.items()}).items():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)

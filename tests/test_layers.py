@@ -9,7 +9,7 @@ from typing import get_args
 
 import pytest
 
-from harness.config.engines import CHOICES
+from harness.config.engines import ENGINES
 from harness.types import PromptKind
 from tests import layers
 from tests.layers import Import, Tree, imported_names
@@ -167,7 +167,7 @@ def test_a_class_may_claim_its_name():
 
 def test_no_module_compares_the_name_of_an_engine():
     """`harness.config.deployment` does; everybody else reads what it says."""
-    engines = set(CHOICES["rollout.engine"])
+    engines = set(ENGINES.built_in)
     for name in [name for name in names_of("harness") if not name.startswith("harness.config")]:
         for node in ast.walk(TREE.parsed[name]):
             if isinstance(node, ast.Compare):

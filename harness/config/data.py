@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from harness.config.evaluation import MediaConfig, check_media
+from harness.config.registry import Registry
 from harness.errors import UserError
 
 
@@ -36,7 +37,7 @@ class DataConfig:
 
     source: str = MISSING
     """Where questions come from. `synthetic` and `reasoning_gym` generate them; `jsonl` and `parquet` read files; `hub`
-    reads a data set of the Hugging Face hub."""
+    reads a data set of the Hugging Face hub. `package.module:function` is a source of one's own."""
     batch_size: int = 384
     """New questions of a rollout step (Table 8: 384). All ranks together take this many, in equal shares."""
     epochs: int = 1
@@ -59,7 +60,8 @@ class DataConfig:
     dataset: str | None = None
     """Name of the data set of `reasoning_gym`, such as `chain_sum`. That source requires it."""
     dataset_config: dict[str, Any] = field(default_factory=dict)
-    """Options of the `reasoning_gym` data set by name, such as `data.dataset_config.max_terms=4`."""
+    """Options of the `reasoning_gym` data set by name, such as `data.dataset_config.max_terms=4`. A source of one's own
+    finds its options here, too."""
     path: str | None = None
     """Where the questions are. `jsonl`: a file; `parquet`: a file or a folder of files; `hub`: a data set's id, or a
     local folder with its files."""
@@ -80,8 +82,20 @@ class DataConfig:
     """These limits hold in training. Evaluation has its own, `eval.media`."""
 
 
+SOURCES = Registry(
+    option="data.source",
+    group="zppo.sources",
+    built_in={
+        "synthetic": "harness.data.synthetic:load",
+        "reasoning_gym": "harness.data.reasoning:load",
+        "jsonl": "harness.data.files:load_jsonl",
+        "parquet": "harness.data.files:load_parquet",
+        "hub": "harness.data.hub:load_hub",
+    },
+)
+"""Each is called with `DataConfig`, and gives the questions."""
+
 CHOICES = {
-    "data.source": ("synthetic", "reasoning_gym", "jsonl", "parquet", "hub"),
     "data.answer_type": ("math", "choice", "text"),
 }
 
@@ -90,6 +104,7 @@ POSITIVE = ("data.batch_size", "data.epochs", "data.num_questions")
 
 def check_data(data: DataConfig) -> None:
     """Raises UserError for a source without what it needs, and for values that make no sense."""
+    SOURCES.path(data.source)
     if data.source == "reasoning_gym" and not data.dataset:
         raise UserError("data=reasoning_gym needs the name of a data set: data.dataset=chain_sum")
     if data.source in ("jsonl", "parquet") and not data.path:

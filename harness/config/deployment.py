@@ -19,8 +19,9 @@ from harness.process.devices import has_gpus, visible_gpus
 from methods import registry
 from methods.base import Method
 
-Engine = Literal["transformers", "vllm", "server"]
-"""What samples: this process, a vLLM of this machine, or endpoints."""
+Engine = str
+"""What samples (`ENGINES`): this process (`transformers`), a vLLM of this machine, endpoints (`server`), or an engine
+of others, which has weights of its own as vLLM has."""
 Scorer = Literal["local", "process", "server"]
 """Where a teacher's distribution comes from: this process, one of its own, or endpoints."""
 UNCOUNTED = 2**31
@@ -43,6 +44,11 @@ class StudentPlace:
     def in_vllm(self) -> bool:
         """Whether a vLLM of this machine loads it, in process or as a server."""
         return self.engine == "vllm" or self.serves
+
+    @property
+    def asks(self) -> bool:
+        """Whether endpoints are opened."""
+        return self.engine == "server"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +93,16 @@ class TeacherPlace:
     def in_vllm(self) -> bool:
         """Whether a vLLM of this machine loads it, as an engine or as a server."""
         return self.samples == "vllm" or self.serves
+
+    @property
+    def has_engine(self) -> bool:
+        """Whether an engine samples it that loads weights of its own."""
+        return self.samples not in (None, "transformers", "server")
+
+    @property
+    def takes_gpus(self) -> bool:
+        """Whether something takes GPUs for it by itself: an engine, or a server of the run."""
+        return self.has_engine or self.serves
 
     @property
     def num_copies(self) -> int:
@@ -149,7 +165,7 @@ class Deployment:
         Raises UserError, a line with its remedy, for what cannot be deployed so.
         """
         _check_endpoints(config, is_trained=method is not None)
-        engine: Engine = config.rollout.engine  # type: ignore[assignment]
+        engine = config.rollout.engine
         device = None if config.student.is_served else config.device
         student = StudentPlace(engine=engine, serves=config.student.serve, is_trained=method is not None, device=device)
         teacher = None
@@ -190,7 +206,7 @@ class Deployment:
             return 0
         if work == "server" and not teacher.serves:
             return teacher.num_urls
-        if work in ("vllm", "server"):
+        if work == "server" or (work == teacher.samples and teacher.has_engine):
             return self.num_nodes * max(1, len(teacher.own_gpus))
         ranks = self.ranks_per_node if teacher.is_everywhere else 1
         return self.num_nodes * (ranks if teacher.beside else min(ranks, len(teacher.devices)))
@@ -289,9 +305,9 @@ def _teacher(config: RunConfig, model: ModelConfig, method: Method) -> TeacherPl
     if reads:
         by_server = model.is_served and config.server.score
         scores = "server" if by_server else "process" if config.teacher_process else "local"
-    samples: Engine | None = {"server": "server", "local": "transformers"}.get(scores or "")  # type: ignore[assignment]
+    samples: Engine | None = {"server": "server", "local": "transformers"}.get(scores or "")
     if not reads or "teacher" in method.trained_samplers:
-        samples = "server" if model.is_served else config.rollout.engine  # type: ignore[assignment]
+        samples = "server" if model.is_served else config.rollout.engine
     asks = "server" in (samples, scores)
     place = TeacherPlace(
         samples=samples, scores=scores, serves=model.serve and asks, num_urls=len(model.urls) if asks else 0,
@@ -300,7 +316,7 @@ def _teacher(config: RunConfig, model: ModelConfig, method: Method) -> TeacherPl
     own = tuple(_teacher_gpus(config))
     if place.num_copies and own and config.teacher_device is None:
         return replace(place, own_gpus=own, devices=tuple(f"cuda:{number}" for number in own))
-    device, place = config.teacher_device or config.device, replace(place, own_gpus=own if place.in_vllm else ())
+    device, place = config.teacher_device or config.device, replace(place, own_gpus=own if place.takes_gpus else ())
     is_beside = _first(device) == _first(config.device)
     return replace(place, devices=(device,), beside=is_beside) if place.num_copies else place
 
@@ -328,13 +344,13 @@ def _first(device: str) -> str:
     return "cuda:0" if device in ("auto", "cuda") else device
 
 
-SHARED_ENGINE = "a teacher on vLLM beside several ranks needs GPUs of its own: set cluster.teacher_gpus"
+SHARED_ENGINE = "a teacher in an engine beside several ranks needs GPUs of its own: set cluster.teacher_gpus"
 
 
 def _shares_ranks(config: RunConfig, teacher: TeacherPlace | None) -> bool:
     """Whether a teacher's engine would share a GPU with one of several ranks, if there are GPUs."""
     many = config.cluster.world_size > 1 and config.device != "cpu"
-    return many and teacher is not None and teacher.samples == "vllm" and not teacher.own_gpus
+    return many and teacher is not None and teacher.has_engine and not teacher.own_gpus
 
 
 def _check_endpoints(config: RunConfig, *, is_trained: bool) -> None:

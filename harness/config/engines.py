@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, urlsplit
 
 from harness.config.foreign import foreign
+from harness.config.registry import Registry
 from harness.errors import UserError
 
 
@@ -42,7 +43,7 @@ class RolloutConfig:
 
     engine: str = foreign("transformers")
     """What samples. `transformers` and `vllm` do so on this machine; `server` asks endpoints, for students that are not
-    trained."""
+    trained. `package.module:function` opens an engine of one's own."""
     temperature: float = 1.0
     """Sampling temperature of student and teacher (published: 1.0). Log-probabilities are those of the logits divided
     by it."""
@@ -97,7 +98,16 @@ class ServerConfig:
     machines, show a key or run a model's code are refused."""
 
 
-CHOICES = {"rollout.engine": ("transformers", "vllm", "server")}
+ENGINES = Registry(
+    option="rollout.engine",
+    group="zppo.engines",
+    built_in={
+        "transformers": "harness.rollout.transformers_engine:open_engine",
+        "vllm": "harness.rollout.vllm_engine:open_engine",
+        "server": "harness.rollout.server_engine:open_engine",
+    },
+)
+"""Each is called with `harness.rollout.base.EngineParts`, and gives a `RolloutEngine`."""
 
 POSITIVE = (
     "rollout.max_response_tokens",

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
+import yaml
+
 from harness.config.foreign import FOREIGN, foreign
-from harness.errors import UserError
+from harness.config.names import check_name
+from harness.config.registry import Registry
+from harness.errors import UserError, did_you_mean
 from harness.types import MediaLimits
 
 
@@ -71,6 +77,12 @@ class BenchmarkOptions:
     sample."""
 
 
+BENCHMARKS = Registry(option="eval.benchmarks", group="zppo.benchmarks", built_in={})
+"""Benchmarks of others: each is called without arguments, and gives a `harness.types.OwnBenchmark`. The paper's columns
+are a table (`harness.evaluation.benchmarks.columns`)."""
+GENERATED = "mini"
+"""The suite that generates its questions."""
+
 OPTION_CHOICES = {
     "charxiv": ("reasoning", "descriptive", "both"),
     "dynamath": ("average", "worst"),
@@ -122,15 +134,18 @@ class EvalConfig:
     """What a student is scored on. Defaults of decoding are the published protocol."""
 
     suite: str | None = foreign(None)
-    """Benchmarks to run: `mini` generates its questions, the others are the paper's (`zppo eval --list`). `null`
-    evaluates nothing."""
+    """Name of the suite, which `eval=` chooses: an option file that lists `eval.benchmarks`. `null` evaluates
+    nothing."""
+    benchmarks: list[str] = field(default_factory=list)
+    """What the suite has: columns of the paper's tables (`zppo eval --list`), names of installed packages, or
+    `package.module:function`. Empty: what the option file of the suite lists; `mini` generates its questions."""
     every: int = 0
     """Also evaluate after every so many rollout steps. 0: only at the end."""
     tasks: list[str] = field(
         default_factory=lambda: ["arithmetic", "bar_chart", "bar_cards", "bar_clip"], metadata=FOREIGN
     )
-    """Tasks of `mini`: `arithmetic` (LLM), `bar_chart` and `bar_cards` (VLM), `bar_clip` (Video). Each is a benchmark
-    at each level."""
+    """Tasks that `mini` generates: `arithmetic` (LLM), `bar_chart` and `bar_cards` (VLM), `bar_clip` (Video). Each is a
+    benchmark at each level."""
     levels: list[int] = field(default_factory=lambda: [1, 2, 3, 4], metadata=FOREIGN)
     """Difficulty levels of `mini`, some of 1 to 4."""
     num_questions: int = foreign(200)
@@ -172,7 +187,6 @@ class EvalConfig:
 JUDGES = ("reward.judge", "eval.judge")
 
 CHOICES = {
-    "eval.suite": (None, "mini", "paper31", "llm10", "vlm16", "video5"),
     "eval.stage": ("all", "generate", "judge"),
     "eval.judge.when": ("unmatched", "unparsed"),
     **{f"eval.options.{name}": choices for name, choices in OPTION_CHOICES.items()},
@@ -197,6 +211,43 @@ RANGES = {
     **{f"{judge}.top_p": (0, 1) for judge in JUDGES},
     **{f"{judge}.retries": (0, math.inf) for judge in JUDGES},
 }
+
+
+@cache
+def suites() -> dict[str, list[str]]:
+    """The benchmarks that our option files of `eval=` list, by suite."""
+    found: dict[str, list[str]] = {}
+    for file in sorted(files("conf").joinpath("eval").iterdir(), key=lambda file: file.name):
+        options = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if "benchmarks" in options:
+            found[str(options["suite"])] = options["benchmarks"]
+    return found
+
+
+def benchmarks_of(config: EvalConfig) -> list[str]:
+    """What the suite has; nothing where it generates its questions. One of ours may be named alone.
+
+    Raises UserError for a suite that has no benchmarks, and for a name that no benchmark can have.
+    """
+    names = config.benchmarks or suites().get(str(config.suite), [])
+    if not names and config.suite != GENERATED:
+        raise UserError(
+            f"eval.suite={config.suite} is not known.{did_you_mean(str(config.suite), [*suites(), GENERATED])} "
+            "A suite of one's own lists eval.benchmarks."
+        )
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"eval.benchmarks has {twice} twice: name it once")
+    ours = {name for members in suites().values() for name in members}
+    for name in set(names) - ours:
+        BENCHMARKS.path(name, ours)
+    return names
+
+
+def check_suite(config: EvalConfig) -> None:
+    """Raises UserError as `benchmarks_of`, and for a suite whose name is no folder's."""
+    if config.suite is not None:
+        check_name("eval.suite", config.suite)
+        benchmarks_of(config)
 
 
 def check_media(section: str, media: MediaConfig) -> None:

@@ -37,10 +37,11 @@ def option_fields(group: type, prefix: str = "") -> Iterator[tuple[str, Any, boo
             yield key, hint, option.metadata.get("foreign", False)
 
 
-def foreign_values(stored: Any, group: type, choices: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+def foreign_values(stored: Any, group: type, choices: Mapping[str, Sequence[Any] | None]) -> dict[str, Any]:
     """The values of marked options that a stored configuration has, by key.
 
-    `choices` are the words that each option of text has. Raises UserError for a value that the option cannot have.
+    `choices` are the words that each option of text has, None for a name that whoever knows the names looks up. Raises
+    UserError for a value that the option cannot have.
     """
     found = {}
     for key, hint, marked in option_fields(group):
@@ -60,7 +61,7 @@ def stored_value(stored: Any, key: str) -> Any:
     return stored
 
 
-def _fits(value: Any, hint: Any, choices: Sequence[Any]) -> bool:
+def _fits(value: Any, hint: Any, choices: Sequence[Any] | None) -> bool:
     kinds = get_args(hint) if type(None) in get_args(hint) else (hint,)
     if value is None:
         return NoneType in kinds
@@ -69,7 +70,7 @@ def _fits(value: Any, hint: Any, choices: Sequence[Any]) -> bool:
     if isinstance(value, int | float):
         return _is_sound(value) and (float in kinds or (int in kinds and isinstance(value, int)))
     if isinstance(value, str):
-        return str in kinds and value in choices
+        return str in kinds and (_NAME.fullmatch(value) is not None if choices is None else value in choices)
     if isinstance(value, list):
         items = [kind for kind in kinds for kind in get_args(kind)]
         return len(value) <= _LONGEST_LIST and all(_is_item(item, items) for item in value)

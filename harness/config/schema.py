@@ -21,7 +21,7 @@ from harness.config import cluster, data, engines, evaluation, update
 from harness.config.cluster import ClusterConfig, check_cluster
 from harness.config.data import DataConfig, check_data
 from harness.config.engines import RolloutConfig, ServerConfig
-from harness.config.evaluation import EvalConfig, JudgeConfig, check_media
+from harness.config.evaluation import EvalConfig, JudgeConfig, check_media, check_suite
 from harness.config.foreign import foreign
 from harness.config.names import check_name
 from harness.config.update import AlarmConfig, UpdateConfig
@@ -173,7 +173,6 @@ CHOICES = {
     **data.CHOICES,
     "student.api": ("tokens", "text"),
     "teacher.api": ("tokens", "text"),
-    **engines.CHOICES,
     "reward.grader": ("math_verify", "mathruler"),
     "reward.judge.when": ("unmatched",),  # what has no readable answer earns nothing
     **update.CHOICES,
@@ -255,12 +254,14 @@ def check(config: RunConfig) -> None:
         owner = attrgetter(section)(config) if section else config
         if owner is not None and (value := getattr(owner, name)) not in choices:
             raise UserError(f"{key}={value} is not known.{did_you_mean(str(value), [str(c) for c in choices])}")
+    engines.ENGINES.path(config.rollout.engine)
     _check_numbers(config)
     _check_devices(config)
     _check_names(config)
     check_data(config.data)
     _check_secrets(config)
     _check_addresses(config)
+    check_suite(config.eval)
     check_media("eval", config.eval.media)
     check_cluster(config.cluster, config.data.batch_size)
     rollout = config.rollout

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from harness.config.data import DataConfig
+from harness.config.data import SOURCES, DataConfig
 from harness.data.images import MediaError
 from harness.data.rows import Rows
 from harness.errors import UserError
@@ -53,7 +53,7 @@ def load_questions(
 
     Raises UserError for unusable files or options, too many bad rows, no questions left, or a pool that is too large.
     """
-    rows = LOADERS[config.source](config)
+    rows = _rows(config)
     _drop_bad(rows, gold_errors(rows.questions))
     rows.check(config.max_bad_fraction)
     if not rows.questions:
@@ -77,6 +77,20 @@ def load_questions(
         num_too_long=len(rows.questions) - len(kept),
         num_unused=len(kept) - len(pool),
     )
+
+
+def _rows(config: DataConfig) -> Rows:
+    """What the source gives. One of others gives questions; ours say which rows gave none, too."""
+    given = SOURCES.load(config.source)(config)
+    if isinstance(given, Rows):
+        return given
+    questions = list(given)
+    name = f"data.source={config.source}"
+    if other := [type(one).__name__ for one in questions if not isinstance(one, Question)]:
+        raise UserError(f"{name} gave a {other[0]}: a source gives harness.types.Question")
+    if twice := [id for id, times in Counter(question.id for question in questions).items() if times > 1]:
+        raise UserError(f"{name} gave two questions of the id {twice[0]!r}: ids have to differ")
+    return Rows(origin=config.source, questions=questions, numbers=list(range(1, len(questions) + 1)))
 
 
 def _measure_all(questions: Sequence[Question], measure: Measure) -> list[int | str]:
@@ -129,53 +143,3 @@ def _pool(questions: list[Question], config: DataConfig) -> list[Question]:
         )
     chosen = random.Random(f"pool/{config.seed}").sample(range(len(questions)), config.pool_size)
     return [questions[i] for i in sorted(chosen)]
-
-
-# The sources are imported where they are used: a run needs one of them, and reasoning-gym takes a second to load.
-
-
-def _synthetic(config: DataConfig) -> Rows:
-    from harness.data.synthetic import make_questions
-
-    questions = make_questions(
-        config.tasks,
-        config.levels,
-        config.num_questions,
-        seed=config.seed,
-        split="train",
-        limits=config.media.limits(),
-    )
-    return Rows(origin="+".join(config.tasks), questions=questions, numbers=list(range(1, len(questions) + 1)))
-
-
-def _reasoning_gym(config: DataConfig) -> Rows:
-    from harness.data.reasoning import load
-
-    return load(config, split="train")
-
-
-def _jsonl(config: DataConfig) -> Rows:
-    from harness.data.files import load_jsonl
-
-    return load_jsonl(config)
-
-
-def _parquet(config: DataConfig) -> Rows:
-    from harness.data.files import load_parquet
-
-    return load_parquet(config)
-
-
-def _hub(config: DataConfig) -> Rows:
-    from harness.data.hub import load_hub
-
-    return load_hub(config)
-
-
-LOADERS: dict[str, Callable[[DataConfig], Rows]] = {
-    "synthetic": _synthetic,
-    "reasoning_gym": _reasoning_gym,
-    "jsonl": _jsonl,
-    "parquet": _parquet,
-    "hub": _hub,
-}

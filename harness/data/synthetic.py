@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
+from harness.config.data import DataConfig
 from harness.data import arithmetic, bars
 from harness.data.arithmetic import LEVELS, Split, Terms
+from harness.data.rows import Rows
 from harness.errors import UserError, did_you_mean
 from harness.types import MediaLimits, Question
 
@@ -46,6 +48,15 @@ def draw(
     """A random question of a task and the chain that it is made from."""
     terms = TASKS[task].draw_terms(rng, level, split)
     return TASKS[task].question(rng, terms, limits), terms
+
+
+def load(config: DataConfig) -> Rows:
+    """`data.num_questions` questions of `data.tasks` and `data.levels` to train on. Raises as `make_questions`."""
+    questions = make_questions(
+        config.tasks, config.levels, config.num_questions,
+        seed=config.seed, split="train", limits=config.media.limits(),
+    )  # fmt: skip
+    return Rows(origin="+".join(config.tasks), questions=questions, numbers=list(range(1, len(questions) + 1)))
 
 
 def make_questions(

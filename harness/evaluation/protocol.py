@@ -24,7 +24,8 @@ from methods.prompts import CLOSING, plain_messages
 TASK_VERSION = 3
 """Raised whenever the questions or the scoring of a suite change."""
 NO_PART = (
-    "suite", "every", "columns", "limit", "data_root", "stage", "judge", "options", "tasks", "levels", "num_questions",
+    "suite", "benchmarks", "every", "columns", "limit", "data_root", "stage", "judge", "options", "tasks", "levels",
+    "num_questions",
 )  # fmt: skip
 """Options that choose what is asked, and when, not how it is answered: what they change is in the fingerprints."""
 DISTRIBUTIONS = {"lm_eval": "lm-eval", "lmms_eval": "lmms-eval"}

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.config.schema import EvalConfig
+from harness.config.evaluation import BENCHMARKS, EvalConfig, benchmarks_of
+from harness.config.names import check_name
 from harness.errors import UserError, did_you_mean
-from harness.evaluation.benchmarks.columns import Column, Scoring, suite_columns
-from harness.evaluation.benchmarks.recipe import Aggregate, Recipe, Scorer, by_grade, row_mean
+from harness.evaluation.benchmarks.columns import Column, Scoring, columns
+from harness.evaluation.benchmarks.recipe import Aggregate, Mark, Recipe, Scorer, by_grade, row_mean
 from harness.evaluation.benchmarks.rows import NoGold, Row, load_rows
-from harness.types import Question
+from harness.rewards.rules import Grade
+from harness.types import OwnBenchmark, Question
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,24 +89,66 @@ def mini_tasks(config: EvalConfig) -> Suite:
     return Suite(benchmarks=benchmarks, families={b.name: b.family for b in benchmarks}, strict=True)
 
 
-def columns_suite(config: EvalConfig) -> Suite:
-    """Benchmarks of the paper's tables. One whose data are not there is a hole, and the others go on."""
-    members = suite_columns()[str(config.suite)]
-    names = [column.name for column in members]
+def listed_suite(config: EvalConfig) -> Suite:
+    """Columns of the paper's tables, and benchmarks of others. A column whose data are not there is a hole."""
+    names = benchmarks_of(config)
     if unknown := [name for name in config.columns if name not in names]:
         raise UserError(f"eval.columns: {config.suite} has no '{unknown[0]}'.{did_you_mean(unknown[0], names)}")
     if config.data_root is not None and not Path(config.data_root).expanduser().is_dir():
         raise UserError(f"eval.data_root={config.data_root} is no folder")
-    chosen = [column for column in members if not config.columns or column.name in config.columns]
-    benchmarks, holes = [], {}
-    for column in chosen:
+    benchmarks: list[Benchmark] = []
+    families: dict[str, str] = {}
+    holes = {}
+    for name in (name for name in names if not config.columns or name in config.columns):
+        if (column := columns().get(name)) is None:
+            benchmarks.append(_own_benchmark(name, config, taken=[*columns(), *families]))
+            families[benchmarks[-1].name] = benchmarks[-1].family
+            continue
+        families[name] = column.family
         try:
             benchmarks.append(_benchmark(column, config))
         except UserError as error:
-            holes[column.name] = str(error)
+            holes[name] = str(error)
     if not benchmarks:
         raise UserError(next(iter(holes.values())))
-    return Suite(benchmarks=tuple(benchmarks), holes=holes, families={c.name: c.family for c in chosen})
+    return Suite(benchmarks=tuple(benchmarks), holes=holes, families=families)
+
+
+def _own_benchmark(entry: str, config: EvalConfig, taken: Collection[str]) -> Benchmark:
+    """What others give by a name of `eval.benchmarks`. Raises UserError for what it lacks: it is no hole."""
+    own, option = BENCHMARKS.load(entry)(), f"eval.benchmarks={entry}"
+    if not isinstance(own, OwnBenchmark):
+        raise UserError(f"{option} gave a {type(own).__name__}: it has to give a harness.types.OwnBenchmark")
+    check_name(f"name of {option}", own.name)
+    if own.name in taken:
+        raise UserError(f"{option} is named {own.name}, as another benchmark is: choose another name")
+    if not own.questions or len({question.id for question in own.questions}) < len(own.questions):
+        raise UserError(f"{option} needs questions, each with an id of its own")
+    positions = spread(len(own.questions), config.limit)
+    chosen = (replace(own.questions[i], limits=config.media.limits()) for i in positions)
+    return Benchmark(
+        name=own.name,
+        family=own.family,
+        questions=tuple(chosen),
+        positions=tuple(positions),
+        library="lm_eval" if own.family == "LLM" else "lmms_eval",
+        dataset=BENCHMARKS.path(entry),
+        scoring="exact_judge" if own.judged else "det",
+        scorer=by_grade if own.mark is None else _by_mark(own.mark),
+        judge="shared" if own.judged else None,
+    )
+
+
+def _by_mark(mark: Callable[[Question, str | None], float]) -> Scorer:
+    def scorer(question: Question, grade: Grade) -> Mark:
+        if grade.answer is None:
+            return Mark(score=0.0, outcome="unparsed")
+        score = float(mark(question, grade.answer))
+        if not 0.0 <= score <= 1.0:
+            raise UserError(f"the mark of question {question.id} is {score:g}: marks lie in [0, 1]")
+        return Mark(score=score, outcome="match" if score == 1.0 else "mismatch")
+
+    return scorer
 
 
 def _benchmark(column: Column, config: EvalConfig) -> Benchmark:
@@ -181,11 +225,6 @@ def spread(num: int, limit: int | None) -> list[int]:
     return [i * num // limit for i in range(limit)]
 
 
-SUITES: dict[str, Callable[[EvalConfig], Suite]] = {"mini": mini_tasks, **dict.fromkeys(suite_columns(), columns_suite)}
-
-
 def load_suite(config: EvalConfig) -> Suite:
     """The benchmarks of `config.suite`. Raises UserError when there is no such suite, or nothing in it can be run."""
-    if config.suite not in SUITES:
-        raise UserError(f"eval.suite={config.suite} is not known.{did_you_mean(str(config.suite), SUITES)}")
-    return SUITES[config.suite](config)
+    return listed_suite(config) if benchmarks_of(config) else mini_tasks(config)

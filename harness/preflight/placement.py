@@ -12,4 +12,4 @@ def place_texts(place: TeacherPlace) -> tuple[str, str]:
     served = f"a server of the run on {gpus}" if place.serves else f"{place.num_urls} endpoints"
     samples = {"transformers": f"transformers on {held}", "vllm": f"vLLM on {gpus}", "server": served, None: "-"}
     scores = {"local": f"a copy on {held}", "process": f"a process on {held}", "server": served, None: "-"}
-    return samples[place.samples], scores[place.scores]
+    return samples.get(place.samples, f"{place.samples} on {gpus}"), scores[place.scores]

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from harness.config.engines import ENGINES
 from harness.config.foreign import foreign_values, option_fields, stored_value
 from harness.config.names import check_name
 from harness.config.schema import CHOICES, RunConfig
@@ -27,6 +28,9 @@ SECTIONS = ("student.", "eval.", "reward.", "rollout.")
 """What an evaluation reads of a configuration."""
 SILENT = ("student.name", "student.path", "student.revision", "eval.every", "rollout.")
 """What the folder itself answers, or training alone reads."""
+
+WORDS = CHOICES | {"rollout.engine": tuple(ENGINES.built_in), "eval.suite": None}
+"""What options of text may be. An engine of others is code, and a suite is looked up among the user's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +71,7 @@ def read_foreign(path: Path) -> ForeignRun:
         raise UserError(f"{path / 'model'}: {problem}: take another copy of the run")
     stored = _read_config(path / "config.yaml", info.get("config_sha256"))
     try:
-        found = foreign_values(stored, RunConfig, CHOICES)
+        found = foreign_values(stored, RunConfig, WORDS)
     except UserError as error:
         raise UserError(f"{path / 'config.yaml'}: {error}") from error
     options = {key: value for key, value in found.items() if key.startswith(SECTIONS)}

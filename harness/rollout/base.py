@@ -16,6 +16,12 @@ from harness.types import Prompt, RolloutGroup, Sampler
 if TYPE_CHECKING:
     import torch
 
+    from harness.config.engines import RolloutConfig
+    from harness.config.schema import ModelConfig
+    from harness.models.chat import Chat
+    from harness.models.forward import LanguageModel
+    from harness.serving.endpoints import Endpoints
+
 
 BAN = -100.0
 """vLLM's largest bias of a logit. The probability that is left to a banned id is below e^-100 of the rest's."""
@@ -41,6 +47,25 @@ class Sampling:
     presence_penalty: float = 0.0
     repetition_penalty: float = 1.0
     max_new_tokens: int = 12_288
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineParts:
+    """What an engine is opened with (`rollout.engine=package.module:function`)."""
+
+    model: ModelConfig
+    rollout: RolloutConfig
+    chat: Chat
+    sampler: Sampler
+    """Whose turn it takes: the student's weights change, and reach an engine by `load_weights`; the teacher's never."""
+    weights: LanguageModel | None = None
+    """A copy of the run's own on `device`, which the engine may sample with, or take over. Without one it loads `model`
+    by itself; a trained student's follow before anything is sampled."""
+    device: str = "cpu"
+    gpus: Sequence[str] = ()
+    """GPUs that the engine has for itself, as CUDA_VISIBLE_DEVICES names them."""
+    endpoints: Endpoints | None = None
+    """What answers for the model, where somebody serves it."""
 
 
 class RolloutEngine(Protocol):

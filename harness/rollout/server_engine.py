@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
 from harness.models.chat import Chat
-from harness.rollout.base import BAN, Sampling, rollout_seed, room
+from harness.rollout.base import BAN, EngineParts, RolloutEngine, Sampling, rollout_seed, room
 from harness.serving.answers import WrongAnswer, check_sampled, choices_of, logprob, readable, token_ids
 from harness.serving.endpoints import Endpoints
 from harness.types import FinishReason, Prompt, Rollout, RolloutGroup, Sampler
@@ -18,6 +18,23 @@ if TYPE_CHECKING:
 
 LONGEST_TOKEN = 256
 """Characters of the text of a token; what comes after as many for each token of a limit is beyond it."""
+
+
+def open_engine(parts: EngineParts) -> RolloutEngine:
+    """Asks the endpoints what they serve. Raises UserError where they cannot be asked."""
+    from harness.models.loading import text_config
+
+    model, rollout, endpoints = parts.model, parts.rollout, parts.endpoints
+    assert endpoints is not None
+    window, gives_text = endpoints.check(), model.api == "text"
+    if window is None and gives_text:
+        window = rollout.max_prompt_tokens + rollout.max_response_tokens
+    rows = 0 if gives_text else text_config(model).vocab_size
+    if window is None:
+        window = text_config(model).max_position_embeddings
+    return ServerEngine(
+        endpoints, parts.chat, parts.sampler, context_window=window, api=model.api, vocab_size=rows
+    )  # fmt: skip
 
 
 class ServerEngine:

@@ -16,10 +16,18 @@ import torch
 from harness.models.chat import Chat, PackedPrompt
 from harness.models.cpu import sampling_cache
 from harness.models.forward import LanguageModel, gather_logprobs, num_common
+from harness.models.loading import load_model
 from harness.models.vision import PackedMedia
-from harness.rollout.base import Sampling, room
+from harness.rollout.base import EngineParts, RolloutEngine, Sampling, room
 from harness.rollout.sampling import RowStreams, SeenTokens, adjust, draw, has_penalties, scaled
 from harness.types import FinishReason, Prompt, Rollout, RolloutGroup, Sampler
+
+
+def open_engine(parts: EngineParts) -> RolloutEngine:
+    """With the run's own weights, or with a copy where the student is cut over ranks."""
+    model = parts.weights or LanguageModel.for_chat(load_model(parts.model, parts.device), parts.chat)
+    sequences = parts.rollout.max_sequences
+    return TransformersEngine(model, parts.chat, parts.sampler, sequences, own_weights=parts.weights is None)
 
 
 class TransformersEngine:

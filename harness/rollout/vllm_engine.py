@@ -24,12 +24,26 @@ from harness.config.engines import RolloutConfig
 from harness.config.schema import ModelConfig
 from harness.errors import UserError, first_line
 from harness.models.chat import Chat, PackedPrompt
-from harness.rollout.base import BAN, Incoming, Sampling, rollout_seed, room
+from harness.models.loading import check_weights, resolve_path
+from harness.rollout.base import BAN, EngineParts, Incoming, RolloutEngine, Sampling, rollout_seed, room
 from harness.rollout.vllm_media import multimodal_input
 from harness.serving.vllm_options import ALWAYS, engine_options, model_options
 from harness.types import FinishReason, Prompt, Rollout, RolloutGroup, Sampler
 
 MAX_TEMPERATURE = 2.0
+
+
+def open_engine(parts: EngineParts) -> RolloutEngine:
+    """The student's is in this process and begins without weights; a teacher's has a process of its own."""
+    check_weights(parts.model)
+    engine = VllmEngine(
+        resolve_path(parts.model), parts.chat,
+        sampler=parts.sampler, model=parts.model, config=parts.rollout, empty=parts.sampler == "student",
+        gpus=parts.gpus,
+    )  # fmt: skip
+    if parts.weights is not None:
+        engine.load_weights(parts.weights.module.named_parameters())
+    return engine
 
 
 class VllmEngine:

@@ -13,18 +13,17 @@ import torch
 from transformers import PreTrainedModel
 
 from harness.config.deployment import Deployment, Scorer, TeacherPlace
+from harness.config.engines import ENGINES
 from harness.config.schema import ModelConfig, RunConfig
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
 from harness.models.identity import model_identity
-from harness.models.loading import check_weights, load_model, num_parameters, resolve_path, text_config
+from harness.models.loading import check_weights, load_model, num_parameters, resolve_path
 from harness.process.devices import visible_gpus
 from harness.process.step_clock import StepClock
-from harness.rollout.base import RolloutEngine
-from harness.rollout.transformers_engine import TransformersEngine
+from harness.rollout.base import EngineParts, RolloutEngine
 from harness.training.teacher import LocalScorer, Server, ServerScorer, TeacherScorer
 from harness.training.update import Updater
-from harness.types import Sampler
 from methods.base import Method
 
 if TYPE_CHECKING:
@@ -131,39 +130,17 @@ def student_engine(
 
     What it starts ends with `stack`; a server that it starts writes to `log`.
     """
-    return _STUDENT_ENGINES[deployment.student.engine](config, chat, student, log, stack)
-
-
-def _student_here(
-    config: RunConfig, chat: Chat, student: LanguageModel | None, log: Path, stack: ExitStack
-) -> RolloutEngine:
-    model = student or LanguageModel.for_chat(load_model(config.student, device_of(config.device)), chat)
-    ours = TransformersEngine(model, chat, "student", config.rollout.max_sequences, own_weights=student is None)
-    stack.callback(ours.close)
-    return ours
-
-
-def _student_in_vllm(
-    config: RunConfig, chat: Chat, student: LanguageModel | None, log: Path, stack: ExitStack
-) -> RolloutEngine:
-    from harness.rollout.vllm_engine import VllmEngine
-
-    folder = _folder(config.student)
-    engine = VllmEngine(folder, chat, sampler="student", model=config.student, config=config.rollout, empty=True)
-    stack.callback(engine.close)
-    if student is not None:
-        engine.load_weights(student.module.named_parameters())
-    return engine
-
-
-def _student_served(
-    config: RunConfig, chat: Chat, student: LanguageModel | None, log: Path, stack: ExitStack
-) -> RolloutEngine:
-    endpoints = _open(config.student, config, "student", log, stack)
-    return _server_engine(endpoints, config.student, config, chat, "student")
-
-
-_STUDENT_ENGINES = {"transformers": _student_here, "vllm": _student_in_vllm, "server": _student_served}
+    place, model = deployment.student, config.student
+    parts = EngineParts(
+        model=model,
+        rollout=config.rollout,
+        chat=chat,
+        sampler="student",
+        weights=student,
+        device=device_of(config.device),
+        endpoints=_open(model, config, "student", log, stack) if place.asks else None,
+    )
+    return _engine(place.engine, parts, stack)
 
 
 def open_teacher(
@@ -185,12 +162,23 @@ def open_teacher(
         return Teacher()
     assert config.teacher is not None
     model = dataclasses.replace(config.teacher, serve=False, urls=list(urls)) if urls else config.teacher
-    gpus = [visible_gpus()[number] for number in place.own_gpus] if place.in_vllm else []
-    device = device_of(place.device(local_rank)) if place.devices else "cpu"
+    gpus = [visible_gpus()[number] for number in place.own_gpus] if place.takes_gpus else []
+    device = device_of(place.device(local_rank) if place.devices else config.device)
     endpoints = _open(model, config, "teacher", log, stack, gpus) if place.asks else None
     loaded = LanguageModel.for_chat(load_model(model, device), chat) if place.loads else None
-    parts = _Parts(model=model, config=config, chat=chat, loaded=loaded, endpoints=endpoints, gpus=gpus, stack=stack)
-    engine = None if place.samples is None else _TEACHER_ENGINES[place.samples](parts)
+    engine = None
+    if place.samples is not None:
+        parts = EngineParts(
+            model=model,
+            rollout=config.rollout,
+            chat=chat,
+            sampler="teacher",
+            weights=loaded if place.samples_here else None,
+            device=device,
+            gpus=gpus,
+            endpoints=endpoints,
+        )
+        engine = _engine(place.samples, parts, stack)
     scorer = None
     if place.scores is not None:
         scorer = open_scorer(
@@ -210,41 +198,10 @@ def open_teacher(
     return Teacher(engine=engine, scorer=scorer, num_parameters=num_parameters(model), urls=found)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Parts:
-    """What a teacher's engine may be made of."""
-
-    model: ModelConfig
-    config: RunConfig
-    chat: Chat
-    loaded: LanguageModel | None
-    endpoints: Endpoints | None
-    gpus: Sequence[str]
-    stack: ExitStack
-
-
-def _teacher_here(parts: _Parts) -> RolloutEngine:
-    assert parts.loaded is not None
-    engine = TransformersEngine(parts.loaded, parts.chat, "teacher", parts.config.rollout.max_sequences)
-    parts.stack.callback(engine.close)
+def _engine(name: str, parts: EngineParts, stack: ExitStack) -> RolloutEngine:
+    engine: RolloutEngine = ENGINES.load(name)(parts)
+    stack.callback(engine.close)
     return engine
-
-
-def _teacher_in_vllm(parts: _Parts) -> RolloutEngine:
-    from harness.rollout.vllm_engine import VllmEngine
-
-    folder, rollout = _folder(parts.model), parts.config.rollout
-    engine = VllmEngine(folder, parts.chat, sampler="teacher", model=parts.model, config=rollout, gpus=parts.gpus)
-    parts.stack.callback(engine.close)
-    return engine
-
-
-def _teacher_served(parts: _Parts) -> RolloutEngine:
-    assert parts.endpoints is not None
-    return _server_engine(parts.endpoints, parts.model, parts.config, parts.chat, "teacher")
-
-
-_TEACHER_ENGINES = {"transformers": _teacher_here, "vllm": _teacher_in_vllm, "server": _teacher_served}
 
 
 def device_of(name: str) -> str:
@@ -261,31 +218,12 @@ def _open(
 
     if not model.serve:
         return stack.enter_context(opened(model, model.path, config.server, role=role, log=log))
-    folder = _folder(model)
+    check_weights(model)
+    folder = resolve_path(model)
     arguments = list(as_flags(engine_options(config.rollout, folder, own_gpus=bool(gpus))))
     if len(gpus) > 1 and not any("parallel-size" in argument for argument in config.server.args):
         arguments += ["--data-parallel-size", str(len(gpus))]
     return stack.enter_context(opened(model, folder, config.server, role=role, log=log, arguments=arguments, gpus=gpus))
-
-
-def _server_engine(
-    endpoints: Endpoints, model: ModelConfig, config: RunConfig, chat: Chat, sampler: Sampler
-) -> RolloutEngine:
-    from harness.rollout.server_engine import ServerEngine
-
-    window = endpoints.check()
-    rows = 0 if model.api == "text" else text_config(model).vocab_size
-    if window is None and model.api == "text":
-        window = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
-    if window is None:
-        window = text_config(model).max_position_embeddings
-    return ServerEngine(endpoints, chat, sampler, context_window=window, api=model.api, vocab_size=rows)
-
-
-def _folder(model: ModelConfig) -> str:
-    """A folder or hub id that vLLM reads."""
-    check_weights(model)
-    return resolve_path(model)
 
 
 def open_scorer(

@@ -18,7 +18,7 @@ def hash_benchmarks(
     Columns whose data are not there are noted as missing. Raises UserError where none is, and for unknown names.
     """
     from harness.evaluation.benchmarks.columns import suite_columns
-    from harness.evaluation.suites import columns_suite
+    from harness.evaluation.suites import listed_suite
 
     if suite not in suite_columns():
         raise UserError(f"--suite={suite} is not known.{did_you_mean(suite, suite_columns())}")
@@ -31,7 +31,7 @@ def hash_benchmarks(
     for name in columns or members:
         # One at a time: the questions of a benchmark are not needed once they are hashed.
         try:
-            chosen = columns_suite(EvalConfig(suite=suite, columns=[name], data_root=data_root, stage="generate"))
+            chosen = listed_suite(EvalConfig(suite=suite, columns=[name], data_root=data_root, stage="generate"))
         except UserError as error:
             hashes.missing[name] = str(error)
             continue

@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+from harness.config.evaluation import suites
+
 Family = Literal["LLM", "VLM", "Video"]
 Scoring = Literal["det", "rule_judge", "exact_judge", "bench_judge"]
 """App. B.2: an official metric; a parser, then the shared judge; the box, then the shared judge; an official
@@ -95,8 +97,5 @@ def options_of(column: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def suite_columns() -> dict[str, list[Column]]:
-    """The suites that are made of columns."""
-    every = list(columns().values())
-    families = {"llm10": "LLM", "vlm16": "VLM", "video5": "Video"}
-    chosen = {suite: [column for column in every if column.family == family] for suite, family in families.items()}
-    return {"paper31": every, **chosen}
+    """Our suites that are made of columns."""
+    return {suite: [columns()[name] for name in names] for suite, names in suites().items()}

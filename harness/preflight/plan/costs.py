@@ -12,7 +12,7 @@ from harness.config.deployment import Deployment, Engine
 from harness.config.gpus import GPUS, Gpu
 from harness.config.schema import RunConfig
 from harness.models.shapes import ModelShape
-from harness.preflight.plan.counting import STEPS_PER_SECOND, Assumptions, StepCount
+from harness.preflight.plan.counting import OF_OTHERS, STEPS_PER_SECOND, Assumptions, StepCount
 from harness.training.memory import STATE_BYTES
 from harness.training.metrics import flops
 
@@ -74,7 +74,7 @@ def decode_rate(
 ) -> float:
     """Tokens a second of one GPU that decodes `num_sequences` at a time: each step reads the weights and all caches."""
     read = shape.weight_bytes + num_sequences * shape.cache_bytes(mean_tokens)
-    limit = assumed.max_steps_per_second or STEPS_PER_SECOND[engine]
+    limit = assumed.max_steps_per_second or STEPS_PER_SECOND.get(engine, OF_OTHERS)
     steps = min(limit, assumed.bandwidth * gpu.bandwidth_tb * 1e12 / read)
     return num_sequences * steps
 

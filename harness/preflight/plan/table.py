@@ -17,7 +17,7 @@ from harness.models.shapes import ModelShape
 from harness.preflight.placement import place_texts
 from harness.preflight.plan.cells import Plan
 from harness.preflight.plan.costs import published
-from harness.preflight.plan.counting import STEPS_PER_SECOND, Assumptions
+from harness.preflight.plan.counting import OF_OTHERS, STEPS_PER_SECOND, Assumptions
 from harness.training.memory import GB, Kernels
 
 WIDTH = 120
@@ -221,7 +221,7 @@ def _assumptions(plans: Sequence[Plan], assumed: Assumptions, kernels: Kernels) 
         f"{assumed.response_tokens} tokens" if assumed.response_tokens else "as long as it may be, the paper's rule"
     )
     rate = f"{assumed.rollout_rate:g} tokens a second on a GPU"
-    steps = assumed.max_steps_per_second or STEPS_PER_SECOND[plans[0].deployment.student.engine]
+    steps = assumed.max_steps_per_second or STEPS_PER_SECOND.get(plans[0].deployment.student.engine, OF_OTHERS)
     decode = f"{assumed.bandwidth:.0%} of the memory's bandwidth, a sequence at {steps:g} tokens a second at most"
     how = "flash-linear-attention and causal-conv1d" if kernels == "fla" else "transformers' own code, without kernels"
     together = "hidden behind the student's as far as it fits" if any(asked) else "behind the student's"

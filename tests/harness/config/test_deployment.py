@@ -264,7 +264,7 @@ def test_what_a_plan_cannot_know_is_refused_where_the_gpus_are():
     chosen = config(VLLM, "cluster.student_gpus=2")
     found = deployed(chosen)
     assert list(gpu_problems(chosen, found, 2)) == [
-        "a teacher on vLLM beside several ranks needs GPUs of its own: set cluster.teacher_gpus"
+        "a teacher in an engine beside several ranks needs GPUs of its own: set cluster.teacher_gpus"
     ]
     (problem,) = gpu_problems(chosen, found, 1, where="node 3")
     assert problem.startswith("cluster=local needs 2 GPUs a node (2 for the student, 0 for the teacher) and node 3 sh")

@@ -1,0 +1,74 @@
+"""Names of what can be plugged in, besides methods: ours, those of installed packages, and `package.module:name`.
+
+A package declares its own in `pyproject.toml`: `[project.entry-points."zppo.engines"] mine = "my_package.engine:open"`.
+Nothing of a package is imported before it is used. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from harness.errors import UserError, did_you_mean, first_line
+from methods.plugins import is_importable, where_looked
+
+
+@dataclass(frozen=True)
+class Registry:
+    """What an option may name. Example: `SOURCES.load("jsonl")` is `harness.data.files.load_jsonl`."""
+
+    option: str
+    """The option that takes a name, for messages."""
+    group: str
+    """The group of entry points in which packages declare their own."""
+    built_in: Mapping[str, str]
+    """`module:name` by the name of what is ours."""
+
+    def names(self) -> list[str]:
+        """All names: ours in their order, then those of installed packages."""
+        return [*self.built_in, *sorted({entry.name for entry in metadata.entry_points(group=self.group)})]
+
+    def path(self, name: str, others: Iterable[str] = ()) -> str:
+        """`module:name` of what is registered by a name, or of `package.module:name` itself. Nothing is imported.
+
+        `others` are names that the option takes besides, for the suggestion. Raises UserError where there is none, and
+        where two packages claim the name.
+        """
+        claims = sorted(entry.value for entry in metadata.entry_points(group=self.group) if entry.name == name)
+        if name in self.built_in:
+            claims.insert(0, self.built_in[name])
+        if len(claims) > 1:
+            raise UserError(
+                f"{self.option}={name} is claimed by {' and by '.join(claims)}: uninstall one of the packages, or "
+                f"write {self.option}={claims[-1]}"
+            )
+        path = claims[0] if claims else name
+        module, colon, attribute = path.partition(":")
+        if not colon or not all(part.isidentifier() for part in (*module.split("."), attribute)):
+            near = did_you_mean(name, [*self.names(), *others])
+            raise UserError(f"{self.option}={name} is not known.{near} One of your own is named package.module:name.")
+        return path
+
+    def load(self, name: str) -> Any:
+        """What is registered by a name. Raises UserError, a line that says why it cannot be had."""
+        path = self.path(name)
+        module_name, _, attribute = path.partition(":")
+        package = module_name.partition(".")[0]
+        if not is_importable(package):
+            raise UserError(f"{self.option}={name}: {where_looked(package)}")
+        try:
+            module = importlib.import_module(module_name)
+        except (Exception, SystemExit) as error:  # whatever a module of others does while it is imported
+            if name in self.built_in:
+                raise
+            raise UserError(
+                f"{self.option}={name}: importing {module_name} fails ({type(error).__name__}: {first_line(error)})"
+            ) from error
+        if not callable(found := getattr(module, attribute, None)):
+            own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module_name]
+            near = did_you_mean(attribute, own)
+            raise UserError(f"{self.option}={name}: {module_name} has nothing to call by the name {attribute}.{near}")
+        return found
