@@ -22,6 +22,7 @@ KNOWS_MORE = {
     "harness.config.compose": ("methods.plugins",),
     "harness.config.deployment": ("methods.registry",),
     "harness.config.reference": ("methods.registry",),
+    "harness.config.registry": ("methods.plugins",),
     "harness.app": ("methods.registry",),
     "harness.run.run": ("methods.registry",),
     "harness.testing.lab": ("methods.registry",),
@@ -126,7 +127,8 @@ def test_checking_a_configuration_needs_no_torch():
 
 
 def test_modules_are_short():
-    long = {name: num for name in TREE.files if (num := len(text_of(name).splitlines())) > 400}
+    """A longer one has more than one subject. No file is cut by its size."""
+    long = {name: num for name in TREE.files if (num := len(text_of(name).splitlines())) > 500}
     assert long == {}
 
 
@@ -167,7 +169,7 @@ def test_a_class_may_claim_its_name():
 
 def test_no_module_compares_the_name_of_an_engine():
     """`harness.config.deployment` does; everybody else reads what it says."""
-    engines = set(ENGINES.built_in)
+    engines = set(ENGINES.ours)
     for name in [name for name in names_of("harness") if not name.startswith("harness.config")]:
         for node in ast.walk(TREE.parsed[name]):
             if isinstance(node, ast.Compare):

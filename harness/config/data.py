@@ -85,15 +85,9 @@ class DataConfig:
 SOURCES = Registry(
     option="data.source",
     group="zppo.sources",
-    built_in={
-        "synthetic": "harness.data.synthetic:load",
-        "reasoning_gym": "harness.data.reasoning:load",
-        "jsonl": "harness.data.files:load_jsonl",
-        "parquet": "harness.data.files:load_parquet",
-        "hub": "harness.data.hub:load_hub",
-    },
+    ours=("synthetic", "reasoning_gym", "jsonl", "parquet", "hub"),
 )
-"""Each is called with `DataConfig`, and gives the questions."""
+"""Each is called with `DataConfig`, and gives the questions (`harness.data.sources`)."""
 
 CHOICES = {
     "data.answer_type": ("math", "choice", "text"),
@@ -104,7 +98,7 @@ POSITIVE = ("data.batch_size", "data.epochs", "data.num_questions")
 
 def check_data(data: DataConfig) -> None:
     """Raises UserError for a source without what it needs, and for values that make no sense."""
-    SOURCES.path(data.source)
+    SOURCES.entry(data.source)
     if data.source == "reasoning_gym" and not data.dataset:
         raise UserError("data=reasoning_gym needs the name of a data set: data.dataset=chain_sum")
     if data.source in ("jsonl", "parquet") and not data.path:

@@ -101,11 +101,7 @@ class ServerConfig:
 ENGINES = Registry(
     option="rollout.engine",
     group="zppo.engines",
-    built_in={
-        "transformers": "harness.rollout.transformers_engine:open_engine",
-        "vllm": "harness.rollout.vllm_engine:open_engine",
-        "server": "harness.rollout.server_engine:open_engine",
-    },
+    ours=("transformers", "vllm", "server"),
 )
 """Each is called with `harness.rollout.base.EngineParts`, and gives a `RolloutEngine`."""
 

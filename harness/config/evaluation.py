@@ -77,7 +77,7 @@ class BenchmarkOptions:
     sample."""
 
 
-BENCHMARKS = Registry(option="eval.benchmarks", group="zppo.benchmarks", built_in={})
+BENCHMARKS = Registry(option="eval.benchmarks", group="zppo.benchmarks")
 """Benchmarks of others: each is called without arguments, and gives a `harness.types.OwnBenchmark`. The paper's columns
 are a table (`harness.evaluation.benchmarks.columns`)."""
 GENERATED = "mini"
@@ -239,7 +239,7 @@ def benchmarks_of(config: EvalConfig) -> list[str]:
         raise UserError(f"eval.benchmarks has {twice} twice: name it once")
     ours = {name for members in suites().values() for name in members}
     for name in set(names) - ours:
-        BENCHMARKS.path(name, ours)
+        BENCHMARKS.entry(name, ours)
     return names
 
 

@@ -10,6 +10,7 @@ import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from types import MappingProxyType
 from typing import Any
 
 from harness.errors import UserError, did_you_mean, first_line
@@ -18,33 +19,35 @@ from methods.plugins import is_importable, where_looked
 
 @dataclass(frozen=True)
 class Registry:
-    """What an option may name. Example: `SOURCES.load("jsonl")` is `harness.data.files.load_jsonl`."""
+    """What an option may name. Example: `SOURCES.entry("my_data:load")` is itself, `SOURCES.entry("jsonl")` is None."""
 
     option: str
     """The option that takes a name, for messages."""
     group: str
     """The group of entry points in which packages declare their own."""
-    built_in: Mapping[str, str]
-    """`module:name` by the name of what is ours."""
+    ours: tuple[str, ...] = ()
+    """Names of what is ours. Where it is, the module says that loads it."""
 
     def names(self) -> list[str]:
         """All names: ours in their order, then those of installed packages."""
-        return [*self.built_in, *sorted({entry.name for entry in metadata.entry_points(group=self.group)})]
+        return [*self.ours, *sorted({entry.name for entry in metadata.entry_points(group=self.group)})]
 
-    def path(self, name: str, others: Iterable[str] = ()) -> str:
-        """`module:name` of what is registered by a name, or of `package.module:name` itself. Nothing is imported.
+    def entry(self, name: str, others: Iterable[str] = ()) -> str | None:
+        """`module:name` of what is declared by a name, or of `package.module:name` itself; None for what is ours.
 
         `others` are names that the option takes besides, for the suggestion. Raises UserError where there is none, and
-        where two packages claim the name.
+        where two claim the name. Nothing is imported.
         """
         claims = sorted(entry.value for entry in metadata.entry_points(group=self.group) if entry.name == name)
-        if name in self.built_in:
-            claims.insert(0, self.built_in[name])
+        if name in self.ours:
+            claims.insert(0, "zppo-bench")
         if len(claims) > 1:
             raise UserError(
                 f"{self.option}={name} is claimed by {' and by '.join(claims)}: uninstall one of the packages, or "
                 f"write {self.option}={claims[-1]}"
             )
+        if name in self.ours:
+            return None
         path = claims[0] if claims else name
         module, colon, attribute = path.partition(":")
         if not colon or not all(part.isidentifier() for part in (*module.split("."), attribute)):
@@ -52,9 +55,12 @@ class Registry:
             raise UserError(f"{self.option}={name} is not known.{near} One of your own is named package.module:name.")
         return path
 
-    def load(self, name: str) -> Any:
-        """What is registered by a name. Raises UserError, a line that says why it cannot be had."""
-        path = self.path(name)
+    def load(self, name: str, ours: Mapping[str, str] = MappingProxyType({})) -> Any:
+        """What is registered by a name; `ours` has `module:name` of what is ours.
+
+        Raises UserError, a line that says why it cannot be had.
+        """
+        path = self.entry(name) or ours[name]
         module_name, _, attribute = path.partition(":")
         package = module_name.partition(".")[0]
         if not is_importable(package):
@@ -62,7 +68,7 @@ class Registry:
         try:
             module = importlib.import_module(module_name)
         except (Exception, SystemExit) as error:  # whatever a module of others does while it is imported
-            if name in self.built_in:
+            if name in ours:
                 raise
             raise UserError(
                 f"{self.option}={name}: importing {module_name} fails ({type(error).__name__}: {first_line(error)})"

@@ -254,7 +254,7 @@ def check(config: RunConfig) -> None:
         owner = attrgetter(section)(config) if section else config
         if owner is not None and (value := getattr(owner, name)) not in choices:
             raise UserError(f"{key}={value} is not known.{did_you_mean(str(value), [str(c) for c in choices])}")
-    engines.ENGINES.path(config.rollout.engine)
+    engines.ENGINES.entry(config.rollout.engine)
     _check_numbers(config)
     _check_devices(config)
     _check_names(config)

@@ -26,6 +26,14 @@ MAX_PENDING = 32
 """Questions whose media are waited for at once."""
 NUM_MESSAGES = 5
 """Bad rows that are kept in words; all are counted."""
+LOADERS = {
+    "synthetic": "harness.data.synthetic:load",
+    "reasoning_gym": "harness.data.reasoning:load",
+    "jsonl": "harness.data.files:load_jsonl",
+    "parquet": "harness.data.files:load_parquet",
+    "hub": "harness.data.hub:load_hub",
+}
+"""Imported where they are used: a run needs one of them, and reasoning-gym takes a second to load."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +89,7 @@ def load_questions(
 
 def _rows(config: DataConfig) -> Rows:
     """What the source gives. One of others gives questions; ours say which rows gave none, too."""
-    given = SOURCES.load(config.source)(config)
+    given = SOURCES.load(config.source, LOADERS)(config)
     if isinstance(given, Rows):
         return given
     questions = list(given)

@@ -132,7 +132,7 @@ def _own_benchmark(entry: str, config: EvalConfig, taken: Collection[str]) -> Be
         questions=tuple(chosen),
         positions=tuple(positions),
         library="lm_eval" if own.family == "LLM" else "lmms_eval",
-        dataset=BENCHMARKS.path(entry),
+        dataset=BENCHMARKS.entry(entry) or entry,
         scoring="exact_judge" if own.judged else "det",
         scorer=by_grade if own.mark is None else _by_mark(own.mark),
         judge="shared" if own.judged else None,

@@ -29,7 +29,7 @@ SECTIONS = ("student.", "eval.", "reward.", "rollout.")
 SILENT = ("student.name", "student.path", "student.revision", "eval.every", "rollout.")
 """What the folder itself answers, or training alone reads."""
 
-WORDS = CHOICES | {"rollout.engine": tuple(ENGINES.built_in), "eval.suite": None}
+WORDS = CHOICES | {"rollout.engine": ENGINES.ours, "eval.suite": None}
 """What options of text may be. An engine of others is code, and a suite is looked up among the user's own."""
 
 

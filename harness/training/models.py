@@ -29,6 +29,12 @@ from methods.base import Method
 if TYPE_CHECKING:
     from harness.serving.endpoints import Endpoints
 
+OPENERS = {
+    "transformers": "harness.rollout.transformers_engine:open_engine",
+    "vllm": "harness.rollout.vllm_engine:open_engine",
+    "server": "harness.rollout.server_engine:open_engine",
+}
+
 
 def server_log(logs: Path, role: str, node: int = 0) -> Path:
     """The log of a server that a run starts; `logs` is what the name begins with."""
@@ -199,7 +205,7 @@ def open_teacher(
 
 
 def _engine(name: str, parts: EngineParts, stack: ExitStack) -> RolloutEngine:
-    engine: RolloutEngine = ENGINES.load(name)(parts)
+    engine: RolloutEngine = ENGINES.load(name, OPENERS)(parts)
     stack.callback(engine.close)
     return engine
 

@@ -22,7 +22,7 @@ from harness.config.deployment import Deployment, TeacherPlace, build_method
 from harness.config.schema import ModelConfig, RunConfig, from_hydra
 from harness.errors import UserError
 from harness.models.chat import Chat
-from harness.models.loading import load_model, load_tokenizer
+from harness.models.loading import load_model, load_tokenizer, text_config
 from harness.models.shapes import ModelShape, shape_of
 from harness.preflight.doctor import actors_of
 from harness.preflight.plan import costs
@@ -145,7 +145,7 @@ def rows(url: str) -> list[tuple[RunConfig, Method]]:
 def built(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """`built(config, method)`: what the ranks of a node open; each deployment is built once."""
     chat, log = Chat(load_tokenizer(XS), XS), tmp_path_factory.mktemp("logs") / "log"
-    weights, text = load_model(XS, "cpu"), build.text_config(XS)
+    weights, text = load_model(XS, "cpu"), text_config(XS)
     known: dict[Any, Built] = {}
 
     def recorded(model: ModelConfig, device: str, **options: Any) -> Any:
@@ -164,8 +164,9 @@ def built(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         patch.setattr(_Server, "url", url)
         patch.setattr(build, "load_model", recorded)
         patch.setattr(build, "device_of", of_a_gpu_machine)
-        for name, known_already in (("num_parameters", 1), ("text_config", text)):  # each takes a tenth of a second
-            patch.setattr(build, name, lambda model, answer=known_already: answer)
+        # Each takes a tenth of a second.
+        patch.setattr(build, "num_parameters", lambda model: 1)
+        patch.setattr("harness.models.loading.text_config", lambda model: text)
         patch.setattr("harness.rollout.vllm_engine.VllmEngine", _Engine)
         patch.setattr("harness.training.scorer.ProcessScorer", _Process)
         patch.setattr("harness.serving.server.Server", _Server)

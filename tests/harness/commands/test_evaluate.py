@@ -212,7 +212,7 @@ def test_the_list_has_every_column_with_its_options_and_data(tmp_path: Path, mon
     assert videos.split()[-1] == "videomme_subtitles=all"
     (ocr,) = [line for line in lines if line.startswith("ocrbench_v2_zh ")]
     assert ocr.endswith("ocrbench_v2=categories")
-    assert "paper31 (31), llm10 (10), vlm16 (16), video5 (5)" in lines[-2]
+    assert "llm10 (10), paper31 (31), video5 (5), vlm16 (16)" in lines[-2]
     shutil.copytree(FIXTURES / "cais", tmp_path / "cais")
     missing, there = data_text([f"data_root={tmp_path}"]).splitlines()
     assert there.startswith("data there: ") and "mmlu" in there.split(", ") and missing.startswith("data missing: ")

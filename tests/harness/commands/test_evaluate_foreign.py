@@ -130,7 +130,7 @@ def test_a_run_asks_nobody_and_reads_no_variable_that_it_names(
     set_config(run, config)
     assert main(["eval", f"run={run}", f"data_root={FIXTURES}"]) == 0
     assert server.keys == [] and "aime26" in capsys.readouterr().out
-    assert "sets eval.data_root, eval.judge.url, eval.judge.api_key_env, which no folder decides" in caplog.text
+    assert "eval.data_root, eval.judge.url, eval.judge.api_key_env, which no folder decides" in caplog.text
     config["eval"]["suite"] = "${oc.env:PLANTED}"
     set_config(run, config)
     assert main(["eval", f"run={run}"]) == 2

@@ -1,5 +1,6 @@
 """Who samples, who scores, who serves and where, and what is refused; what a run builds is in tests/runs."""
 
+from dataclasses import replace
 from functools import cache
 from typing import cast
 
@@ -10,6 +11,7 @@ from harness.config.compose import compose
 from harness.config.deployment import TeacherPlace, build_method, check_devices, deployed, gpu_problems
 from harness.config.schema import RunConfig, from_hydra
 from harness.errors import UserError
+from harness.preflight.placement import place_texts
 
 GROUPS = ("method", "rollout", "cluster", "data", "recipe")
 URLS = "teacher.urls=[http://127.0.0.1:1/v1,http://127.0.0.1:2/v1]"
@@ -128,6 +130,22 @@ def test_an_engine_takes_the_teachers_gpus_and_a_copy_is_where_it_is_put():
     place = teacher("method=off_policy_kd", VLLM, OWN, RANKS, "teacher_device=cuda")
     assert place.own_gpus == (6, 7) and place.devices == ("cuda",) and place.beside
     assert teacher("method=zppo", VLLM, OWN, RANKS, "teacher_device=cuda").devices == ()
+
+
+def test_an_engine_of_others_stands_where_vllm_would():
+    """Its weights are its own; nothing says that it is a vLLM."""
+    own = "rollout.engine=my_package:open_engine"
+    for asked in (["method=zppo"], ["method=off_policy_kd", "server.score=false"]):
+        theirs = deployed(config(*asked, own, OWN, RANKS))
+        vllms = deployed(config(*asked, VLLM, OWN, RANKS))
+        assert theirs.student.engine == "my_package:open_engine" and not theirs.student.in_vllm
+        assert theirs.teacher is not None and vllms.teacher is not None
+        assert not theirs.teacher.in_vllm and theirs.teacher.takes_gpus == vllms.teacher.takes_gpus
+        assert (theirs.sampling_gpus, theirs.num_gpus) == (vllms.sampling_gpus, vllms.num_gpus)
+        assert replace(theirs.teacher, samples=vllms.teacher.samples) == vllms.teacher
+    assert place_texts(teacher("method=zppo", own, OWN))[0] == "my_package:open_engine on GPUs 1, 2 of each node"
+    with pytest.raises(UserError, match="a teacher in an engine beside several ranks needs GPUs of its own"):
+        deployed(config("method=zppo", own, RANKS, "cluster.gpu=H100-80GB"))
 
 
 def test_the_part_of_each_rank():

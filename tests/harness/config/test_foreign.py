@@ -10,8 +10,9 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from harness.config.foreign import foreign_values, option_fields
-from harness.config.schema import CHOICES, RunConfig
+from harness.config.schema import RunConfig
 from harness.errors import UserError
+from harness.records.foreign import WORDS
 
 DECIDED = {
     "ModelConfig": (
@@ -27,7 +28,7 @@ DECIDED = {
     "EvalConfig": (
         "suite tasks levels num_questions seed temperature top_p top_k min_p presence_penalty repetition_penalty "
         "max_response_tokens columns limit",
-        "every data_root stage",
+        "benchmarks every data_root stage",
     ),
     "MediaConfig": ("min_pixels max_pixels fps num_frames max_frames", ""),
     "BenchmarkOptions": (
@@ -73,7 +74,7 @@ def test_no_marked_option_names_code_a_place_an_address_or_a_variable() -> None:
     """A marked text is one of a few words, so that it cannot name anything."""
     marked = {key: hint for key, hint, is_marked in option_fields(RunConfig) if is_marked}
     assert [key for key in marked if NEVER.search(key.rpartition(".")[2])] == []
-    assert [key for key, hint in marked.items() if str in (hint, *get_args(hint)) and key not in CHOICES] == [
+    assert [key for key, hint in marked.items() if str in (hint, *get_args(hint)) and key not in WORDS] == [
         "eval.tasks",  # lists of names, which are looked up
         "eval.columns",
     ]
@@ -105,7 +106,7 @@ def test_no_marked_option_names_code_a_place_an_address_or_a_variable() -> None:
 )
 def test_a_value_that_the_option_cannot_have_is_refused(key: str, value: Any) -> None:
     with pytest.raises(UserError, match=rf"^eval.{key} has no value that it can have: give one as eval.{key}=VALUE$"):
-        foreign_values({"eval": {key: value}}, RunConfig, CHOICES)
+        foreign_values({"eval": {key: value}}, RunConfig, WORDS)
 
 
 def test_what_is_not_marked_is_not_looked_at() -> None:
@@ -116,7 +117,7 @@ def test_what_is_not_marked_is_not_looked_at() -> None:
         "method": {"_target_": "os:system"},
         "data": "no record",
     }
-    assert foreign_values(stored, RunConfig, CHOICES) == {
+    assert foreign_values(stored, RunConfig, WORDS) == {
         "student.dtype": "float32", "eval.suite": None, "eval.levels": [1, 2], "eval.temperature": 1,
     }  # fmt: skip
-    assert foreign_values(["no record"], RunConfig, CHOICES) == {}
+    assert foreign_values(["no record"], RunConfig, WORDS) == {}

@@ -12,10 +12,11 @@ import pytest
 from harness.app import main
 from harness.config.data import SOURCES
 from harness.config.engines import ENGINES
-from harness.config.evaluation import BENCHMARKS
 from harness.config.registry import Registry
+from harness.data.sources import LOADERS
 from harness.errors import UserError
 from harness.testing import assert_same_run
+from harness.training.models import OPENERS
 
 SMALL = [
     "method=zppo", "student=tiny_xs", "steps=1", "num_threads=1", "method.group_size=2",
@@ -89,11 +90,12 @@ def parts(install, tmp_path, monkeypatch) -> Path:
     return tmp_path / "outputs"
 
 
-@pytest.mark.parametrize("registry", [ENGINES, SOURCES, BENCHMARKS], ids=lambda registry: registry.group)
-def test_what_is_ours_can_be_had_by_its_name_and_by_its_path(registry: Registry) -> None:
-    for name, path in registry.built_in.items():
+@pytest.mark.parametrize(("registry", "ours"), [(ENGINES, OPENERS), (SOURCES, LOADERS)], ids=["engines", "sources"])
+def test_what_is_ours_can_be_had_by_its_name_and_by_its_path(registry: Registry, ours: dict[str, str]) -> None:
+    assert list(ours) == list(registry.ours)
+    for name, path in ours.items():
         if name != "vllm":  # it is not installed here
-            assert registry.load(name) is registry.load(path)
+            assert registry.load(name, ours) is registry.load(path)
 
 
 def test_an_engine_and_a_source_of_others_are_used(parts: Path) -> None:
@@ -180,8 +182,8 @@ def test_a_name_that_two_claim_is_refused(install, parts: Path) -> None:
     install("zppo-other", {"own_engine": "other_pkg:open", "vllm": "other_pkg:open"}, {}, group="zppo.engines")
     for name in ("own_engine", "vllm"):
         with pytest.raises(UserError, match=rf"rollout.engine={name} is claimed by .* and by .*: uninstall one of"):
-            ENGINES.path(name)
-    assert ENGINES.path("other_pkg:open") == "other_pkg:open"
+            ENGINES.entry(name)
+    assert ENGINES.entry("other_pkg:open") == "other_pkg:open"
 
 
 def test_what_a_strangers_folder_names_is_not_imported(parts: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 import conf
 from harness.config.data import SOURCES, DataConfig
 from harness.data.images import ImageFile, MediaError
-from harness.data.sources import MAX_PENDING, NUM_MESSAGES, NUM_THREADS, LoadedQuestions, load_questions
+from harness.data.sources import LOADERS, MAX_PENDING, NUM_MESSAGES, NUM_THREADS, LoadedQuestions, load_questions
 from harness.errors import UserError
 from harness.types import Question
 
@@ -86,7 +86,7 @@ OPTIONS = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in C
 
 def test_sources_configuration_and_conf_files_agree() -> None:
     sources = {options["source"] for options in OPTIONS.values() if isinstance(options, dict)}
-    assert set(SOURCES.built_in) == sources
+    assert set(SOURCES.ours) == LOADERS.keys() == sources
 
 
 @pytest.mark.parametrize("name", sorted(OPTIONS))
