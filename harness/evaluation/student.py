@@ -192,16 +192,12 @@ class _Progress:
 
 
 def task_config(benchmark: Benchmark, student: Student) -> dict[str, Any]:
-    """The configuration of a benchmark's task, in the form that both libraries read: zero-shot, rows of `task_rows`.
-
-    It starts from the library's own task file. All that decides a score is overridden: prompt, decoding, metric; what
-    is left says whose task it is.
-    """
+    """The configuration of a benchmark's task, in the form that both libraries read: zero-shot, rows of `task_rows`."""
 
     def score(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
         return student.score(doc["uid"], results)
 
-    return {key: value for key, value in benchmark.upstream.items() if key in ("tag", "task_alias")} | {
+    return {
         "task": benchmark.name,
         "output_type": "generate_until",
         "generation_kwargs": generation_kwargs(student.config),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from harness.config.evaluation import BENCHMARKS, EvalConfig, benchmarks_of
 from harness.config.names import check_name
@@ -27,8 +27,6 @@ class Benchmark:
     positions: tuple[int, ...] = ()
     """Positions of the questions in the complete benchmark, where they are a part of it; empty: all."""
     library: Literal["lm_eval", "lmms_eval"] = "lm_eval"
-    upstream: dict[str, Any] = field(default_factory=dict, repr=False)
-    """The library's own task file, if it has one: what the task starts from."""
     dataset: str = "generated"
     scoring: Scoring = "det"
     scorer: Scorer = by_grade
@@ -153,7 +151,6 @@ def _by_mark(mark: Callable[[Question, str | None], float]) -> Scorer:
 
 def _benchmark(column: Column, config: EvalConfig) -> Benchmark:
     from harness.evaluation.benchmarks.registry import recipe
-    from harness.evaluation.library.upstream import upstream_config
 
     chosen, limits = recipe(column.name), config.media.limits()
     if column.scoring == "bench_judge" and config.judge.url is None and config.stage != "generate":
@@ -176,7 +173,6 @@ def _benchmark(column: Column, config: EvalConfig) -> Benchmark:
         questions=tuple(questions[i] for i in positions),
         positions=tuple(positions),
         library=column.library,
-        upstream=upstream_config(column.library, column.upstream),
         dataset=column.dataset,
         scoring=column.scoring,
         scorer=chosen.scorer,

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.builders.corpus.tables import SOURCES, Source
+from harness.builders.corpus.tables import Source
 from harness.data.tables import column_path
 from harness.errors import UserError, did_you_mean, first_line
 
@@ -67,10 +67,6 @@ class Row:
     def image_bytes(self) -> bytes | None:
         """The encoded picture as the source has it; None where the cell is empty."""
         return self.image.as_py() or None
-
-
-def source_named(name: str) -> Source:
-    return next(source for source in SOURCES if source.name == name)
 
 
 def open_source(source: Source, location: str, revision: str | None) -> OpenedSource:

@@ -49,7 +49,7 @@ class Column:
     family: Family
     library: Literal["lm_eval", "lmms_eval"]
     upstream: str
-    """The library's own task file, under its `tasks` folder; empty where it has none."""
+    """The library's own task file, under its `tasks` folder; empty where it has none. Tests compare wording with it."""
     dataset: str
     """Owner and name on the hub, then `@revision` where that is not `main`."""
     configs: tuple[str, ...]

@@ -20,12 +20,12 @@ from harness.builders.corpus.sources import (
     count_names,
     open_source,
     read_rows,
-    source_named,
 )
 from harness.builders.corpus.tables import SOURCES
 from harness.errors import UserError
 
-VERO, MMFINEREASON = (source_named(name) for name in ("vero", "mmfinereason"))
+NAMED = {source.name: source for source in SOURCES}
+VERO, MMFINEREASON = NAMED["vero"], NAMED["mmfinereason"]
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +101,9 @@ def columns(source: str) -> dict[str, pa.DataType]:
 
 @pytest.mark.parametrize("source", [source.name for source in SOURCES])
 def test_the_schemas_that_are_read(source: str) -> None:
-    check_schema(source_named(source), pa.schema(list(columns(source).items())), "a.parquet")
+    check_schema(NAMED[source], pa.schema(list(columns(source).items())), "a.parquet")
     without_id = [(name, kind) for name, kind in columns(source).items() if name != "id"]
-    check_schema(source_named(source), pa.schema(without_id), "a.parquet")
+    check_schema(NAMED[source], pa.schema(without_id), "a.parquet")
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_the_schemas_that_are_read(source: str) -> None:
 def test_changed_schemas_are_refused_by_name(source: str, changes: dict[str, Any], message: str) -> None:
     kinds = {name: kind for name, kind in (columns(source) | changes).items() if kind is not None}
     with pytest.raises(UserError) as error:
-        check_schema(source_named(source), pa.schema(list(kinds.items())), "here/a.parquet")
+        check_schema(NAMED[source], pa.schema(list(kinds.items())), "here/a.parquet")
     assert "here/a.parquet" in str(error.value) and message in str(error.value)
     assert f"--{source}-revision" in str(error.value) and "\n" not in str(error.value)
 

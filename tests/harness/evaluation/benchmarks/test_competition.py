@@ -16,8 +16,9 @@ from harness.evaluation.benchmarks.competition import DataUrlImage, hle, multich
 from harness.evaluation.benchmarks.recipe import by_grade
 from harness.evaluation.benchmarks.registry import recipe
 from harness.evaluation.benchmarks.rows import load_rows
-from harness.evaluation.library.upstream import upstream_config, upstream_module
+from harness.evaluation.library.upstream import upstream_module
 from harness.rewards.rules import gold_error, grade
+from tests.support.upstream import upstream_config
 
 FIXTURES = Path(__file__).parents[3] / "fixtures" / "benchmarks"
 

@@ -12,8 +12,9 @@ from harness.evaluation.benchmarks.columns import columns
 from harness.evaluation.benchmarks.recipe import by_grade
 from harness.evaluation.benchmarks.registry import recipe
 from harness.evaluation.benchmarks.rows import load_rows
-from harness.evaluation.library.upstream import upstream_config, upstream_module
+from harness.evaluation.library.upstream import upstream_module
 from harness.rewards.rules import grade
+from tests.support.upstream import upstream_config
 
 FIXTURES = Path(__file__).parents[3] / "fixtures" / "benchmarks"
 

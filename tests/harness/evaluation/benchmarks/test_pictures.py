@@ -8,8 +8,9 @@ from harness.config.evaluation import BenchmarkOptions
 from harness.evaluation.benchmarks.columns import columns
 from harness.evaluation.benchmarks.pictures import RECIPES, grid_size
 from harness.evaluation.benchmarks.rows import Row
-from harness.evaluation.library.upstream import upstream_config, upstream_module
+from harness.evaluation.library.upstream import upstream_module
 from harness.rewards.rules import grade
+from tests.support.upstream import upstream_config
 
 FIXTURES = Path(__file__).parents[3] / "fixtures" / "benchmarks"
 UTILS = {

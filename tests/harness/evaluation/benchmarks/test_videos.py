@@ -14,9 +14,10 @@ from harness.evaluation.benchmarks.registry import recipe
 from harness.evaluation.benchmarks.rows import load_rows
 from harness.evaluation.benchmarks.subtitles import Cue, evenly_spread, read_cues, spoken
 from harness.evaluation.benchmarks.videos import MVBENCH_FOLDERS, QUIZ_FRAME, VIDEOMMMU_FOLDERS, official_videommmu
-from harness.evaluation.library.upstream import upstream_config, upstream_module
+from harness.evaluation.library.upstream import upstream_module
 from harness.rewards.rules import Grade, grade
 from harness.types import MediaLimits
+from tests.support.upstream import upstream_config
 
 FIXTURES = Path(__file__).parents[3] / "fixtures" / "benchmarks"
 NAMES = ("mmvu", "mvbench", "videomme", "videomme_sub", "videommmu")
