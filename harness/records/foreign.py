@@ -11,7 +11,6 @@ from typing import Any
 
 import yaml
 
-from harness.config.engines import ENGINES
 from harness.config.foreign import foreign_values, option_fields, stored_value
 from harness.config.names import check_name
 from harness.config.schema import CHOICES, RunConfig
@@ -29,8 +28,9 @@ SECTIONS = ("student.", "eval.", "reward.", "rollout.")
 SILENT = ("student.name", "student.path", "student.revision", "eval.every", "rollout.")
 """What the folder itself answers, or training alone reads."""
 
-WORDS = CHOICES | {"rollout.engine": ENGINES.ours, "eval.suite": None}
-"""What options of text may be. An engine of others is code, and a suite is looked up among the user's own."""
+WORDS = CHOICES | {"rollout.engine": None, "eval.suite": None}
+"""What options of text may be. Engines and suites have names, which are looked up among what the user has installed; a
+`package.module:function` is code, and no name."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,14 +12,18 @@ import pytest
 from harness.app import main
 from harness.config.data import SOURCES
 from harness.config.engines import ENGINES
+from harness.config.evaluation import EvalConfig
 from harness.config.registry import Registry
 from harness.data.sources import LOADERS
 from harness.errors import UserError
+from harness.evaluation.benchmarks.recipe import Mark
+from harness.evaluation.suites import load_suite
+from harness.rewards.rules import Grade
 from harness.testing import assert_same_run
 from harness.training.models import OPENERS
 
 SMALL = [
-    "method=zppo", "student=tiny_xs", "steps=1", "num_threads=1", "method.group_size=2",
+    "student=tiny_xs", "steps=1", "num_threads=1", "method.group_size=2",
     "data.batch_size=2", "rollout.max_response_tokens=16",
 ]  # fmt: skip
 GENERATED = ["data.levels=[1]", "data.num_questions=4", "data.pool_size=null", "eval=none"]
@@ -46,7 +50,7 @@ def sums():
 
 
 def half():
-    return OwnBenchmark(name="half", family="Video", questions=load_all(), mark=lambda question, answer: 0.5)
+    return OwnBenchmark(name="half", family="LLM", questions=load_all(), mark=lambda question, answer: 0.5)
 
 
 def load_all():
@@ -101,14 +105,21 @@ def test_what_is_ours_can_be_had_by_its_name_and_by_its_path(registry: Registry,
 def test_an_engine_and_a_source_of_others_are_used(parts: Path) -> None:
     """The engine is ours in another package: then the run is the same."""
     for outputs, engine in ((parts / "ours", "transformers"), (parts / "theirs", "own_engine")):
-        words = ["train", *SMALL, *GENERATED, f"rollout.engine={engine}", f"outputs={outputs}"]
+        words = ["train", *SMALL, *GENERATED, "method=off_policy_kd", f"rollout.engine={engine}", f"outputs={outputs}"]
         assert main(words) == 0
-    run = Path("default/zppo/tiny_xs/seed0")
+    run = Path("default/off_policy_kd/tiny_xs/seed0")
     assert_same_run(parts / "ours" / run, parts / "theirs" / run)
-    assert sys.modules["parts_pkg"].OPENED == [("student", False), ("teacher", True)]
-    words = [*SMALL, "data.source=parts_pkg:load", "data.dataset_config.add=1", "data.pool_size=null", "data.epochs=1"]
+    assert sys.modules["parts_pkg"].OPENED == [("student", False), ("teacher", True)]  # its copy only scores
+    words = [
+        *SMALL,
+        "method=grpo",
+        "data.source=parts_pkg:load",
+        "data.dataset_config.add=1",
+        "data.pool_size=null",
+        "data.epochs=1",
+    ]
     assert main(["train", *words, "eval=none", "study=theirs", f"outputs={parts}"]) == 0
-    info = json.loads((parts / "theirs" / "zppo" / "tiny_xs" / "seed0" / "run.json").read_text())
+    info = json.loads((parts / "theirs" / "grpo" / "tiny_xs" / "seed0" / "run.json").read_text())
     assert info["most_steps"] == 4  # 9 questions, 2 a step
 
 
@@ -119,22 +130,39 @@ def test_a_suite_of_others_lists_its_own_benchmarks(parts: Path, capsys: pytest.
     rows = {row["benchmark"]: row for row in csv.DictReader((folder / "scores.csv").open())}
     assert {name: (row["family"], row["n"]) for name, row in rows.items()} == {
         "sums": ("LLM", "4"),
-        "half": ("Video", "4"),
+        "half": ("LLM", "4"),
     }
     answered = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
-    halves = [row["score"] for row in answered if row["benchmark"] == "half"]
-    assert set(halves) <= {0.0, 0.5} and (0.5 in halves) == any(
-        row["answer"] for row in answered if row["benchmark"] == "half"
-    )
+    uids = [row["uid"] for row in answered if row["benchmark"] == "sums"]
+    assert uids == [f"eval/sums/{i}" for i in (0, 1, 3, 4)]  # of the complete benchmark: they decide its draws
+    halves = [(row["answer"] is not None, row["score"]) for row in answered if row["benchmark"] == "half"]
+    assert len(halves) == 4 and set(halves) <= {(True, 0.5), (False, 0.0)}
     cards = json.loads((folder / "protocol.json").read_text())["cards"].values()
     assert {card["benchmark"]: card["dataset"] for card in cards} == {
         "sums": "parts_pkg:sums",
         "half": "parts_pkg:half",
     }
     capsys.readouterr()
-    words = ["train", *SMALL, *GENERATED[:3], "eval=sums_and_half", "eval.columns=[aime26]", f"outputs={parts}"]
+    words = [
+        "train",
+        *SMALL,
+        *GENERATED[:3],
+        "method=grpo",
+        "eval=sums_and_half",
+        "eval.columns=[aime26]",
+        f"outputs={parts}",
+    ]
     assert main(words) == 2
     assert "eval.columns: sums_and_half has no 'aime26'" in capsys.readouterr().err
+
+
+def test_a_mark_of_others_sees_the_box_and_lies_in_0_to_1(parts: Path) -> None:
+    half, beyond = load_suite(EvalConfig(suite="own", benchmarks=["parts_pkg:half", "parts_pkg:beyond"])).benchmarks
+    question = half.questions[0]
+    assert half.scorer(question, Grade.of(None, "unparsable")) == Mark(score=0.0, outcome="unparsed")
+    assert half.scorer(question, Grade.of("1", "correct")) == Mark(score=0.5, outcome="mismatch")
+    with pytest.raises(UserError, match="the mark of question 0 is 2: marks lie in"):
+        beyond.scorer(question, Grade.of("1", "correct"))
 
 
 @pytest.mark.parametrize(
@@ -171,7 +199,7 @@ def test_a_suite_of_others_lists_its_own_benchmarks(parts: Path, capsys: pytest.
 def test_what_cannot_be_used_is_one_line(parts: Path, capsys, words: str, message: str) -> None:
     Path("broken.py").write_text("1 / 0")
     suite = ["eval.suite=own"] if "benchmarks" in words else ["eval=none"]
-    given = ["train", *SMALL, *GENERATED[:3], *suite, words, f"outputs={parts}"]
+    given = ["train", *SMALL, "method=zppo", *GENERATED[:3], *suite, words, f"outputs={parts}"]
     assert main(given) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert message in line
@@ -187,12 +215,16 @@ def test_a_name_that_two_claim_is_refused(install, parts: Path) -> None:
 
 
 def test_what_a_strangers_folder_names_is_not_imported(parts: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", *SMALL, *GENERATED[:3], "eval=mini", "eval.num_questions=2", f"outputs={parts}"]) == 0
-    run = parts / "default" / "zppo" / "tiny_xs" / "seed0"
+    assert (
+        main(["train", *SMALL, "method=grpo", *GENERATED[:3], "eval=mini", "eval.num_questions=2", f"outputs={parts}"])
+        == 0
+    )
+    run = parts / "default" / "grpo" / "tiny_xs" / "seed0"
     config, text = run / "config.yaml", (run / "config.yaml").read_text()
     Path("planted.py").write_text("from pathlib import Path\nPath('ran').touch()\n")
     for before, after, message in (
         ("engine: transformers", "engine: planted:open", "rollout.engine has no value that it can have"),
+        ("engine: transformers", "engine: own_engine", ""),  # of an installed package
         ("benchmarks: []", "benchmarks: ['planted:open']", ""),
     ):
         assert before in text
