@@ -180,7 +180,12 @@ def auto_model(config: ModelConfig, described: PretrainedConfig | None = None) -
     if config.gguf_file is not None:
         return AutoModelForCausalLM
     described = described or read_config(config)
-    auto, known = _auto(described)
+    sees = getattr(described, "vision_config", None) is not None
+    auto, known = (
+        (AutoModelForImageTextToText, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
+        if sees
+        else (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING)
+    )
     if type(described) not in known and not (config.trust_remote_code and getattr(described, "auto_map", None)):
         raise UserError(
             f"{config.path} is a {described.model_type}, which transformers has no model of that writes text "
@@ -204,11 +209,11 @@ def text_config(config: ModelConfig) -> Any:
 def num_parameters(config: ModelConfig) -> int:
     """Parameters of a model that is not loaded: its configuration is built without memory. 0 where none can be read."""
     try:
-        described = AutoConfig.from_pretrained(resolve_path(config), **_source(config))
-    except (OSError, ValueError):
+        auto = auto_model(config, described := read_config(config))
+    except UserError:
         return 0  # an endpoint's model, of which nothing else is here
     with torch.device("meta"):
-        model = _auto(described)[0].from_config(described, trust_remote_code=config.trust_remote_code)
+        model = auto.from_config(described, trust_remote_code=config.trust_remote_code)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -243,13 +248,6 @@ def same_tokenizer(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> st
         if piece_a != piece_b:
             return f"id {token_id} is {_named(piece_a)} in the first tokenizer and {_named(piece_b)} in the second"
     return None
-
-
-def _auto(described: PretrainedConfig) -> tuple[Any, Any]:
-    """The class that loads a model, and the configurations that it knows."""
-    if getattr(described, "vision_config", None) is not None:
-        return AutoModelForImageTextToText, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    return AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING
 
 
 def _entry(file: str | None, key: str) -> Any:

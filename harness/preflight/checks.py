@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from harness.config.deployment import gpu_problems
 from harness.errors import UserError
 from harness.preflight.parts import Actor, Finding, Preflight, Warn, found_by
-from harness.types import Question
+from harness.types import Question, TrainingSample
 from methods.base import plain_prompt
 
 if TYPE_CHECKING:
@@ -23,12 +23,8 @@ if TYPE_CHECKING:
     from harness.serving.endpoints import Endpoints
 
 PROBE = "2 + 2 = ?"
-LONGEST_PROBE = 1 << 20
-"""Tokens; an endpoint refuses what its context window does not hold."""
-PROBE_SECONDS = 120.0
-"""For an endpoint's first token: it may be busy, or compile."""
-PROBE_PATIENCE = 30.0
-"""For an endpoint that answers with errors, in seconds."""
+PROBE_SECONDS = 60.0
+"""For an endpoint's first token, and for one that answers with errors: it may be busy, or compile."""
 
 
 def gpus(run: Preflight) -> Iterator[Finding]:
@@ -38,17 +34,9 @@ def gpus(run: Preflight) -> Iterator[Finding]:
         yield UserError(problem)
 
 
-def student(run: Preflight) -> Iterator[Finding]:
-    return _model(run, "student")
-
-
-def teacher(run: Preflight) -> Iterator[Finding]:
-    return _model(run, "teacher")
-
-
-def _model(run: Preflight, role: str) -> Iterator[Finding]:
-    read = [actor for actor in run.actors if actor.role == role and not actor.gives_text]
-    return found_by(*(part for actor in read for part in (_weights(actor), _description(run, actor))))
+def model_files(run: Preflight) -> Iterator[Finding]:
+    """What their files say without weights."""
+    return found_by(*(part for actor in run.read for part in (_weights(actor), _description(run, actor))))
 
 
 def _weights(actor: Actor) -> Iterator[Finding]:
@@ -68,7 +56,8 @@ def _description(run: Preflight, actor: Actor) -> Iterator[Finding]:
         auto_model(actor.config, described)
     names = ", ".join(described.architectures or ["no architecture named"])
     window = _window(described)
-    yield f"{names}{'' if window is None else f', context window {window}'}, {actor.config.path}"
+    size = "" if window is None else f", context window {window}"
+    yield f"the {actor.role}'s is {names}{size}, {actor.config.path}"
 
 
 def vllm(run: Preflight) -> Iterator[Finding]:
@@ -116,14 +105,10 @@ def teacher_tokenizer(run: Preflight) -> Iterator[Finding]:
     """One tokenizer renders every prompt for both actors, so the teacher has to share it."""
     from harness.models.loading import load_tokenizer, same_tokenizer
 
-    for actor in run.actors:
-        if actor.role != "teacher" or actor.gives_text:
-            continue
-        theirs = load_tokenizer(actor.config)
-        difference = same_tokenizer(run.chat.tokenizer, theirs)
-        if difference is not None:
+    for model in run.teachers:
+        if (difference := same_tokenizer(run.chat.tokenizer, load_tokenizer(model))) is not None:
             raise UserError(
-                f"teacher {actor.config.name} and student {run.config.student.name} have different tokenizers "
+                f"teacher {model.name} and student {run.config.student.name} have different tokenizers "
                 f"({difference}): token ids mean other text to the teacher; choose a teacher of the student's family"
             )
         yield "the teacher's is the student's"
@@ -143,7 +128,7 @@ def _endpoint(run: Preflight, actor: Actor, url: str) -> Iterator[Finding]:
     model, options = actor.config, run.config.server
     name = model.served_name or model.path
     probing = replace(
-        options, timeout=min(options.timeout, PROBE_SECONDS), max_wait=min(options.max_wait, PROBE_PATIENCE)
+        options, timeout=min(options.timeout, PROBE_SECONDS), max_wait=min(options.max_wait, PROBE_SECONDS)
     )
     with closing(Endpoints([url], name, probing, role=actor.role)) as asked:
         window = asked.check()
@@ -153,7 +138,7 @@ def _endpoint(run: Preflight, actor: Actor, url: str) -> Iterator[Finding]:
         if model.api == "text":
             return
         rows = run.described[actor.role].get_text_config().vocab_size
-        engine = ServerEngine(asked, run.chat, actor.role, context_window=LONGEST_PROBE, vocab_size=rows)
+        engine = ServerEngine(asked, run.chat, actor.role, context_window=1 << 20, vocab_size=rows)
         _probe(run, actor, engine, asked)
         yield f"{url} gives ids and log-probabilities"
 
@@ -161,7 +146,6 @@ def _endpoint(run: Preflight, actor: Actor, url: str) -> Iterator[Finding]:
 def _probe(run: Preflight, actor: Actor, engine: ServerEngine, asked: Endpoints) -> None:
     from harness.rollout.base import Sampling
     from harness.training.teacher import ServerScorer
-    from harness.types import TrainingSample
 
     prompt = plain_prompt(Question(id="probe", text=PROBE, answer=""))
     (group,) = engine.generate([prompt], Sampling(max_new_tokens=1))
@@ -200,8 +184,7 @@ def suite(run: Preflight) -> Iterator[Finding]:
     if run.method is not None and config.stage == "judge":
         raise UserError("eval.stage=judge generates nothing, and a run that trains has no responses yet: set all")
     found = load_suite(config)
-    num_questions = sum(len(benchmark.questions) for benchmark in found.benchmarks)
-    yield f"{config.suite}: {num_questions} questions of {len(found.benchmarks)} benchmarks"
+    yield f"{config.suite}: {sum(len(b.questions) for b in found.benchmarks)} questions, {len(found.benchmarks)} benchmarks"
     for hole in dict.fromkeys(found.holes.values()):
         yield Warn(f"not evaluated: {hole}")
     for benchmark in found.benchmarks if found.strict else ():
@@ -279,24 +262,21 @@ def media(run: Preflight) -> Iterator[Finding]:
     """One processor packs every medium for both actors, so the teacher's vision tower has to take its patches."""
     from harness.models.vision import Vision
 
-    place, model = run.deployment.teacher, run.config.teacher
-    if place is None or model is None:
-        return
-    if not any(question.images or question.video for question in run.sampler.questions.values()):
+    place = run.deployment.teacher
+    if place is None or not any(question.images or question.video for question in run.sampler.questions.values()):
         return
     if not place.sees_media:
         text = "questions have pictures or clips, and a served teacher is asked text alone: a run ends at the first one"
         yield Warn(text, "let the run load the teacher: teacher.serve=false, teacher.urls=[]")
-    if all(actor.gives_text for actor in run.actors if actor.role == "teacher"):
-        return
-    ours, theirs = run.chat.vision.settings(), Vision(model).settings()
-    for name, value in ours.items():
-        if theirs[name] != value:
-            raise UserError(
-                f"teacher {model.name} and student {run.config.student.name} see media differently ({name} is "
-                f"{theirs[name]} and {value}): choose a teacher of the student's family"
-            )
-    yield "the teacher sees pictures and clips as the student does"
+    for model in run.teachers:
+        ours, theirs = run.chat.vision.settings(), Vision(model).settings()
+        for name, value in ours.items():
+            if theirs[name] != value:
+                raise UserError(
+                    f"teacher {model.name} and student {run.config.student.name} see media differently ({name} is "
+                    f"{theirs[name]} and {value}): choose a teacher of the student's family"
+                )
+        yield "the teacher sees pictures and clips as the student does"
 
 
 def steps(run: Preflight) -> Iterator[Finding]:
@@ -351,7 +331,7 @@ def _window(described: Any) -> int | None:
 
 
 CHECKS: tuple[Callable[[Preflight], Iterable[Finding]], ...] = (
-    gpus, student, teacher, vllm, tokenizer, teacher_tokenizer, endpoints, port, suite, evaluation_judge, grader,
+    gpus, model_files, vllm, tokenizer, teacher_tokenizer, endpoints, port, suite, evaluation_judge, grader,
     judge, questions, media, steps, context,
 )  # fmt: skip
 """All that can refuse a run before its models are loaded, once `harness.config.deployment` has accepted it."""

@@ -218,13 +218,9 @@ def check_hub() -> Check:
     if constants.HF_HUB_OFFLINE:
         return Check("warn", "hub", "offline: HF_HUB_OFFLINE is set", remedy)
     try:
-        with client(constants.ENDPOINT, HUB_SECONDS) as http:
+        # A proxy is never asked for this machine itself.
+        with httpx.Client(timeout=HUB_SECONDS, trust_env=httpx.URL(constants.ENDPOINT).host not in LOOPBACK) as http:
             http.head(constants.ENDPOINT)
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
         return Check("warn", "hub", f"{constants.ENDPOINT} cannot be reached: {reason(error)}", remedy)
     return Check("ok", "hub", f"{constants.ENDPOINT} can be reached")
-
-
-def client(url: str, seconds: float) -> httpx.Client:
-    """A client for requests to `url`; a proxy is never asked for this machine itself. Raises httpx.InvalidURL."""
-    return httpx.Client(timeout=seconds, trust_env=httpx.URL(url).host not in LOOPBACK)

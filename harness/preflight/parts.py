@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -89,11 +90,8 @@ def actors_of(config: RunConfig, deployment: Deployment) -> list[Actor]:
     return actors
 
 
-class _ByRole(dict[str, Any]):
-    """What the check of a role has found."""
-
-    def __missing__(self, role: str) -> Any:
-        raise NotMade(role)
+def _not_made() -> Any:
+    raise NotMade("model files")
 
 
 class Preflight:
@@ -123,8 +121,12 @@ class Preflight:
     def __init__(self, config: RunConfig, method: Method | None, deployment: Deployment, stack: ExitStack) -> None:
         self.config, self.method, self.deployment, self.stack = config, method, deployment, stack
         self.actors = [] if self.only_judges else actors_of(config, deployment)
-        self.described = _ByRole()
-        """The models' configurations."""
+        self.read = [actor for actor in self.actors if not actor.gives_text]
+        """Those of which files are read."""
+        self.teachers = [actor.config for actor in self.read if actor.role == "teacher"]
+        """One at most."""
+        self.described: dict[str, Any] = defaultdict(_not_made)
+        """The models' configurations, by role."""
         self.stated: dict[str, list[int]] = {}
         """Context windows that endpoints state, by role."""
 

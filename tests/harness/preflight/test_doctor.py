@@ -187,7 +187,7 @@ def test_checks_that_need_nothing_of_a_failed_one_are_made(tmp_path):
         ]  # fmt: skip
         checks = run_checks(words)
     names = [check.name for check in checks if check.state == "fail" and check.name != "vllm"]
-    assert names == ["student", "tokenizer", "port", "judge", "questions"]
+    assert names == ["model files", "tokenizer", "port", "judge", "questions"]
     assert {check.name: check.text for check in checks if check.state == "skip"} == {
         "teacher tokenizer": "not made: it needs what 'tokenizer' gives",
         "suite": "not made: it needs what 'tokenizer' gives",
@@ -225,8 +225,7 @@ def test_without_what_a_check_gives_the_others_are_made_or_said_not_to_be(monkey
         "tokenizer": ["teacher tokenizer", "suite", "questions", "media", "steps", "context", "context"],
         "grader": ["questions", "media", "steps", "context", "context"],
         "questions": ["media", "steps", "context", "context"],
-        "student": ["context"],
-        "teacher": ["context"],
+        "model files": ["context", "context"],
     }
     assert [check.name for check in checks if check.state == "skip"] == missing.get(name, [])
 
