@@ -184,7 +184,8 @@ def suite(run: Preflight) -> Iterator[Finding]:
     if run.method is not None and config.stage == "judge":
         raise UserError("eval.stage=judge generates nothing, and a run that trains has no responses yet: set all")
     found = load_suite(config)
-    yield f"{config.suite}: {sum(len(b.questions) for b in found.benchmarks)} questions, {len(found.benchmarks)} benchmarks"
+    num_questions = sum(len(benchmark.questions) for benchmark in found.benchmarks)
+    yield f"{config.suite}: {num_questions} questions of {len(found.benchmarks)} benchmarks"
     for hole in dict.fromkeys(found.holes.values()):
         yield Warn(f"not evaluated: {hole}")
     for benchmark in found.benchmarks if found.strict else ():

@@ -37,6 +37,15 @@ SMALL = [
 GONE = "http://127.0.0.1:1/v1"
 ON_POLICY = ["method=on_policy_kd", "teacher=hf", "teacher.path=tiny:xs", "teacher.dtype=float32"]
 Make = Callable[[Path], list[str]]
+OTHERS = (
+    "unfinished", "other columns", "no answers", "pool", "unknown task", "wrong column of a folder", "400", "no ids",
+    "another prompt", "scores that nobody reads",
+)  # fmt: skip
+"""Kinds that are in the slow suite: another of their family is in the fast one."""
+
+
+def sample_of(kinds: Iterable[str]) -> list[Any]:
+    return [pytest.param(kind, marks=pytest.mark.slow) if kind in OTHERS else kind for kind in kinds]
 
 
 # What needs vLLM is refused where it is not installed, and takes long where it is.
@@ -256,7 +265,7 @@ DATA: dict[str, tuple[Make, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", DATA)
+@pytest.mark.parametrize("kind", sample_of(DATA))
 def test_data_and_what_else_a_run_reads(tmp_path, capsys, kind):
     make, says = DATA[kind]
     (tmp_path / "data").mkdir()
@@ -315,7 +324,7 @@ FAULTS: dict[str, tuple[Fault | None, list[str], str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", FAULTS)
+@pytest.mark.parametrize("kind", sample_of(FAULTS))
 def test_endpoints(tmp_path, capsys, served, kind):
     fault, words, says = FAULTS[kind]
     with serve(served, plan=lambda number, body: fault) as server:
