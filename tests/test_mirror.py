@@ -22,7 +22,7 @@ ELSEWHERE = {
     "harness/evaluation/test_evaluate.py": "harness.evaluation: student",
     "harness/preflight/plan/test_costs.py": "harness.config: gpus",
     "harness/preflight/plan/test_study.py": "harness.preflight.plan: cells options table",
-    "harness/preflight/test_doctor.py": "harness.preflight: endpoints machine placement",
+    "harness/preflight/test_doctor.py": "harness.preflight: checks machine parts placement",
     "harness/rewards/judge/test_client.py": "harness.rewards.judge: forms",
     "harness/rewards/test_values.py": "harness.rewards: exact latex notation units",
     "harness/rewards/test_workers.py": "harness.rewards: child process",

@@ -25,6 +25,7 @@ def run_plan(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
 
 def run_doctor(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     add_overrides(parser)
+    parser.epilog = "It makes the checks of a run and reads all questions, but no weights; it writes nothing."
     args = parser.parse_intermixed_args(argv)
 
     from harness.preflight.doctor import doctor

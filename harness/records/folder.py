@@ -27,7 +27,7 @@ from harness.config.schema import RunConfig
 from harness.data.replay import BufferEvent
 from harness.errors import UserError
 from harness.records.files import append_rows, write_atomically
-from harness.records.lock import RunLock, clear
+from harness.records.lock import RunLock, Taken, clear, owner_of
 from harness.records.read import Damaged, digest, read_config, read_json, read_rows
 from harness.records.refusals import refuse
 from harness.records.rollouts import is_readable, write_rollouts
@@ -47,6 +47,15 @@ def other_configuration(path: Path, config: RunConfig) -> str | None:
         f"{path} holds a run of another configuration ({different}): choose another study=NAME or outputs=DIR, restore "
         f"these keys, or remove the folder; only these may change: {', '.join(FREE)}"
     )
+
+
+def earlier_run(path: Path, config: RunConfig) -> dict[str, Any]:
+    """What run.json says of an earlier run in a folder, which stays as it is; empty where there is none. Raises as
+    `RunFolder` does."""
+    _refuse_other(path, config)
+    if (owner := owner_of(path)) is not None:
+        raise Taken(path, owner)
+    return RunFolder.read_info(path)
 
 
 def is_done(info: Mapping[str, Any], steps: int | None) -> bool:
@@ -94,10 +103,8 @@ class RunFolder:
         self._lock.release()
 
     def _refuse_other(self) -> None:
-        if not self._anew and _holds_work(self.path):
-            problem = other_configuration(self.path, self._config)
-            if problem is not None:
-                raise UserError(problem)
+        if not self._anew:
+            _refuse_other(self.path, self._config)
 
     @property
     def goes_on(self) -> bool:
@@ -340,6 +347,12 @@ def _sample_record(sample: TrainingSample) -> dict[str, Any]:
         shown = ("index", "reward", "training_reward", "verdict", "text")
         record |= {name: getattr(rollout, name) for name in shown}
     return record
+
+
+def _refuse_other(path: Path, config: RunConfig) -> None:
+    """Raises UserError for a folder with the work of another configuration."""
+    if _holds_work(path) and (problem := other_configuration(path, config)) is not None:
+        raise UserError(problem)
 
 
 def _holds_work(path: Path) -> bool:

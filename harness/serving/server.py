@@ -93,7 +93,7 @@ class Server:
         self._gpus = gpus
         self._log = log
         self._start_timeout = config.start_timeout
-        self._port = _free_port(config.port)
+        self._port = free_port(config.port)
         self._command = command(model, path, config, name, self._port, arguments)
         self._keeper: subprocess.Popen[bytes] | None = None
 
@@ -103,7 +103,7 @@ class Server:
 
     def start(self) -> None:
         """Returns when the server answers. Raises UserError where it ends or takes longer than `start_timeout`."""
-        _free_port(self._port)
+        free_port(self._port)
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as log:
             begin = log.tell()
@@ -188,7 +188,7 @@ def _environment(gpus: Sequence[str]) -> dict[str, str]:
     return {**defaults, **os.environ, **chosen}
 
 
-def _free_port(port: int) -> int:
+def free_port(port: int) -> int:
     """`port`, or for 0 one that nobody uses. Raises UserError where somebody listens at `port`."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that linger do not matter

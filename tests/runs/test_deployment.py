@@ -24,7 +24,7 @@ from harness.errors import UserError
 from harness.models.chat import Chat
 from harness.models.loading import load_model, load_tokenizer, text_config
 from harness.models.shapes import ModelShape, shape_of
-from harness.preflight.doctor import actors_of
+from harness.preflight.parts import actors_of
 from harness.preflight.plan import costs
 from harness.preflight.plan.cells import memory_of
 from harness.preflight.plan.counting import Assumptions, StepCount, count_step
@@ -111,10 +111,8 @@ def url() -> Iterator[str]:
         yield server.url
 
 
-@pytest.fixture(scope="module")
-def rows(url: str) -> list[tuple[RunConfig, Method]]:
-    """Every accepted combination."""
-    found = []
+def combinations(url: str) -> Iterator[tuple[RunConfig, Method]]:
+    """Every combination of the options that decide where a teacher is, those that are refused among them."""
     for method, engine in itertools.product(METHODS, ("transformers", "vllm")):
         words = [f"method={method}", f"rollout={engine}", "student=tiny_xs", "teacher=hf", "teacher.path=tiny:xs"]
         words += ["teacher.dtype=float32", "teacher.served_name=tiny:xs", "data.batch_size=6"]
@@ -135,9 +133,17 @@ def rows(url: str) -> list[tuple[RunConfig, Method]]:
                 teacher_device=teacher_device,
                 cluster=replace(base.cluster, teacher_gpus=own, student_gpus=ranks, gpu="H100-80GB"),
             )
-            with suppress(UserError):
-                Deployment.of(config, chosen)
-                found.append((config, chosen))
+            yield config, chosen
+
+
+@pytest.fixture(scope="module")
+def rows(url: str) -> list[tuple[RunConfig, Method]]:
+    """Every accepted combination."""
+    found = []
+    for config, chosen in combinations(url):
+        with suppress(UserError):
+            Deployment.of(config, chosen)
+            found.append((config, chosen))
     return found
 
 

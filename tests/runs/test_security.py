@@ -58,7 +58,7 @@ def test_every_place_that_loads_a_model_says_whether_its_code_may_run():
     silent = [
         f"{file}:{call.lineno}"
         for file, call in calls
-        # None is a **mapping: those are built by `loading._source` and `doctor._read_config`
+        # None is a **mapping: those are built by `loading._source`
         if not {"trust_remote_code", None} & {keyword.arg for keyword in call.keywords}
     ]
     assert len(calls) >= 6 and silent == []

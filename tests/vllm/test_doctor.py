@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.app import main
-from harness.preflight.doctor import vllm_architectures
+from harness.preflight.machine import vllm_architectures
 
 pytestmark = pytest.mark.vllm
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.vllm
 def test_a_configuration_that_runs_here_passes(capsys, tmp_path):
     assert main(["doctor", "rollout=vllm", "student=tiny_s", "method=grpo", f"outputs={tmp_path}"]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert "ok vllm knows the student's architecture Qwen3_5ForConditionalGeneration" in lines
+    assert "ok vllm it knows the student's architecture Qwen3_5ForConditionalGeneration" in lines
     assert any(line.startswith("ok vllm vllm") and ", fits torch 2." in line for line in lines)
 
 
@@ -22,7 +22,7 @@ def test_an_architecture_that_vllm_lacks(capsys, tmp_path):
     overrides = ["rollout=vllm", "student=hf", f"student.path={tmp_path}", "method=grpo"]
     assert main(["doctor", *overrides]) == 2
     output = " ".join(capsys.readouterr().out.split())
-    assert "fail vllm lacks the student's architecture MadeUpForCausalLM -> use rollout=transformers" in output
+    assert "fail vllm vLLM lacks the student's architecture MadeUpForCausalLM: use rollout=transformers" in output
 
 
 def test_a_vllm_that_does_not_answer_is_reported():

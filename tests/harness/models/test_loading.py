@@ -112,7 +112,7 @@ def test_incomplete_folders_are_refused(tmp_path, folder):
     with pytest.raises(UserError, match="has no tokenizer"):
         load_tokenizer(config(empty))
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="cannot load the model of"):
+    with pytest.raises(UserError, match=r"has no weights: put the model's model\.safetensors there"):
         load_model(config(folder), "cpu")
 
 
@@ -299,4 +299,13 @@ def test_safetensors_that_are_none_are_one_line(folder):
     """A pickle under that name is not read as one."""
     torch.save({"x": torch.zeros(1)}, folder / "model.safetensors")
     with pytest.raises(UserError, match="cannot load the model of"):
+        load_model(config(folder), "cpu")
+
+
+def test_an_architecture_that_writes_no_text_is_refused(folder):
+    (folder / "config.json").write_text(json.dumps({"model_type": "t5"}))
+    with pytest.raises(UserError, match="is a t5, which transformers has no model of that writes text"):
+        load_model(config(folder), "cpu")
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match="cannot load the configuration of"):
         load_model(config(folder), "cpu")

@@ -1,0 +1,335 @@
+"""What can refuse a run before any weights are read. A run ends at the first refusal, `zppo doctor` shows all of them.
+
+Each of `CHECKS` makes a part of the run or looks at what it needs, and tells what it finds. None of them writes. torch
+and transformers are imported only when a check is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.config.deployment import gpu_problems
+from harness.errors import UserError
+from harness.preflight.parts import Actor, Finding, Preflight, Warn, found_by
+from harness.types import Question, TrainingSample
+from methods.base import plain_prompt
+
+if TYPE_CHECKING:
+    from harness.rollout.server_engine import ServerEngine
+    from harness.serving.endpoints import Endpoints
+
+PROBE = "2 + 2 = ?"
+PROBE_SECONDS = 60.0
+"""For an endpoint's first token, and for one that answers with errors: it may be busy, or compile."""
+
+
+def gpus(run: Preflight) -> Iterator[Finding]:
+    import torch
+
+    for problem in gpu_problems(run.config, run.deployment, torch.cuda.device_count()):
+        yield UserError(problem)
+
+
+def model_files(run: Preflight) -> Iterator[Finding]:
+    """What their files say without weights."""
+    return found_by(*(part for actor in run.read for part in (_weights(actor), _description(run, actor))))
+
+
+def _weights(actor: Actor) -> Iterator[Finding]:
+    """That they are there, and safe to read. Those of a hub id are looked for when they are loaded."""
+    from harness.models.loading import check_weights, resolve_path
+
+    if (actor.is_loaded or actor.in_vllm) and Path(resolve_path(actor.config)).is_dir():
+        check_weights(actor.config)
+    yield from ()
+
+
+def _description(run: Preflight, actor: Actor) -> Iterator[Finding]:
+    from harness.models.loading import auto_model, read_config
+
+    described = run.described[actor.role] = read_config(actor.config)
+    if actor.is_loaded:
+        auto_model(actor.config, described)
+    names = ", ".join(described.architectures or ["no architecture named"])
+    window = _window(described)
+    size = "" if window is None else f", context window {window}"
+    yield f"the {actor.role}'s is {names}{size}, {actor.config.path}"
+
+
+def vllm(run: Preflight) -> Iterator[Finding]:
+    """A vLLM that fits this machine, and has the architectures that it is to load."""
+    from harness.preflight.machine import OWN_ENVIRONMENT, check_vllm, vllm_architectures
+
+    actors = [actor for actor in run.actors if actor.in_vllm]
+    for check in check_vllm(needed=True) if actors else ():
+        if check.state == "fail":
+            raise UserError(f"{check.text}: {check.remedy}")
+        yield check.text
+    if not actors:
+        return
+    known, problem = vllm_architectures()
+    if problem:
+        raise UserError(f"vLLM does not load ({problem}): {OWN_ENVIRONMENT}")
+    yield from found_by(*(_architecture(run, actor, known) for actor in actors))
+
+
+def _architecture(run: Preflight, actor: Actor, known: set[str]) -> Iterator[Finding]:
+    names = run.described[actor.role].architectures or []
+    if not known & set(names):
+        raise UserError(
+            f"vLLM lacks the {actor.role}'s architecture {', '.join(names) or '(its config.json names none)'}: use "
+            "rollout=transformers and no serve=true, or a newer vLLM"
+        )
+    yield f"it knows the {actor.role}'s architecture {', '.join(names)}"
+
+
+def tokenizer(run: Preflight) -> Iterator[Finding]:
+    from harness.models.chat import THINKING_REMEDY, Chat, thinking_conflict
+    from harness.models.loading import load_tokenizer
+
+    model = run.config.student
+    run.chat = Chat(load_tokenizer(model), model)
+    yield f"{model.path} has one, with a chat template"
+    if conflict := thinking_conflict(run.chat.tokenizer, model):
+        yield Warn(conflict, THINKING_REMEDY)
+
+
+def teacher_tokenizer(run: Preflight) -> Iterator[Finding]:
+    """One tokenizer renders every prompt for both actors, so the teacher has to share it."""
+    from harness.models.loading import load_tokenizer, same_tokenizer
+
+    for model in run.teachers:
+        if (difference := same_tokenizer(run.chat.tokenizer, load_tokenizer(model))) is not None:
+            raise UserError(
+                f"teacher {model.name} and student {run.config.student.name} have different tokenizers "
+                f"({difference}): token ids mean other text to the teacher; choose a teacher of the student's family"
+            )
+        yield "the teacher's is the student's"
+
+
+def endpoints(run: Preflight) -> Iterator[Finding]:
+    """Endpoints of somebody else's: those of the run are not there yet."""
+    return found_by(*(_endpoint(run, actor, url) for actor in run.actors for url in actor.urls))
+
+
+def _endpoint(run: Preflight, actor: Actor, url: str) -> Iterator[Finding]:
+    """It serves the model, and gives what the run will ask it for: a token is sampled, and scored where scores are
+    read."""
+    from harness.rollout.server_engine import ServerEngine
+    from harness.serving.endpoints import Endpoints
+
+    model, options = actor.config, run.config.server
+    name = model.served_name or model.path
+    probing = replace(
+        options, timeout=min(options.timeout, PROBE_SECONDS), max_wait=min(options.max_wait, PROBE_SECONDS)
+    )
+    with closing(Endpoints([url], name, probing, role=actor.role)) as asked:
+        window = asked.check()
+        if window is not None:
+            run.stated.setdefault(actor.role, []).append(window)
+        yield f"{url} serves {name}" + ("" if window is None else f", context window {window}")
+        if model.api == "text":
+            return
+        rows = run.described[actor.role].get_text_config().vocab_size
+        engine = ServerEngine(asked, run.chat, actor.role, context_window=1 << 20, vocab_size=rows)
+        _probe(run, actor, engine, asked)
+        yield f"{url} gives ids and log-probabilities"
+
+
+def _probe(run: Preflight, actor: Actor, engine: ServerEngine, asked: Endpoints) -> None:
+    from harness.rollout.base import Sampling
+    from harness.training.teacher import ServerScorer
+
+    prompt = plain_prompt(Question(id="probe", text=PROBE, answer=""))
+    (group,) = engine.generate([prompt], Sampling(max_new_tokens=1))
+    if not actor.scores:
+        return
+    rollout, top_k = group.rollouts[0], run.config.server.top_k
+    sample = TrainingSample(
+        uid=prompt.uid,
+        token_ids=[*rollout.prompt_ids, *rollout.completion_ids],
+        loss_mask=[*[0] * len(rollout.prompt_ids), *[1] * len(rollout.completion_ids)],
+    )
+    scorer = ServerScorer(
+        asked, top_k=top_k, temperature=1.0, num_tokens=run.chat.num_tokens, banned_ids=run.chat.banned_ids
+    )
+    try:
+        next(scorer.score([[sample]]))
+    except UserError as error:
+        raise type(error)(f"{error}; vLLM gives as many log-probabilities with --max-logprobs={top_k}") from error
+
+
+def port(run: Preflight) -> Iterator[Finding]:
+    """Of a server that the run starts."""
+    from harness.serving.server import free_port
+
+    if run.config.server.port and any(actor.serves for actor in run.actors):
+        yield f"server.port={free_port(run.config.server.port)} is free"
+
+
+def suite(run: Preflight) -> Iterator[Finding]:
+    """What the evaluation would refuse is refused before the training."""
+    from harness.evaluation.suites import load_suite
+
+    config = run.config.eval
+    if config.suite is None:
+        return
+    if run.method is not None and config.stage == "judge":
+        raise UserError("eval.stage=judge generates nothing, and a run that trains has no responses yet: set all")
+    found = load_suite(config)
+    num_questions = sum(len(benchmark.questions) for benchmark in found.benchmarks)
+    yield f"{config.suite}: {num_questions} questions of {len(found.benchmarks)} benchmarks"
+    for hole in dict.fromkeys(found.holes.values()):
+        yield Warn(f"not evaluated: {hole}")
+    for benchmark in found.benchmarks if found.strict else ():
+        run.chat.pack(plain_prompt(benchmark.questions[0]))
+
+
+def evaluation_judge(run: Preflight) -> Iterator[Finding]:
+    """A judge that is away now may be there when the evaluation asks it."""
+    from harness.rewards.judge.client import JudgeClient
+
+    config = run.config.eval
+    if config.suite is None or config.stage == "generate" or config.judge.url is None:
+        return
+    try:
+        JudgeClient(config.judge).check()
+    except UserError as error:
+        yield Warn(str(error), "what it is not there to judge has no score, until stage=judge is run again")
+    else:
+        yield f"{config.judge.url} can be reached"
+
+
+def grader(run: Preflight) -> Iterator[Finding]:
+    from harness.rewards.workers import Grader
+
+    run.grader = run.judged = run.stack.enter_context(Grader(run.config.reward))
+    yield run.config.reward.grader
+
+
+def judge(run: Preflight) -> Iterator[Finding]:
+    """The training's: evaluation has a judge of its own."""
+    from harness.rewards.judge.judged import JudgedGrader
+
+    if run.method is None or run.config.reward.judge.url is None:
+        return
+    judged = JudgedGrader(run.grader, run.config.reward.judge)
+    judged.check()
+    run.judged = judged
+    yield f"{run.config.reward.judge.url} can be reached"
+
+
+def questions(run: Preflight) -> Iterator[Finding]:
+    from harness.data.sampler import QuestionSampler
+    from harness.data.sources import load_questions
+
+    if run.method is None:
+        return
+    data, limit = run.config.data, run.config.rollout.max_prompt_tokens
+    longest = 0
+
+    def measure(question: Question) -> int:
+        nonlocal longest
+        num_tokens = run.chat.num_tokens_of(plain_prompt(question))
+        if num_tokens <= limit:
+            longest = max(longest, num_tokens)
+        return num_tokens
+
+    loaded = load_questions(data, gold_errors=run.grader.gold_errors, measure=measure, max_prompt_tokens=limit)
+    for message in loaded.bad:
+        yield Warn(f"skipped {message}")
+    yield (
+        f"{len(loaded.questions)} questions ({loaded.num_bad} bad, {loaded.num_too_long} with more than {limit} tokens)"
+    )
+    if loaded.num_unused:
+        yield Warn(
+            f"data.pool_size={data.pool_size} leaves out {loaded.num_unused} of them",
+            "data.pool_size=null trains on all",
+        )
+    run.num_prompt_tokens = longest
+    run.sampler = QuestionSampler(
+        loaded.questions, batch_size=data.batch_size, epochs=data.epochs, shuffle=data.shuffle, seed=run.config.seed
+    )
+
+
+def media(run: Preflight) -> Iterator[Finding]:
+    """One processor packs every medium for both actors, so the teacher's vision tower has to take its patches."""
+    from harness.models.vision import Vision
+
+    place = run.deployment.teacher
+    if place is None or not any(question.images or question.video for question in run.sampler.questions.values()):
+        return
+    if not place.sees_media:
+        text = "questions have pictures or clips, and a served teacher is asked text alone: a run ends at the first one"
+        yield Warn(text, "let the run load the teacher: teacher.serve=false, teacher.urls=[]")
+    for model in run.teachers:
+        ours, theirs = run.chat.vision.settings(), Vision(model).settings()
+        for name, value in ours.items():
+            if theirs[name] != value:
+                raise UserError(
+                    f"teacher {model.name} and student {run.config.student.name} see media differently ({name} is "
+                    f"{theirs[name]} and {value}): choose a teacher of the student's family"
+                )
+        yield "the teacher sees pictures and clips as the student does"
+
+
+def steps(run: Preflight) -> Iterator[Finding]:
+    if run.method is None:
+        return
+    data = run.config.data
+    run.most_steps = possible = run.sampler.num_steps
+    run.num_steps = possible if run.config.steps is None else run.config.steps
+    if run.num_steps > possible:
+        raise UserError(
+            f"steps={run.num_steps} of {data.batch_size} questions: the data give {possible} steps in "
+            f"data.epochs={data.epochs}; raise data.epochs or lower steps"
+        )
+    yield f"{run.num_steps} of {data.batch_size} questions; the data give {possible}"
+
+
+def context(run: Preflight) -> Iterator[Finding]:
+    """Prompts and responses, against the context windows of the models that are asked."""
+    return found_by(*(_room(run, actor) for actor in run.actors if actor.samples))
+
+
+def _room(run: Preflight, actor: Actor) -> Iterator[Finding]:
+    rollout = run.config.rollout
+    window = min(run.stated.get(actor.role, ()), default=None)
+    if window is None and not actor.gives_text:
+        window = _window(run.described[actor.role])
+    if actor.in_vllm and rollout.vllm.max_model_len is not None:
+        window = rollout.vllm.max_model_len
+    if window is None:
+        return
+    prompt, response = rollout.max_prompt_tokens, rollout.max_response_tokens
+    named, lower = f"rollout.max_prompt_tokens={prompt} + max_response_tokens={response}", "one of them"
+    if run.method is None:  # only its evaluation asks the student
+        prompt, response = 0, run.config.eval.max_response_tokens
+        named, lower = f"eval.max_response_tokens={response}", "it"
+    elif run.num_prompt_tokens >= window:
+        raise UserError(
+            f"a question's prompt has {run.num_prompt_tokens} tokens and the context window of the {actor.role} "
+            f"{window}: set rollout.max_prompt_tokens to less, which leaves such questions out"
+        )
+    if prompt + response > window:
+        text = f"{named} are more than the context window of the {actor.role}, {window}: long replies are cut there"
+        yield Warn(text, f"lower {lower}, or enlarge the window")
+    else:
+        yield f"{named} tokens fit into the context window of the {actor.role}, {window}"
+
+
+def _window(described: Any) -> int | None:
+    """The context window that a model's configuration states."""
+    window = getattr(described.get_text_config(), "max_position_embeddings", None)
+    return window if isinstance(window, int) else None
+
+
+CHECKS: tuple[Callable[[Preflight], Iterable[Finding]], ...] = (
+    gpus, model_files, vllm, tokenizer, teacher_tokenizer, endpoints, port, suite, evaluation_judge, grader,
+    judge, questions, media, steps, context,
+)  # fmt: skip
+"""All that can refuse a run before its models are loaded, once `harness.config.deployment` has accepted it."""
