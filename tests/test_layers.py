@@ -9,8 +9,9 @@ from typing import get_args
 
 import pytest
 
-from harness.config.engines import CHOICES
+from harness.config.engines import RolloutConfig
 from harness.types import PromptKind
+from methods.options import option_type
 from tests import layers
 from tests.layers import Import, Tree, imported_names
 
@@ -95,9 +96,9 @@ def test_methods_import_only_types_of_the_harness():
 
 
 def test_who_knows_the_registry_and_the_plugins():
-    """Others see the contract and the wording, never a method by name."""
+    """Others see the contract, the wording and the check of options, never a method by name."""
     for name in names_of("harness"):
-        allowed = ("methods.base", "methods.prompts", *KNOWS_MORE.get(name, ()))
+        allowed = ("methods.base", "methods.prompts", "methods.options", *KNOWS_MORE.get(name, ()))
         used = under(imports(name), "methods") - {"methods"}
         assert used == under(used, *allowed), name
 
@@ -167,7 +168,7 @@ def test_a_class_may_claim_its_name():
 
 def test_no_module_compares_the_name_of_an_engine():
     """`harness.config.deployment` does; everybody else reads what it says."""
-    engines = set(CHOICES["rollout.engine"])
+    engines = set(get_args(option_type(RolloutConfig, "engine")))
     for name in [name for name in names_of("harness") if not name.startswith("harness.config")]:
         for node in ast.walk(TREE.parsed[name]):
             if isinstance(node, ast.Compare):

@@ -31,7 +31,8 @@ def hash_benchmarks(
     for name in columns or members:
         # One at a time: the questions of a benchmark are not needed once they are hashed.
         try:
-            chosen = columns_suite(EvalConfig(suite=suite, columns=[name], data_root=data_root, stage="generate"))
+            options = EvalConfig(suite=suite, columns=[name], data_root=data_root, stage="generate")  # type: ignore[arg-type]
+            chosen = columns_suite(options)
         except UserError as error:
             hashes.missing[name] = str(error)
             continue

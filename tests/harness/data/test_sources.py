@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,11 +14,12 @@ from omegaconf import OmegaConf
 
 import conf
 from harness.config.data import DataConfig
-from harness.config.schema import CHOICES
+from harness.config.schema import RunConfig
 from harness.data.images import ImageFile, MediaError
 from harness.data.sources import LOADERS, MAX_PENDING, NUM_MESSAGES, NUM_THREADS, LoadedQuestions, load_questions
 from harness.errors import UserError
 from harness.types import Question
+from methods.options import option_type
 
 CONF = Path(conf.__file__).parent / "data"
 
@@ -87,7 +88,7 @@ OPTIONS = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in C
 
 def test_sources_configuration_and_conf_files_agree() -> None:
     sources = {options["source"] for options in OPTIONS.values() if isinstance(options, dict)}
-    assert set(LOADERS) == set(CHOICES["data.source"]) == sources
+    assert set(LOADERS) == set(get_args(option_type(RunConfig, "data.source"))) == sources
 
 
 @pytest.mark.parametrize("name", sorted(OPTIONS))
@@ -95,7 +96,7 @@ def test_conf_file_holds_only_differences(name: str) -> None:
     assert (CONF / f"{name}.yaml").read_text().startswith("# ")
     options = OPTIONS[name]
     assert isinstance(options, dict)
-    merged = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), options))
+    merged = DataConfig(**{str(key): value for key, value in options.items()})
     defaults = DataConfig(source="another")
     repeated = [key for key in options if getattr(merged, str(key)) == getattr(defaults, str(key))]
     assert repeated == (["pool_size"] if name in ("hub", "jsonl", "parquet") else [])  # against a recipe's
