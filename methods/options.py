@@ -22,7 +22,6 @@ Share = Annotated[float, Field(ge=0, le=1)]
 WORDS = {
     "int_type": "an integer",
     "float_type": "a number",
-    "finite_number": "a finite number",
     "bool_type": "true or false",
     "string_type": "a text",
     "list_type": "a list",
@@ -42,10 +41,12 @@ def validated(kind: type[T], values: Mapping[str, Any], unknown: Callable[[str],
     ValueError, one line with the key, what is allowed and what was given, or what a `__post_init__` raises.
     """
     text = json.dumps(values, ensure_ascii=False, default=lambda value: {type(value).__name__: repr(value)})
-    if lone := re.search(r'"[^"]*[\ud800-\udfff][^"]*"', text):
-        raise ValueError(f"{lone[0]!a} has bytes that are no text in UTF-8: rename what it names")
+    if lone := re.search(r'("\w+": )?"[^"]*[\ud800-\udfff][^"]*"', text):
+        shown = lone[0].encode("ascii", "backslashreplace").decode()
+        raise ValueError(f"{shown} has bytes that are no text in UTF-8: rename what it names")
+    adapter: TypeAdapter[T] = _adapter(kind)  # type: ignore[arg-type]
     try:
-        return _adapter(kind).validate_json(text, strict=True, extra="forbid")  # type: ignore[no-any-return]
+        return adapter.validate_json(text, strict=True, extra="forbid")
     except ValidationError as error:
         found = error.errors(include_url=False)
     if not found[0]["loc"]:
@@ -112,7 +113,9 @@ def _explained(kind: type, values: Any, found: Sequence[Any], prefix: str) -> tu
     null = ", or null" if NoneType in get_args(option_type(kind, dotted)) else ""
     value = found[0]["input"]
     shown = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
-    return key, f"{key}{' or'.join(wanted)}{null}, got {shown}"
+    is_bare = found[0]["type"] == "string_type" and isinstance(value, bool | int | float)
+    quoted = f": write {key}=\"'{shown}'\"" if is_bare else ""
+    return key, f"{key}{' or'.join(wanted)}{null}, got {shown}{quoted}"
 
 
 def _existing(values: Any, place: Sequence[str | int]) -> tuple[str | int, ...]:

@@ -42,7 +42,8 @@ class VllmConfig:
 
 @dataclass
 class RolloutConfig:
-    """How student and teacher sample in training. Evaluation has its own decoding under `eval.`."""
+    """How student and teacher sample in training: from all tokens, without penalties (published). Evaluation has
+    its own decoding under `eval.`."""
 
     engine: Literal["transformers", "vllm", "server"] = foreign("transformers")
     """What samples. `transformers` and `vllm` do so on this machine; `server` asks endpoints, for students that are not

@@ -239,8 +239,7 @@ def check(config: RunConfig) -> None:
     _check_devices(config)
     _check_names(config)
     check_data(config.data)
-    _check_secrets(config)
-    _check_addresses(config)
+    _check_endpoints(config)
     check_media("eval", config.eval.media)
     check_cluster(config.cluster, config.data.batch_size)
 
@@ -263,11 +262,13 @@ def _check_names(config: RunConfig) -> None:
         check_name(option, name)
 
 
-def _check_secrets(config: RunConfig) -> None:
+def _check_endpoints(config: RunConfig) -> None:
     """Before anything is written: addresses and arguments are in config.yaml, in logs and in wandb."""
     for role, model in (("student", config.student), ("teacher", config.teacher)):
         for url in model.urls if model is not None else ():
             engines.check_address(f"{role}.urls", url, "server.api_key_env")
+            if not re.match(r"https?://[^/\s]+", url):
+                raise UserError(f"{role}.urls: {url} is no address: http://<host>:<port>/v1")
         if model is not None and model.is_served:
             engines.api_key("server.api_key_env", config.server.api_key_env)
     for option, judge in (("reward.judge", config.reward.judge), ("eval.judge", config.eval.judge)):
@@ -277,12 +278,3 @@ def _check_secrets(config: RunConfig) -> None:
             engines.api_key(f"{option}.api_key_env", judge.api_key_env)
     engines.check_variable("server.api_key_env", config.server.api_key_env)
     engines.check_arguments(config.server.args)
-
-
-def _check_addresses(config: RunConfig) -> None:
-    for role, model in (("student", config.student), ("teacher", config.teacher)):
-        if model is None:
-            continue
-        for url in model.urls:
-            if not re.match(r"https?://[^/\s]+", url):
-                raise UserError(f"{role}.urls: {url} is no address: http://<host>:<port>/v1")

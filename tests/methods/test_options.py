@@ -1,4 +1,4 @@
-"""Options of a method as a user writes them, and an author declares them: types and limits stand beside the field."""
+"""Options of a method as a user writes them, and an author declares them: with types and limits."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Demo(GRPO):
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """A user's file beside where they launch."""
+    """A file of a user's."""
     folder = tmp_path_factory.mktemp("user")
     (folder / "demo_options.py").write_text(PLUGIN)
     with pytest.MonkeyPatch.context() as patch:

@@ -150,7 +150,7 @@ def test_the_student_chooses_recipe_and_teacher():
             ["update.optimizer=adamw_4bit"],
             "update.optimizer must be 'adamw', 'adamw_bf16' or 'adamw_8bit', got 'adamw_4",
         ),
-        (["study=true"], "study must be a text, got true"),
+        (["study=true"], "study must be a text, got true: write study=\"'true'\""),
         (["student.urls=http://a"], "student.urls must be a list, got 'http://a'"),
         (["data.columns=5"], "data.columns must be a mapping such as {key: value}, got 5"),
         (["rollout.vllm=null"], "rollout.vllm must be a mapping such as {key: value}, got null"),
@@ -264,7 +264,7 @@ def test_options_may_refer_to_each_other_and_to_defaults():
 def test_bytes_that_are_no_text_are_refused():
     with pytest.raises(UserError) as caught:
         from_hydra(compose(["student=tiny_xs", "data.path=caf\udce9"]))
-    assert str(caught.value) == "'\"caf\\udce9\"' has bytes that are no text in UTF-8: rename what it names"
+    assert str(caught.value) == '"path": "caf\\udce9" has bytes that are no text in UTF-8: rename what it names'
 
 
 @pytest.mark.parametrize(
