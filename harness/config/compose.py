@@ -14,7 +14,7 @@ from functools import lru_cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -151,8 +151,7 @@ def parse_overrides(overrides: list[str]) -> list[Override]:
 
 def _takes_text(key: str) -> bool:
     """Whether a key of the configuration holds one text."""
-    kind = option_type(RunConfig, key)
-    return kind is str or str in get_args(kind)
+    return option_type(RunConfig, key) in (str, str | None)
 
 
 def refuse_repeats(overrides: list[Override]) -> None:

@@ -248,9 +248,10 @@ def test_an_integer_is_a_number_and_a_number_is_a_text():
     assert config.data.revision == "1.0"
 
 
-def test_a_free_mapping_replaces_its_default():
+@pytest.mark.parametrize("other", [[], ["eval.seed=${seed}"]])
+def test_a_free_mapping_replaces_its_default(other):
     words = ["reward.judge.extra_body={}", "eval.judge.extra_body.chat_template_kwargs.enable_thinking=true"]
-    config = from_hydra(compose(["student=tiny_xs", *words]))
+    config = from_hydra(compose(["student=tiny_xs", *words, *other]))
     assert config.reward.judge.extra_body == {}
     assert config.eval.judge.extra_body == {"chat_template_kwargs": {"enable_thinking": True}}
 
@@ -316,6 +317,7 @@ def test_a_path_is_taken_as_it_is(key, path):
     ("line", "remedy"),
     [
         ("data.levels=[a", "write 'data.levels=\"[a\"'"),
+        ("student.urls=[a", "write 'student.urls=\"[a\"'"),
         ("outputs=~/x", "write 'outputs=\"~/x\"'"),
         ("nonsense", "write key=value"),
     ],
