@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 
 import pytest
 import yaml
 
 from harness.app import main
+from harness.config.schema import ModelConfig, RunConfig
 from methods.options import Share, option_type, section
 from methods.registry import MethodError, build
 
@@ -151,13 +153,13 @@ def test_a_limit_of_a_plugin_holds_on_the_command_line(demo, capsys):
     assert main([*words, "method.width=0"]) == 2
     assert capsys.readouterr().err == "error: method.width must be greater than 0, got 0\n"
     assert main([*words, "method.width=5", "method.schedule=[1]"]) == 0
-    method = yaml.safe_load(capsys.readouterr().out)["method"]
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert list(shown) == [option.name for option in fields(RunConfig)]
+    method = shown["method"]
     assert (method["width"], method["schedule"], method["bound"]) == (5, [1.0], json.loads("Infinity"))
 
 
 def test_the_type_of_an_option_by_its_key():
-    from harness.config.schema import ModelConfig, RunConfig
-
     assert option_type(RunConfig, "teacher.dtype").__args__ == ("float32", "bfloat16", "float16")
     assert option_type(RunConfig, "seed") is int and option_type(RunConfig, "student.path") is str
     assert option_type(RunConfig, "steps.more") is None and option_type(RunConfig, "stepss") is None

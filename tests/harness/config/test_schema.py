@@ -197,6 +197,7 @@ def test_the_student_chooses_recipe_and_teacher():
         (["teacher_device=cuda:x"], "teacher_device=cuda:x is no device"),
         (["update.betas=[0.9,1]"], "update.betas[1] must be less than 1, got 1"),
         (["update.betas=[0.9]"], "update.betas: list should have at least 2 items, not 1, got [0.9]"),
+        (["update.betas=[0,0,0]"], "update.betas: list should have at most 2 items, not 3, got [0, 0, 0]"),
         (["eval.top_p=1.5"], "eval.top_p must be at most 1, got 1.5"),
         (["preempt_grace=1e10"], "preempt_grace must be at most 1000000000, got 10000000000.0"),
         ([f"seed={2**63}"], "seed must be at most 9223372036854775807, got 9223372036854775808"),
@@ -263,6 +264,8 @@ def test_options_may_refer_to_each_other_and_to_defaults():
 
 
 def test_bytes_that_are_no_text_are_refused():
+    with pytest.raises(UserError, match="^data.path must be a text, or null, got .*hello"):
+        given("data.path", b"hello")  # `!!binary` of YAML
     with pytest.raises(UserError) as caught:
         from_hydra(compose(["student=tiny_xs", "data.path=caf\udce9"]))
     assert str(caught.value) == '"path": "caf\\udce9" has bytes that are no text in UTF-8: rename what it names'
