@@ -19,7 +19,7 @@ from pathlib import Path
 import datasets
 from PIL import Image
 
-from harness.config.evaluation import JudgeConfig, MediaConfig
+from harness.config.evaluation import EvalJudgeConfig, MediaConfig
 from harness.config.schema import EvalConfig, ModelConfig, RewardConfig
 from harness.evaluation.evaluate import evaluate
 from harness.evaluation.suites import load_suite
@@ -87,7 +87,7 @@ def main() -> None:
             config = EvalConfig(
                 suite="paper31", columns=[column], data_root=str(root), max_response_tokens=32, media=media
             )
-            judged = replace(config, stage="judge", judge=JudgeConfig(url=server.url))
+            judged = replace(config, stage="judge", judge=EvalJudgeConfig(url=server.url))
             out = Path(folder) / column
 
             def run(chosen: EvalConfig, out: Path = out) -> None:

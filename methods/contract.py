@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from pydantic import PositiveInt
+
 from harness.types import (
     Actors,
     GroupStream,
@@ -23,6 +25,7 @@ from harness.types import (
     TokenBatch,
     TrainingSample,
 )
+from methods.options import Share, check_limits
 from methods.prompts import plain_messages
 
 if TYPE_CHECKING:
@@ -40,28 +43,24 @@ class MethodError(ValueError):
 class MethodConfig:
     """Options that every method has; the defaults are the published setting (Table 8)."""
 
-    group_size: int = 8
+    group_size: PositiveInt = 8
     """Student rollouts of each prompt (G_S, published: 8)."""
-    tau: float = 0.5
+    tau: Share = 0.5
     """A question is hard when the mean reward of its plain group is below this, from 0 to 1 (published: 0.5)."""
-    updates_per_step: int = 1
+    updates_per_step: PositiveInt = 1
     """Mini-batches that a rollout step is split into, one optimizer update each (I). Published: 4 with a policy
     gradient, 1 for distillation."""
     replay: bool = False
     """Draw hard questions again from the prompt replay buffer. The paper marks such rows with a dagger."""
-    replay_ratio: float = 0.25
+    replay_ratio: Share = 0.25
     """Replayed questions of a step relative to new ones, from 0 to 1 (rho_replay, published: 0.25). Only with
     `replay`."""
-    buffer_capacity: int = 10_000
+    buffer_capacity: PositiveInt = 10_000
     """Most questions in the prompt replay buffer (published: 10,000). The oldest leave first. Only with `replay`."""
 
     def __post_init__(self) -> None:
-        for name, low in (("group_size", 1), ("updates_per_step", 1), ("buffer_capacity", 1)):
-            if getattr(self, name) < low:
-                raise ValueError(f"method.{name} must be at least {low}, got {getattr(self, name)}")
-        for name in ("tau", "replay_ratio"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"method.{name} must lie in [0, 1], got {getattr(self, name)}")
+        """Raises ValueError, one line, for a value beyond its field's limits. A subclass adds what makes no sense."""
+        check_limits(self, "method.")
 
 
 class Method(ABC):

@@ -11,6 +11,7 @@ from harness.types import Actors, QuestionBatch, RolloutGroup
 from methods.contract import MethodConfig
 from methods.hard import AugmentConfig, hard_groups, num_slots, ranked
 from methods.keys import register
+from methods.options import Share
 from methods.policy import PolicyGradientConfig, PolicyGradientMethod
 from methods.samples import kind_metrics
 
@@ -55,13 +56,8 @@ class EqualTokens(PolicyGradientMethod):
 class RandomRewardConfig(PolicyGradientConfig):
     """Options of the control whose training rewards are coin flips."""
 
-    reward_probability: float = 0.5
+    reward_probability: Share = 0.5
     """Chance that a rollout gets the training reward 1, from 0 to 1. It gets 0 otherwise."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0.0 <= self.reward_probability <= 1.0:
-            raise ValueError(f"method.reward_probability must lie in [0, 1], got {self.reward_probability}")
 
 
 @register("grpo_random_reward")

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from pydantic import PositiveInt
+
 from harness.types import (
     Actors,
     LossOutput,
@@ -19,6 +21,7 @@ from harness.types import (
 from methods.contract import Method, MethodConfig, TeacherUse, plain_prompts
 from methods.keys import register
 from methods.losses import entropy_sum, jsd_loss, jsd_topk_loss
+from methods.options import Share
 from methods.samples import rollout_sample, sampled_by_student, teacher_metrics, teacher_prompt
 
 if TYPE_CHECKING:
@@ -30,27 +33,17 @@ if TYPE_CHECKING:
 class DistillConfig(MethodConfig):
     """Options of the methods with a divergence to the teacher for each token (Algs. 2 and 3)."""
 
-    jsd_beta: float = 0.5
+    jsd_beta: Share = 0.5
     """Share of the teacher in the mixture of the JSD, from 0 to 1; the paper names none. 0 is the forward KL(teacher ||
     student), 1 the reverse KL(student || teacher)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0.0 <= self.jsd_beta <= 1.0:
-            raise ValueError(f"method.jsd_beta must lie in [0, 1], got {self.jsd_beta}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OffPolicyKDConfig(DistillConfig):
     """Options of the distillation on the teacher's own rollouts (Alg. 2)."""
 
-    teacher_group_size: int = 4
+    teacher_group_size: PositiveInt = 4
     """Fresh teacher rollouts of every prompt in every step (G_T, published: 4)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.teacher_group_size < 1:
-            raise ValueError(f"method.teacher_group_size must be at least 1, got {self.teacher_group_size}")
 
 
 def distillation_loss(student_logits_NV: torch.Tensor, teacher: TeacherDistribution, beta: float) -> torch.Tensor:

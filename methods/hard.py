@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
+from pydantic import PositiveInt
+
 from harness.types import Actors, GroupStream, Prompt, PromptKind, QuestionBatch, Rollout, RolloutGroup
 from methods.contract import MethodConfig, TeacherUse
+from methods.options import Share
 from methods.policy import PolicyGradientConfig, PolicyGradientMethod
 from methods.rewrites import Trace
 from methods.samples import kind_metrics, teacher_metrics, teacher_prompt
@@ -24,27 +27,17 @@ class TeacherAidedConfig(PolicyGradientConfig):
     """Options of the methods that ask the teacher about hard questions."""
 
     replay: bool = True
-    teacher_group_size: int = 4
+    teacher_group_size: PositiveInt = 4
     """Fresh teacher rollouts of a hard question in each step that meets it (G_T, published: 4)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.teacher_group_size < 1:
-            raise ValueError(f"method.teacher_group_size must be at least 1, got {self.teacher_group_size}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig(TeacherAidedConfig):
     """Options of the methods that give hard questions further prompts."""
 
-    augment_ratio: float = 0.25
+    augment_ratio: Share = 0.25
     """Most questions that get further prompts, and most BCQ and NCQ prompts, relative to new questions (rho_aug,
     published: 0.25). From 0 to 1."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0.0 <= self.augment_ratio <= 1.0:
-            raise ValueError(f"method.augment_ratio must lie in [0, 1], got {self.augment_ratio}")
 
 
 @dataclass(frozen=True, kw_only=True)

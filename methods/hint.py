@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from pydantic import PositiveInt
+
 from harness.types import Actors, Prompt, PromptKind, Question, Rewrite, Rollout
 from methods.contract import MethodConfig
 from methods.hard import GuidedConfig, GuidedMethod, RewriteConfig
@@ -25,14 +27,12 @@ _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 class HintConfig(RewriteConfig, GuidedConfig):
     """Options of the method that appends a hint to a hard question."""
 
-    hint_max_tokens: int = 512
+    hint_max_tokens: PositiveInt = 512
     """Most tokens of a hint, 1 or more; longer ones are refused. The request does not name the limit. The paper has
     none: this is that of a compressed candidate."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.hint_max_tokens < 1:
-            raise ValueError(f"method.hint_max_tokens must be at least 1, got {self.hint_max_tokens}")
         self.check_rewrite_tokens("hint_max_tokens")
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field, NonNegativeFloat
 
 from harness.types import (
     LossOutput,
@@ -15,7 +17,7 @@ from harness.types import (
     TrainingSample,
     comparable,
 )
-from methods.advantages import NORMALIZATIONS, Normalization, group_advantages
+from methods.advantages import Normalization, group_advantages
 from methods.contract import Method, MethodConfig, MethodError
 from methods.losses import policy_gradient_loss
 from methods.samples import rollout_sample, sampled_by_student
@@ -32,11 +34,11 @@ class PolicyGradientConfig(MethodConfig):
     """Options of the methods with group advantages and the clipped surrogate (Eqs. 1 to 6)."""
 
     updates_per_step: int = 4
-    clip_ratio_low: float = 0.20
+    clip_ratio_low: NonNegativeFloat = 0.20
     """The ratio of new to old probability is clipped below at 1 minus this, 0 or more (published: 0.20)."""
-    clip_ratio_high: float = 0.28
+    clip_ratio_high: NonNegativeFloat = 0.28
     """The ratio of new to old probability is clipped above at 1 plus this, 0 or more (published: 0.28)."""
-    dual_clip: float = 10.0
+    dual_clip: Annotated[float, Field(gt=1)] = 10.0
     """Bound for tokens with a negative advantage A, above 1: the surrogate is never below `dual_clip * A` (published:
     10.0)."""
     advantage_normalization: Normalization = "nontrivial"
@@ -53,23 +55,11 @@ class PolicyGradientConfig(MethodConfig):
         super().__post_init__()
         if self.group_size < 2:
             raise ValueError("method.group_size must be at least 2: the advantage of a single rollout is always 0")
-        for name in ("clip_ratio_low", "clip_ratio_high"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"method.{name} must be 0 or more, got {getattr(self, name)}")
-        if self.dual_clip <= 1:
-            raise ValueError(f"method.dual_clip must be above 1, got {self.dual_clip}")
         if self.importance_cap is not None and not self.importance_cap >= 1:
             raise ValueError(
                 f"method.importance_cap must be at least 1, got {self.importance_cap}: it bounds the weight of a "
                 "token's loss, which is 1 where engine and trainer agree"
             )
-        if self.advantage_normalization not in NORMALIZATIONS:
-            raise ValueError(
-                f"method.advantage_normalization must be one of {', '.join(NORMALIZATIONS)}, "
-                f"got {self.advantage_normalization!r}"
-            )
-        if self.advantage_scope not in get_args(AdvantageScope):
-            raise ValueError(f"method.advantage_scope must be step or mini_batch, got {self.advantage_scope!r}")
 
 
 class PolicyGradientMethod(Method):

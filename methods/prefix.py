@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from pydantic import Field
 
 from harness.types import Actors, Prompt, PromptKind, Rollout
 from methods.contract import MethodConfig, plain_prompt
@@ -18,13 +20,8 @@ from methods.rewrites import Trace
 class PrefixConfig(GuidedConfig):
     """Options of the method that starts a response with the first tokens of a teacher trace."""
 
-    prefix_ratio: float = 0.4
+    prefix_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.4
     """Share of the trace's tokens that is given, above 0 and below 1 (alpha, published: 0.4)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0.0 < self.prefix_ratio < 1.0:
-            raise ValueError(f"method.prefix_ratio must lie between 0 and 1, got {self.prefix_ratio}")
 
 
 @register("prefix")

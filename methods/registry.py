@@ -8,16 +8,17 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-import math
 import traceback
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, fields
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from functools import partial
+from typing import Any
 
 from methods import plugins
 from methods.contract import Method, MethodConfig, MethodError
 from methods.keys import METHODS, class_path
+from methods.options import validated
 from methods.plugins import Plugin
 
 BUILT_IN = (
@@ -125,8 +126,10 @@ def build(options: Mapping[str, Any]) -> Method | None:
     if not isinstance(options["class"], str):
         raise MethodError(f"method.class must be a name, got {options['class']!r}")
     cls = method_class(options["class"])
+    if nan := next((key for key, value in values.items() if value != value), None):
+        raise MethodError(f"method.{nan} must be a number, got nan")
     try:
-        return cls(cls.Config(**_checked(cls, values)))
+        return cls(validated(cls.Config, values, partial(_unknown, cls), prefix="method."))
     except MethodError:
         raise
     except ValueError as error:
@@ -184,57 +187,11 @@ def _is_of_others(error: BaseException) -> bool:
     return bool(names) and names[-1] not in ("harness", "methods", "reports")
 
 
-def _checked(cls: type[Method], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The options in the types that the class's Config declares."""
-    hints = get_type_hints(cls.Config)
-    known = [field.name for field in fields(cls.Config)]
-    checked = {}
-    for key, value in values.items():
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=3)
-            hint = f" Did you mean {' or '.join(near)}?" if near else ""
-            raise MethodError(
-                f"{cls.__name__} has no option 'method.{key}'.{hint} Options: {', '.join(sorted(known))}."
-            )
-        if not _matches(value, hints[key]):
-            raise MethodError(f"method.{key} must be {_describe(hints[key])}, got {value!r}")
-        if isinstance(value, float) and math.isnan(value):
-            raise MethodError(f"method.{key} must be a number, got nan")
-        checked[key] = _converted(value, hints[key])
-    return checked
-
-
-def _matches(value: Any, hint: Any) -> bool:
-    origin, args = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return True
-    if origin is Literal:
-        return value in args and any(type(value) is type(arg) for arg in args)
-    if origin in (Union, types.UnionType):
-        return any(_matches(value, arg) for arg in args)
-    if origin in (list, tuple):
-        each = args[:1] * len(value) if isinstance(value, (list, tuple)) else ()
-        inner = each if origin is list or args[-1] is Ellipsis else args
-        return isinstance(value, (list, tuple)) and len(value) == len(inner) and all(map(_matches, value, inner))
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, origin or hint)
-
-
-def _converted(value: Any, hint: Any) -> Any:
-    """YAML writes 1 for 1.0 and lists for tuples."""
-    if hint is float:
-        return float(value)
-    return tuple(value) if get_origin(hint) is tuple else value
-
-
-def _describe(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(str, get_args(hint)))
-    names = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
-    return names.get(hint, str(hint).replace("typing.", ""))
+def _unknown(cls: type[Method], key: str) -> str:
+    known = sorted(field.name for field in fields(cls.Config))
+    near = difflib.get_close_matches(key.removeprefix("method."), known, n=3)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return f"{cls.__name__} has no option '{key}'.{hint} Options: {', '.join(known)}."
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:

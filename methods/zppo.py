@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from pydantic import PositiveInt
+
 from harness.types import Actors, Prompt, Question, QuestionBatch, Rewrite, RolloutGroup
 from methods.contract import MethodConfig
 from methods.hard import RewriteConfig, early_teacher_groups, fitting, hard_groups, num_slots, ranked, right_trace
@@ -35,10 +37,10 @@ class ZPPOConfig(RewriteConfig):
     compress: bool = True
     """Let the teacher rewrite a trace as a summary before a prompt shows it (published). `false` shows the trace
     without its thinking tags."""
-    compress_max_lines: int = 5
+    compress_max_lines: PositiveInt = 5
     """Most lines of a summary, blank ones not counted, 1 or more (published: 5). A longer one is redrawn once, then
     given up."""
-    compress_max_tokens: int = 512
+    compress_max_tokens: PositiveInt = 512
     """Most tokens of a summary, 1 or more (published: 512). A longer one is redrawn once, then given up. The request
     does not name the limit."""
     ncq_on_failed_rewrite: Literal["skip_prompt", "drop_trace"] = "skip_prompt"
@@ -54,9 +56,6 @@ class ZPPOConfig(RewriteConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("compress_max_lines", "compress_max_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"method.{name} must be at least 1, got {getattr(self, name)}")
         self.check_rewrite_tokens("compress_max_tokens")
         if self.augment_ratio == 0 or not (self.bcq or self.ncq):
             raise ValueError("without BCQ and NCQ prompts zppo is GRPO: use method=grpo or method=grpo_replay")

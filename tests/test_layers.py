@@ -96,9 +96,9 @@ def test_methods_import_only_types_of_the_harness():
 
 
 def test_who_knows_the_registry_and_the_plugins():
-    """Others see the contract and the wording, never a method by name."""
+    """Others see the contract, the wording and the check of options, never a method by name."""
     for name in names_of("harness"):
-        allowed = ("methods.base", "methods.prompts", *KNOWS_MORE.get(name, ()))
+        allowed = ("methods.base", "methods.prompts", "methods.options", *KNOWS_MORE.get(name, ()))
         used = under(imports(name), "methods") - {"methods"}
         assert used == under(used, *allowed), name
 

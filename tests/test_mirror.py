@@ -12,7 +12,7 @@ ELSEWHERE = {
     "harness/builders/corpus/test_build.py": "harness.builders.corpus: card examine fixture options shards",
     "harness/builders/tiny/test_build.py": "harness.builders.tiny: card",
     "harness/builders/tiny/test_corpus.py": "harness.builders.tiny: slips",
-    "harness/config/test_schema.py": "harness.config: data evaluation update",
+    "harness/config/test_schema.py": "harness.config: data evaluation update values",
     "harness/data/test_files.py": "harness.data: rows",
     "harness/evaluation/benchmarks/test_columns.py": "harness.evaluation.benchmarks: registry",
     "harness/evaluation/benchmarks/test_knowledge.py": "harness.evaluation.benchmarks: recipe",

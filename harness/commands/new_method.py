@@ -109,21 +109,17 @@ from methods.base import (
     sampled_by_student,
     training_rewards,
 )
+from pydantic import PositiveFloat
 
 
 @dataclass(frozen=True, kw_only=True)
 class ${class_name}Config(PolicyGradientConfig):
     """Each field is an option: `method=$name method.scale=2`."""
 
-    scale: float = 1.0
+    scale: PositiveFloat = 1.0
     """What every advantage is multiplied with."""
     advantage_normalization: Literal["none"] = "none"
     """The inherited option has no effect here, so it has no other value."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.scale <= 0:
-            raise ValueError(f"method.scale must be above 0, got {self.scale}")
 
 
 class $class_name(PolicyGradientMethod):

@@ -7,9 +7,13 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from harness.commands.options import add_overrides, add_study_options, start_logging
 from harness.errors import UserError
+
+if TYPE_CHECKING:
+    from harness.config.schema import RunConfig
 
 
 def run_train(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
@@ -91,7 +95,9 @@ def _run_study(params: dict[str, str], args: argparse.Namespace) -> int:
     return exit_code(run_cells(cells, jobs=args.jobs, force=args.force, config_dir=args.config_dir))
 
 
-def _print_config(config: object) -> None:
-    from omegaconf import OmegaConf
+def _print_config(config: RunConfig) -> None:
+    import yaml
 
-    print(OmegaConf.to_yaml(OmegaConf.structured(config)), end="")
+    from harness.config.identity import plain
+
+    print(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True), end="")

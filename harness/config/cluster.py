@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from pydantic import NonNegativeInt, PositiveInt
+
 from harness.config.gpus import GPUS
+from harness.config.values import Seconds, Text
 from harness.errors import UserError, did_you_mean
 
 
@@ -13,18 +16,18 @@ from harness.errors import UserError, did_you_mean
 class ClusterConfig:
     """Nodes of one kind. Each has GPUs that train and sample the student, and may have GPUs for the teacher alone."""
 
-    name: str = "local"
+    name: Text = "local"
     """Name of the placement in plans. `local` is one process on this machine, whatever device it has."""
-    num_nodes: int = 1
+    num_nodes: PositiveInt = 1
     """Machines that the run takes (Table 8: 8)."""
-    student_gpus: int = 1
+    student_gpus: PositiveInt = 1
     """GPUs of each node that train and sample the student, one rank for each (Table 8: 6). `data.batch_size` has to be
     a multiple of all ranks."""
-    teacher_gpus: int = 0
+    teacher_gpus: NonNegativeInt = 0
     """Further GPUs of each node that run the teacher alone (Table 8: 2). 0: the teacher shares the student's."""
-    gpu: str = ""
+    gpu: Text = ""
     """Type of all GPUs, a name that `zppo plan` knows, such as `H100-80GB`. Empty: not stated."""
-    collective_timeout: float = 600.0
+    collective_timeout: Seconds = 600.0
     """Seconds in which all ranks have to meet and to take part in a collective. After them the run ends with a
     remedy."""
 
@@ -34,13 +37,8 @@ class ClusterConfig:
         return self.num_nodes * self.student_gpus
 
 
-POSITIVE = ("cluster.num_nodes", "cluster.student_gpus", "cluster.collective_timeout")
-
-
 def check_cluster(cluster: ClusterConfig, batch_size: int) -> None:
     """Raises UserError for GPUs that are unknown or of several types, and for ranks without equal shares."""
-    if cluster.teacher_gpus < 0:
-        raise UserError(f"cluster.teacher_gpus must be 0 or more, got {cluster.teacher_gpus}")
     types = [name for name in re.split(r"[+,;/\s]+", cluster.gpu) if name]
     for name in types:
         if name not in GPUS:

@@ -10,13 +10,11 @@ import copy
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import is_dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -26,9 +24,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from harness.config.schema import ModelConfig, RunConfig, known_keys
+from harness.config.schema import RunConfig, unknown_option
 from harness.errors import UserError, did_you_mean
 from methods import plugins
+from methods.options import option_type
 
 TARGET = "method._target_"
 """`method._target_=package.module:Class` is `method.class` without a preset: see `_lines_of_target`."""
@@ -152,13 +151,7 @@ def parse_overrides(overrides: list[str]) -> list[Override]:
 
 def _takes_text(key: str) -> bool:
     """Whether a key of the configuration holds one text."""
-    kind: Any = RunConfig
-    for part in key.split("."):
-        if not is_dataclass(kind):
-            return False
-        kinds = get_args(hint := get_type_hints(kind).get(part)) or (hint,)
-        kind = next((k for k in kinds if k is not NoneType), None)
-    return kind is str
+    return option_type(RunConfig, key) in (str, str | None)
 
 
 def refuse_repeats(overrides: list[Override]) -> None:
@@ -187,9 +180,8 @@ def check_key(override: Override, config_dir: str | None = None) -> None:
         value = None if override.is_delete() or override.is_sweep_override() else override.value()
         if value is not None and value not in options:
             raise UserError(_no_such_option(key, str(value), options))
-    elif not _is_config_key(key):
-        near = did_you_mean(key, known_keys())
-        raise UserError(f"unknown option '{key}'.{near if 'Did' in near else ' See zppo train --print-config.'}")
+    elif option_type(RunConfig, key) is None:
+        raise UserError(unknown_option(key))
 
 
 def _no_such_option(group: str, name: str, options: list[str]) -> str:
@@ -276,20 +268,3 @@ def _folders(group: str, config_dir: str | None, package: str = "conf") -> list[
 def _yaml_files(folders: list[Traversable]) -> dict[str, Traversable]:
     found = {file.name: file for folder in reversed(folders) for file in folder.iterdir() if file.is_file()}
     return {name.removesuffix(".yaml"): found[name] for name in sorted(found) if name.endswith(".yaml")}
-
-
-def _is_config_key(key: str) -> bool:
-    """Whether `RunConfig` has this dotted key; below a free dictionary (`method`, `data.dataset_config`) all exist."""
-    node: Any = _structure()
-    for part in key.split("."):
-        if OmegaConf.get_type(node) is dict:
-            return True
-        if not OmegaConf.is_dict(node) or part not in node.keys():  # noqa: SIM118 ('in node' is False for missing values)
-            return False
-        node = None if OmegaConf.is_missing(node, part) else node[part]
-    return True
-
-
-@cache
-def _structure() -> DictConfig:
-    return OmegaConf.structured(RunConfig(teacher=ModelConfig()))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from omegaconf import MISSING
+from pydantic import Field, PositiveInt
 
 from harness.config.evaluation import MediaConfig, check_media
 from harness.config.registry import Registry
+from harness.config.values import Text
 from harness.errors import UserError
 
 
@@ -16,18 +18,18 @@ from harness.errors import UserError
 class ColumnsConfig:
     """Which column of a file holds what. Dots reach into nested records: `extra.answer`."""
 
-    question: str = "question"
+    question: Text = "question"
     """Column with the text of the question. Every row needs it."""
-    answer: str = "answer"
+    answer: Text = "answer"
     """Column with the short gold answer. Every row needs it."""
-    id: str | None = None
+    id: Text | None = None
     """Column with an id that no other row has. `null` makes ids from the file's name and the row's number."""
-    answer_type: str | None = None
+    answer_type: Text | None = None
     """Column with `math`, `choice` or `text` for each row. `null` gives all rows the type `data.answer_type`."""
-    images: str | None = "images"
+    images: Text | None = "images"
     """Column with one image or a list of them: paths relative to the file, or embedded bytes. Rows without it have no
     image; `null` ignores images."""
-    video: str | None = "video"
+    video: Text | None = "video"
     """Column with the path or the bytes of one video. Rows without it have no video; `null` ignores videos."""
 
 
@@ -35,47 +37,49 @@ class ColumnsConfig:
 class DataConfig:
     """The questions that a run trains on."""
 
-    source: str = MISSING
+    source: Text = MISSING
     """Where questions come from. `synthetic` and `reasoning_gym` generate them; `jsonl` and `parquet` read files; `hub`
     reads a data set of the Hugging Face hub. `package.module:function` is a source of one's own."""
-    batch_size: int = 384
+    batch_size: PositiveInt = 384
     """New questions of a rollout step (Table 8: 384). All ranks together take this many, in equal shares."""
-    epochs: int = 1
+    epochs: PositiveInt = 1
     """Passes over the questions (Table 8: one). A rest that fills no batch is dropped at the end of each pass."""
     shuffle: bool = True
     """Draw a new order for each pass from the run's `seed`. `false` keeps the order of the source in every pass."""
-    pool_size: int | None = None
+    pool_size: PositiveInt | None = None
     """Use only this many questions (a seeded choice), so that each is met several times when `epochs` > 1. `null` uses
     all."""
     seed: int = 0
     """Decides which questions are generated and which enter the pool. The order of questions follows the run's `seed`
     instead."""
-    num_questions: int = 10_000
+    num_questions: PositiveInt = 10_000
     """How many questions a generated source has (`synthetic`, `reasoning_gym`)."""
-    levels: list[int] = field(default_factory=lambda: [2, 3, 4])
+    levels: Annotated[list[Annotated[int, Field(ge=1, le=4)]], Field(min_length=1)] = field(
+        default_factory=lambda: [2, 3, 4]
+    )
     """Difficulty levels of `synthetic`, some of 1 to 4, drawn evenly."""
     tasks: list[str] = field(default_factory=lambda: ["arithmetic"])
     """Tasks of `synthetic`: `arithmetic` (text), `bar_chart`, `bar_cards` (images) or `bar_clip` (video). Several take
     turns."""
-    dataset: str | None = None
+    dataset: Text | None = None
     """Name of the data set of `reasoning_gym`, such as `chain_sum`. That source requires it."""
     dataset_config: dict[str, Any] = field(default_factory=dict)
     """Options of the `reasoning_gym` data set by name, such as `data.dataset_config.max_terms=4`. A source of one's own
     finds its options here, too."""
-    path: str | None = None
+    path: Text | None = None
     """Where the questions are. `jsonl`: a file; `parquet`: a file or a folder of files; `hub`: a data set's id, or a
     local folder with its files."""
-    split: str = "train"
+    split: Text = "train"
     """Split of a `hub` data set. `train[:1000]` is a part of one."""
-    config_name: str | None = None
+    config_name: Text | None = None
     """Configuration of a `hub` data set that has several."""
-    revision: str | None = None
+    revision: Text | None = None
     """Branch, tag or commit of a `hub` data set. `null` takes the newest."""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
-    answer_type: str = "math"
+    answer_type: Literal["math", "choice", "text"] = "math"
     """How answers are graded where no column says so (`jsonl`, `parquet`, `hub`). `math` compares expressions, `choice`
     letters of options, `text` normalised words."""
-    max_bad_fraction: float = 0.0
+    max_bad_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of rows that may be unusable, from 0 up to but not including 1. They are skipped and counted; more of them
     refuse the file."""
     media: MediaConfig = field(default_factory=MediaConfig)
@@ -89,15 +93,9 @@ SOURCES = Registry(
 )
 """Each is called with `DataConfig`, and gives the questions (`harness.data.sources`)."""
 
-CHOICES = {
-    "data.answer_type": ("math", "choice", "text"),
-}
-
-POSITIVE = ("data.batch_size", "data.epochs", "data.num_questions")
-
 
 def check_data(data: DataConfig) -> None:
-    """Raises UserError for a source without what it needs, and for values that make no sense."""
+    """Raises UserError for a source without what it needs, and for contradicting limits of media."""
     SOURCES.entry(data.source)
     if data.source == "reasoning_gym" and not data.dataset:
         raise UserError("data=reasoning_gym needs the name of a data set: data.dataset=chain_sum")
@@ -105,8 +103,4 @@ def check_data(data: DataConfig) -> None:
         raise UserError(f"data={data.source} needs a file: data.path=FILE")
     if data.source == "hub" and not data.path:
         raise UserError("data=hub needs a data set: data.path=OWNER/NAME, or a local folder")
-    if data.source == "synthetic" and (not data.levels or not set(data.levels) <= {1, 2, 3, 4}):
-        raise UserError(f"data.levels must be some of 1, 2, 3, 4, got {data.levels}")
-    if not 0.0 <= data.max_bad_fraction < 1.0:
-        raise UserError(f"data.max_bad_fraction must lie in [0, 1), got {data.max_bad_fraction}")
     check_media("data", data.media)

@@ -6,10 +6,14 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 from urllib.parse import parse_qsl, urlsplit
+
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from harness.config.foreign import foreign
 from harness.config.registry import Registry
+from harness.config.values import PositiveShare, Seconds, Text
 from harness.errors import UserError
 
 
@@ -17,13 +21,13 @@ from harness.errors import UserError
 class VllmConfig:
     """Options of `rollout=vllm`: the student's engine in the trainer's process, a teacher's in a process of its own."""
 
-    memory_fraction: float = 0.3
+    memory_fraction: PositiveShare = 0.3
     """Share of a GPU's memory for the weights and the cache of an engine. The trainer has the rest."""
-    own_memory_fraction: float = 0.9
+    own_memory_fraction: PositiveShare = 0.9
     """Share of a GPU's memory for a teacher's engine or server on GPUs of its own (`cluster.teacher_gpus`)."""
-    cache_gib: float | None = None
+    cache_gib: PositiveFloat | None = None
     """GiB of the key-value cache. `null` takes what is left of the engine's share, and 1 GiB without a GPU."""
-    max_model_len: int | None = None
+    max_model_len: PositiveInt | None = None
     """Most tokens of prompt and completion together. `null` is the model's context window."""
     enforce_eager: bool = False
     """Compile no graphs: the engine starts faster and samples slower."""
@@ -32,40 +36,31 @@ class VllmConfig:
     vLLM fails."""
     sleep: bool = True
     """Free the memory of the student's engine while the student is updated. Has an effect on a GPU only."""
-    tensor_parallel_size: int = 1
+    tensor_parallel_size: PositiveInt = 1
     """GPUs over which a teacher's engine is cut. With `cluster.teacher_gpus` it takes all of those instead. The
     student's engine has the trainer's GPU."""
 
 
 @dataclass
 class RolloutConfig:
-    """How student and teacher sample in training. Evaluation has its own decoding under `eval.`."""
+    """How student and teacher sample in training: from all tokens, without penalties (published). Evaluation has
+    its own decoding under `eval.`."""
 
-    engine: str = foreign("transformers")
+    engine: Text = foreign("transformers")
     """What samples. `transformers` and `vllm` do so on this machine; `server` asks endpoints, for students that are not
     trained. `package.module:function` opens an engine of one's own."""
-    temperature: float = 1.0
+    temperature: PositiveFloat = 1.0
     """Sampling temperature of student and teacher (published: 1.0). Log-probabilities are those of the logits divided
     by it."""
-    top_p: float = 1.0
-    """Nucleus sampling. Training refuses any value but 1, which keeps the full distribution (published: 1.0)."""
-    top_k: int = 0
-    """Sample from this many likeliest tokens. Training refuses any value but 0, which takes all (published: none)."""
-    min_p: float = 0.0
-    """Drop tokens below this share of the likeliest token's probability. Training refuses any value but 0."""
-    presence_penalty: float = 0.0
-    """Lower the logits of tokens that occurred already. Training refuses any value but 0 (published: no penalties)."""
-    repetition_penalty: float = 1.0
-    """Divide the logits of tokens that occurred already. Training refuses any value but 1 (published: no penalties)."""
-    max_prompt_tokens: int = 4096
+    max_prompt_tokens: PositiveInt = 4096
     """Most tokens of a plain prompt (Table 8: 4,096). Questions with longer ones are dropped and counted. BCQ and NCQ
     prompts are limited by the context window alone."""
-    max_response_tokens: int = 12_288
+    max_response_tokens: PositiveInt = 12_288
     """Most tokens of a response of student or teacher (Table 8: 12,288). A given prefix counts; a longer response is
     cut off."""
-    max_sequences: int = 256
+    max_sequences: PositiveInt = 256
     """Sequences that one engine decodes at a time."""
-    transfer_timeout: float = 600.0
+    transfer_timeout: Seconds = 600.0
     """Seconds in which the engine has to take the student's new weights after an update. After them the run ends."""
     vllm: VllmConfig = field(default_factory=VllmConfig)
 
@@ -74,26 +69,26 @@ class RolloutConfig:
 class ServerConfig:
     """How endpoints are asked (`teacher.urls`), and how `vllm serve` is started (`teacher.serve=true`)."""
 
-    timeout: float = 1800.0
+    timeout: Seconds = 1800.0
     """Seconds that a single request may take. The limit also holds for a teacher in a process of its own
     (`teacher_process`)."""
-    max_wait: float = 900.0
+    max_wait: Seconds = 900.0
     """Seconds without an answer from any endpoint, after which the run ends as `interrupted`."""
-    concurrency: int = 64
+    concurrency: PositiveInt = 64
     """Requests at a time to each endpoint."""
-    api_key_env: str = "OPENAI_API_KEY"
+    api_key_env: Text = "OPENAI_API_KEY"
     """Name of the environment variable with the key, if an endpoint wants one."""
-    top_k: int = 64
+    top_k: PositiveInt = 64
     """Log-probabilities for each token that a served teacher gives to methods that read its distribution. All other
     tokens share one bucket."""
     score: bool = True
     """A served teacher also scores, `server.top_k` tokens at each position, for text alone. `false`: the server only
     samples, and a copy in the run scores with its full distribution."""
-    start_timeout: float = 900.0
+    start_timeout: Seconds = 900.0
     """Seconds in which a started `vllm serve` has to answer."""
-    port: int = 0
+    port: Annotated[int, Field(ge=0, le=65_535)] = 0
     """Port of a server that is started here, on 127.0.0.1. 0 takes a free one."""
-    args: list[str] = field(default_factory=list)
+    args: list[Text] = field(default_factory=list)
     """Further arguments of `vllm serve`, such as `--tensor-parallel-size=2`. Arguments that would open it to other
     machines, show a key or run a model's code are refused."""
 
@@ -104,29 +99,6 @@ ENGINES = Registry(
     ours=("transformers", "vllm", "server"),
 )
 """Each is called with `harness.rollout.base.EngineParts`, and gives a `RolloutEngine`."""
-
-POSITIVE = (
-    "rollout.max_response_tokens",
-    "rollout.max_prompt_tokens",
-    "rollout.max_sequences",
-    "rollout.temperature",
-    "rollout.transfer_timeout",
-    "rollout.vllm.memory_fraction",
-    "rollout.vllm.own_memory_fraction",
-    "rollout.vllm.tensor_parallel_size",
-    "server.timeout",
-    "server.max_wait",
-    "server.concurrency",
-    "server.top_k",
-    "server.start_timeout",
-    "rollout.vllm.cache_gib",
-    "rollout.vllm.max_model_len",
-)
-RANGES = {
-    "rollout.vllm.memory_fraction": (0, 1),
-    "rollout.vllm.own_memory_fraction": (0, 1),
-    "server.port": (0, 65_535),
-}
 
 REFUSED_ARGUMENTS = {
     "--host": "it listens on this machine alone; start one for others yourself and name it in teacher.urls",

@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from harness.config.foreign import FOREIGN, foreign
 from harness.config.names import check_name
 from harness.config.registry import Registry
+from harness.config.values import PositiveShare, Seconds, Text
 from harness.errors import UserError, did_you_mean
 from harness.types import MediaLimits
+from methods.options import Share
 
 
 @dataclass
 class MediaConfig:
     """How large an image and how long a video is shown to a model."""
 
-    min_pixels: int = foreign(256 * 32 * 32)
+    min_pixels: PositiveInt = foreign(256 * 32 * 32)
     """Least pixels of an image or a frame (published for evaluation: 256 * 32 * 32). Smaller ones are enlarged in
     proportion."""
-    max_pixels: int = foreign(1280 * 32 * 32)
+    max_pixels: PositiveInt = foreign(1280 * 32 * 32)
     """Most pixels of an image or a frame (published for evaluation: 1280 * 32 * 32). Larger ones are reduced in
     proportion."""
-    fps: float | None = foreign(2.0)
+    fps: PositiveFloat | None = foreign(2.0)
     """Frames that are taken of each second of a video, at least 2 in all. Either this or `num_frames` is set; the other
     is `null`."""
-    num_frames: int | None = foreign(None)
+    num_frames: PositiveInt | None = foreign(None)
     """Take this many frames of every video, evenly spread. `null`: as many as `fps` gives."""
-    max_frames: int = foreign(768)
+    max_frames: Annotated[int, Field(ge=2)] = foreign(768)
     """Most frames of a video, 2 or more. A video that has more at `fps` is shown this many, evenly spread."""
 
     def limits(self) -> MediaLimits:
@@ -43,36 +45,36 @@ class MediaConfig:
 class BenchmarkOptions:
     """What the paper leaves open about single benchmarks. Each choice is part of the evaluation card."""
 
-    charxiv: str = foreign("reasoning")
+    charxiv: Literal["reasoning", "descriptive", "both"] = foreign("reasoning")
     """Questions of CharXiv. `reasoning`: one for each figure; `descriptive`: the figure's four others; `both`: all
     five."""
-    dynamath: str = foreign("average")
+    dynamath: Literal["average", "worst"] = foreign("average")
     """Score of DynaMath. `average`: the mean over all variants; `worst`: a seed question counts as its worst
     variant."""
-    hle: str = foreign("text_only")
+    hle: Literal["text_only", "all"] = foreign("text_only")
     """Questions of Humanity's Last Exam. `text_only` leaves out those with a picture, because the column belongs to the
     LLM family."""
-    mmlu_redux: str = foreign("corrected")
+    mmlu_redux: Literal["corrected", "printed", "ok"] = foreign("corrected")
     """Questions of MMLU-Redux that the re-annotation found faulty. `corrected` takes the corrected answer where there
     is one, `printed` the printed one; `ok` leaves them out."""
-    wemath: str = foreign("accuracy")
+    wemath: Literal["accuracy", "strict", "loose"] = foreign("accuracy")
     """Score of We-Math. `accuracy`: over all questions; `strict` or `loose`: the benchmark's own four-way score over
     composite problems."""
-    vlmsareblind: str = foreign("rows")
+    vlmsareblind: Literal["rows", "tasks"] = foreign("rows")
     """Mean of VLMs are Blind. `rows`: every question weighs the same; `tasks`: every task does."""
-    ceval: str = foreign("rows")
+    ceval: Literal["rows", "subjects"] = foreign("rows")
     """Mean of C-Eval. `rows`: every question weighs the same; `subjects`: every subject does."""
-    ocrbench_v2: str = foreign("categories")
+    ocrbench_v2: Literal["categories", "rows"] = foreign("categories")
     """Mean of OCRBench v2. `categories`: the official one over ability categories; `rows`: every question weighs the
     same."""
-    multichallenge: str = foreign("axes")
+    multichallenge: Literal["axes", "rows"] = foreign("axes")
     """Mean of MultiChallenge. `axes`: the official one over four challenge axes; `rows`: every question weighs the
     same."""
     gpqa_seed: int = foreign(0)
     """Seed for the order of the options of GPQA-Diamond, drawn for each question from this and its record id."""
-    videomme_subtitles: str = foreign("all")
+    videomme_subtitles: Literal["all", "frames"] = foreign("all")
     """Subtitles that Video-MME shows. `all`: the complete file; `frames`: what is said at 32 evenly spread times."""
-    aime_repeats: int = foreign(1)
+    aime_repeats: PositiveInt = foreign(1)
     """Samples for each problem of AIME 2025 and 2026. The score is their mean; the published one takes a single
     sample."""
 
@@ -83,63 +85,56 @@ are a table (`harness.evaluation.benchmarks.columns`)."""
 GENERATED = "mini"
 """The suite that generates its questions."""
 
-OPTION_CHOICES = {
-    "charxiv": ("reasoning", "descriptive", "both"),
-    "dynamath": ("average", "worst"),
-    "hle": ("text_only", "all"),
-    "mmlu_redux": ("corrected", "printed", "ok"),
-    "wemath": ("accuracy", "strict", "loose"),
-    "vlmsareblind": ("rows", "tasks"),
-    "ceval": ("rows", "subjects"),
-    "ocrbench_v2": ("categories", "rows"),
-    "multichallenge": ("axes", "rows"),
-    "videomme_subtitles": ("all", "frames"),
-}
-
 
 @dataclass
 class JudgeConfig:
     """A model that compares answers, at an OpenAI-compatible endpoint. The published judge is the 27B teacher,
     greedy."""
 
-    url: str | None = None
+    url: Text | None = None
     """Address of the endpoint, such as `http://localhost:8000/v1`. `null`: there is no judge, and what no rule resolves
     counts as wrong."""
-    model: str = "Qwen/Qwen3.5-27B-FP8"
+    model: Text = "Qwen/Qwen3.5-27B-FP8"
     """Name of the model at the endpoint (published: the 27B teacher)."""
-    api_key_env: str = "OPENAI_API_KEY"
+    api_key_env: Text = "OPENAI_API_KEY"
     """Name of the environment variable with the key, if the endpoint wants one."""
-    when: str = "unmatched"
-    """Which answers the judge sees. `unmatched`: every answer that no rule matches, except another valid option;
-    `unparsed`: only replies without a readable answer."""
-    temperature: float = 0.0
+    temperature: NonNegativeFloat = 0.0
     """Sampling temperature of the judge (published: 0, greedy)."""
-    top_p: float = 1.0
+    top_p: PositiveShare = 1.0
     """Nucleus sampling of the judge (published: 1)."""
-    max_tokens: int = 512
+    max_tokens: PositiveInt = 512
     """Most tokens of a verdict (published: 512)."""
     extra_body: dict[str, Any] = field(default_factory=lambda: {"chat_template_kwargs": {"enable_thinking": False}})
     """Further fields of every request. The default keeps Qwen3.5 from thinking, for which `max_tokens` has no room.
     `{}` suits an endpoint that refuses the field."""
-    timeout: float = 120.0
+    timeout: Seconds = 120.0
     """Seconds that a request may take."""
-    retries: int = 3
+    retries: NonNegativeInt = 3
     """Further tries of a request that failed for a passing reason: no connection, a timeout, status 429 or 5xx."""
-    concurrency: int = 16
+    concurrency: PositiveInt = 16
     """Requests at a time."""
+
+
+@dataclass
+class EvalJudgeConfig(JudgeConfig):
+    """The judge of an evaluation, which may be asked less often."""
+
+    when: Literal["unmatched", "unparsed"] = "unmatched"
+    """Which answers the judge sees. `unmatched`: every answer that no rule matches, except another valid option;
+    `unparsed`: only replies without a readable answer."""
 
 
 @dataclass
 class EvalConfig:
     """What a student is scored on. Defaults of decoding are the published protocol."""
 
-    suite: str | None = foreign(None)
+    suite: Text | None = foreign(None)
     """Name of the suite, which `eval=` chooses: an option file that lists `eval.benchmarks`. `null` evaluates
     nothing."""
     benchmarks: list[str] = field(default_factory=list)
     """What the suite has: columns of the paper's tables (`zppo eval --list`), names of installed packages, or
     `package.module:function`. Empty: what the option file of the suite lists; `mini` generates its questions."""
-    every: int = 0
+    every: NonNegativeInt = 0
     """Also evaluate after every so many rollout steps. 0: only at the end."""
     tasks: list[str] = field(
         default_factory=lambda: ["arithmetic", "bar_chart", "bar_cards", "bar_clip"], metadata=FOREIGN
@@ -148,69 +143,40 @@ class EvalConfig:
     benchmark at each level."""
     levels: list[int] = field(default_factory=lambda: [1, 2, 3, 4], metadata=FOREIGN)
     """Difficulty levels of `mini`, some of 1 to 4."""
-    num_questions: int = foreign(200)
+    num_questions: PositiveInt = foreign(200)
     """Held-out questions of `mini` for each level of a task."""
     seed: int = foreign(0)
     """Decides the questions of `mini` and the sampling of all suites, so that scores do not depend on the run's
     `seed`."""
-    temperature: float = foreign(0.6)
+    temperature: NonNegativeFloat = foreign(0.6)
     """Sampling temperature of the student (published: 0.6). 0 is greedy."""
-    top_p: float = foreign(0.95)
+    top_p: PositiveShare = foreign(0.95)
     """Sample from the likeliest tokens whose probabilities reach this sum (published: 0.95). 1 takes all."""
-    top_k: int = foreign(20)
+    top_k: NonNegativeInt = foreign(20)
     """Sample from this many likeliest tokens (published: 20). 0 takes all."""
-    min_p: float = foreign(0.0)
+    min_p: Share = foreign(0.0)
     """Drop tokens below this share of the likeliest token's probability (published: 0). 0 drops none."""
     presence_penalty: float = foreign(1.5)
     """Subtracted from the logits of tokens that the response has already (published: 1.5). 0 is no penalty."""
-    repetition_penalty: float = foreign(1.0)
+    repetition_penalty: PositiveFloat = foreign(1.0)
     """Divides the logits of tokens that occurred already (published: 1.0). 1 is no penalty."""
-    max_response_tokens: int = foreign(12_288)
+    max_response_tokens: PositiveInt = foreign(12_288)
     """Most new tokens of a response (published: 12,288)."""
     media: MediaConfig = field(default_factory=MediaConfig)
     """These limits hold in evaluation. Training has its own, `data.media`."""
     columns: list[str] = field(default_factory=list, metadata=FOREIGN)
     """Run only these benchmarks of the suite. Empty: all."""
-    limit: int | None = foreign(None)
+    limit: PositiveInt | None = foreign(None)
     """Most questions of each benchmark, evenly spread over it. `null`: all. For `mini` it is of the questions that
     `eval.num_questions` makes."""
-    data_root: str | None = None
+    data_root: Text | None = None
     """Folder with copies of the benchmarks' repositories, `OWNER/NAME` each. `null` loads them from the hub."""
-    stage: str = "all"
+    stage: Literal["all", "generate", "judge"] = "all"
     """Which part to do. `generate`: answer and mark by rule; `judge`: ask the judge about what is left, without the
     student; `all`: both."""
     options: BenchmarkOptions = field(default_factory=BenchmarkOptions)
-    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    judge: EvalJudgeConfig = field(default_factory=EvalJudgeConfig)
     """This judge is asked in evaluation. Training has its own, `reward.judge`."""
-
-
-JUDGES = ("reward.judge", "eval.judge")
-
-CHOICES = {
-    "eval.stage": ("all", "generate", "judge"),
-    "eval.judge.when": ("unmatched", "unparsed"),
-    **{f"eval.options.{name}": choices for name, choices in OPTION_CHOICES.items()},
-}
-
-POSITIVE = (
-    "eval.num_questions",
-    "eval.limit",
-    "eval.max_response_tokens",
-    "eval.top_p",
-    "eval.repetition_penalty",
-    "eval.options.aime_repeats",
-    *(f"{judge}.{name}" for judge in JUDGES for name in ("max_tokens", "timeout", "concurrency", "top_p")),
-)
-RANGES = {
-    "eval.every": (0, math.inf),
-    "eval.temperature": (0, math.inf),
-    "eval.top_p": (0, 1),
-    "eval.top_k": (0, math.inf),
-    "eval.min_p": (0, 1),
-    **{f"{judge}.temperature": (0, math.inf) for judge in JUDGES},
-    **{f"{judge}.top_p": (0, 1) for judge in JUDGES},
-    **{f"{judge}.retries": (0, math.inf) for judge in JUDGES},
-}
 
 
 @cache
@@ -252,19 +218,11 @@ def check_suite(config: EvalConfig) -> None:
 
 def check_media(section: str, media: MediaConfig) -> None:
     """Raises UserError for limits of `<section>.media` that contradict each other."""
-    if not 0 < media.min_pixels <= media.max_pixels:
-        raise UserError(
-            f"{section}.media.min_pixels={media.min_pixels} must be above 0 and at most max_pixels={media.max_pixels}"
-        )
+    if media.min_pixels > media.max_pixels:
+        raise UserError(f"{section}.media.min_pixels={media.min_pixels} must be at most max_pixels={media.max_pixels}")
     if (media.fps is None) == (media.num_frames is None):
         raise UserError(
             f"{section}.media.fps={media.fps} and num_frames={media.num_frames}: set one and make the other null"
         )
-    if media.max_frames < 2:
-        raise UserError(f"{section}.media.max_frames must be at least 2, got {media.max_frames}")
-    if media.fps is not None and not 0 < media.fps < float("inf"):
-        raise UserError(f"{section}.media.fps must be a number above 0, got {media.fps}")
-    if media.num_frames is not None and not 1 <= media.num_frames <= media.max_frames:
-        raise UserError(
-            f"{section}.media.num_frames must lie in 1 to max_frames={media.max_frames}, got {media.num_frames}"
-        )
+    if media.num_frames is not None and media.num_frames > media.max_frames:
+        raise UserError(f"{section}.media.num_frames={media.num_frames} must be at most max_frames={media.max_frames}")

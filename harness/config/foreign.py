@@ -7,12 +7,12 @@ environment variable is never marked: it comes from the command line. Imports no
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, field, fields, is_dataclass
-from types import NoneType
-from typing import Any, get_args, get_type_hints
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, field, fields
+from typing import Any
 
 from harness.errors import UserError
+from methods.options import hints_of, section, validated
 
 FOREIGN = {"foreign": True}
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
@@ -27,26 +27,23 @@ def foreign(default: Any) -> Any:
 
 def option_fields(group: type, prefix: str = "") -> Iterator[tuple[str, Any, bool]]:
     """Key, type and mark of every option below a dataclass."""
-    hints = get_type_hints(group)
     for option in fields(group):
-        hint, key = hints[option.name], prefix + option.name
-        inner = next((kind for kind in (hint, *get_args(hint)) if is_dataclass(kind)), None)
-        if isinstance(inner, type):
+        hint, key = hints_of(group)[option.name], prefix + option.name
+        if (inner := section(hint)) is not None:
             yield from option_fields(inner, f"{key}.")
         else:
             yield key, hint, option.metadata.get("foreign", False)
 
 
-def foreign_values(stored: Any, group: type, choices: Mapping[str, Sequence[Any] | None]) -> dict[str, Any]:
+def foreign_values(stored: Any, group: type) -> dict[str, Any]:
     """The values of marked options that a stored configuration has, by key.
 
-    `choices` are the words that each option of text has, None for a name that whoever knows the names looks up. Raises
-    UserError for a value that the option cannot have.
+    Raises UserError for a value that the option cannot have.
     """
     found = {}
-    for key, hint, marked in option_fields(group):
+    for key, _, marked in option_fields(group):
         if marked and (value := stored_value(stored, key)) is not MISSING:
-            if not _fits(value, hint, choices.get(key, ())):
+            if not _is_small(value) or not _fits(group, key, value):
                 raise UserError(f"{key} has no value that it can have: give one as {key}=VALUE")
             found[key] = value
     return found
@@ -61,29 +58,28 @@ def stored_value(stored: Any, key: str) -> Any:
     return stored
 
 
-def _fits(value: Any, hint: Any, choices: Sequence[Any] | None) -> bool:
-    kinds = get_args(hint) if type(None) in get_args(hint) else (hint,)
-    if value is None:
-        return NoneType in kinds
-    if isinstance(value, bool):
-        return bool in kinds
-    if isinstance(value, int | float):
-        return _is_sound(value) and (float in kinds or (int in kinds and isinstance(value, int)))
-    if isinstance(value, str):
-        return str in kinds and (_NAME.fullmatch(value) is not None if choices is None else value in choices)
+def _fits(group: type, key: str, value: Any) -> bool:
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    try:
+        validated(group, value, str)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_small(value: Any) -> bool:
+    """Whether it is a value of a marked option as a run writes one. A text is a name, of a choice or of what is
+    installed: `package.module:function` is code."""
     if isinstance(value, list):
-        items = [kind for kind in kinds for kind in get_args(kind)]
-        return len(value) <= _LONGEST_LIST and all(_is_item(item, items) for item in value)
-    return False
+        return len(value) <= _LONGEST_LIST and all(_is_item(item) for item in value)
+    return value is None or isinstance(value, bool) or _is_item(value)
 
 
-def _is_item(item: Any, kinds: Sequence[Any]) -> bool:
-    """Of a list: an integer, or a name, which whoever knows the names looks up."""
-    if isinstance(item, str):
-        return str in kinds and _NAME.fullmatch(item) is not None
-    return isinstance(item, int) and not isinstance(item, bool) and int in kinds and _is_sound(item)
+def _is_item(item: Any) -> bool:
+    return _NAME.fullmatch(item) is not None if isinstance(item, str) else _is_sound(item)
 
 
-def _is_sound(number: float) -> bool:
+def _is_sound(number: Any) -> bool:
     """Not of what is no number either: that compares with nothing."""
-    return abs(number) <= _LARGEST
+    return isinstance(number, int | float) and abs(number) <= _LARGEST

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness.config.deployment import default_options
-from harness.config.schema import ModelConfig, RunConfig
+from harness.config.schema import FORMER, ModelConfig, RunConfig, flat
 
 FREE = (
     "steps", "resume", "outputs", "num_threads", "device", "teacher_device", "checkpoint", "rollouts", "preempt_grace",
@@ -48,11 +48,11 @@ def differences(stored: Mapping[str, Any], config: RunConfig) -> str | None:
     A key that the stored configuration does not have came with a later version: it stood at its default. So do options
     of its method, which earlier versions stored where they were given alone.
     """
-    new, old = _flat(comparable(plain(config))), _flat(comparable(stored))
+    new, old = flat(comparable(plain(config))), flat(comparable(stored))
     teacher = ModelConfig() if stored.get("teacher") is not None else None
-    defaults = _flat(comparable(plain(RunConfig(teacher=teacher))))
-    methods = _flat({"method": default_options(config.method) | {"plugin": config.method.get("plugin")}})
-    defaults, new = defaults | methods, methods | new
+    defaults = flat(comparable(plain(RunConfig(teacher=teacher))))
+    methods = flat({"method": default_options(config.method) | {"plugin": config.method.get("plugin")}})
+    defaults, new = FORMER | defaults | methods, FORMER | methods | new
     was = {key: old.get(key, defaults.get(key)) for key in new.keys() | old.keys()}
     keys = sorted(key for key in was if was[key] != new.get(key))
     if not keys:
@@ -68,9 +68,3 @@ def _comparable_judge(judge: Mapping[str, Any]) -> dict[str, Any]:
     """
     where = ("url", "api_key_env", "timeout", "retries", "concurrency")
     return {key: value for key, value in judge.items() if key not in where} if judge.get("url", True) else {}
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, dict):
-        return {prefix.removesuffix("."): node}
-    return {key: leaf for name, child in node.items() for key, leaf in _flat(child, f"{prefix}{name}.").items()}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import math
 import sys
 import textwrap
 import types
@@ -18,14 +17,15 @@ from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from itertools import pairwise
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import MISSING
 
-from harness.config.schema import CHOICES, POSITIVE, RANGES, RunConfig
+from harness.config.schema import RunConfig
 from methods import registry
 from methods.base import Method, MethodConfig
+from methods.options import section as section_of
 
 HEAD = (
     "This page is made by `python -m harness.config.reference > docs/configuration.md` from the dataclasses in "
@@ -97,15 +97,14 @@ def run_sections() -> list[Section]:
 
 def _walk(group: type, prefix: str, note: str) -> Iterator[Section]:
     """`note` is the docstring below the field that holds the group."""
-    hints = get_type_hints(group)
-    groups = {field.name: kind for field in fields(group) if (kind := _dataclass_of(hints[field.name]))}
+    hints = get_type_hints(group, include_extras=True)
+    groups = {field.name: kind for field in fields(group) if (kind := section_of(hints[field.name]))}
     prefixes = [f"{role}." for role in ROLES] if prefix == f"{ROLES[0]}." else [prefix]
     rows = []
     for field in fields(group):
         if field.name not in groups:
             keys = tuple(start + field.name for start in prefixes)
-            described = type_of(hints[field.name], keys[0])
-            rows.append(Option(keys, described, default_of(field), meaning(group, field.name)))
+            rows.append(Option(keys, type_of(hints[field.name]), default_of(field), meaning(group, field.name)))
     title = ", ".join(start.removesuffix(".") for start in prefixes)
     yield Section(title, " ".join(filter(None, (purpose(group), note))), tuple(rows))
     for name, kind in groups.items():
@@ -118,12 +117,12 @@ def method_sections() -> list[Section]:
     """The options of the built-in methods, a section a dataclass that declares some."""
     sections = []
     for config in _method_configs():
-        hints = get_type_hints(config)
+        hints = get_type_hints(config, include_extras=True)
         rows = []
         for field in (field for field in fields(config) if field.name in inspect.get_annotations(config)):
             key = f"method.{field.name}"
             default = "; ".join([default_of(field), *_later_defaults(config, field.name)])
-            rows.append(Option((key,), type_of(hints[field.name], key), default, meaning(config, field.name)))
+            rows.append(Option((key,), type_of(hints[field.name]), default, meaning(config, field.name)))
         sections.append(Section(config.__name__, purpose(config), tuple(rows)))
     return sections
 
@@ -192,21 +191,23 @@ def _files_of(folder: Traversable) -> dict[str, Traversable]:
     return {name.removesuffix(".yaml"): found[name] for name in sorted(found)}
 
 
-def type_of(hint: Any, key: str) -> str:
+LIMITS = {"gt": "above", "ge": "from", "lt": "below", "le": "up to"}
+
+
+def type_of(hint: Any) -> str:
     """A type as a user sees it: `int above 0`, `float from 0 up to 1`, `list of str`, or the values that there are."""
-    if key in CHOICES:
-        return _codes([typed(value) for value in CHOICES[key]])
-    if get_origin(hint) is Literal:
-        return _codes([typed(value) for value in get_args(hint)])
-    if get_origin(hint) in (Union, types.UnionType):
-        inner = [type_of(arg, key) for arg in get_args(hint) if arg is not type(None)]
-        return " or ".join([*inner, "null"])
-    if get_origin(hint) is list:
-        return f"list of {type_of(get_args(hint)[0], '')}"
-    name = (get_origin(hint) or hint).__name__
-    low, high = RANGES.get(key, (-math.inf, math.inf))
-    bounds = [" above 0"] if key in POSITIVE else [f" from {low}"] if low > -math.inf else []
-    return "".join([name, *bounds, *([f" up to {high}"] if high < math.inf else [])])
+    kind, inner = get_origin(hint), get_args(hint)
+    if kind is Annotated:
+        limits = [limit for marker in inner[1:] for limit in getattr(marker, "metadata", [marker])]
+        signed = [(word, getattr(limit, sign, None)) for limit in limits for sign, word in LIMITS.items()]
+        return type_of(inner[0]) + "".join(f" {word} {value}" for word, value in signed if value is not None)
+    if kind is Literal:
+        return _codes([typed(value) for value in inner])
+    if kind in (Union, types.UnionType):
+        return " or ".join([*(type_of(arg) for arg in inner if arg is not type(None)), "null"])
+    if kind is list:
+        return f"list of {type_of(inner[0])}"
+    return str((kind or hint).__name__)
 
 
 def default_of(field: Field[Any]) -> str:
@@ -259,11 +260,6 @@ def _definition(group: type) -> ast.ClassDef:
 @cache
 def _parsed(module: str) -> ast.Module:
     return ast.parse(inspect.getsource(sys.modules[module]))
-
-
-def _dataclass_of(hint: Any) -> type | None:
-    """The dataclass that a field holds, `| None` or not."""
-    return next((kind for kind in (hint, *get_args(hint)) if isinstance(kind, type) and is_dataclass(kind)), None)
 
 
 def _shown(section: Section, level: str) -> list[str]:

@@ -266,7 +266,7 @@ def read_rows(rows: Rows, records: Iterable[tuple[int, Any]], config: DataConfig
 
 def _question(record: Record, default_id: str, source: str, config: DataConfig, folder: str) -> Question:
     mapping, media = _mapping(config), _media(config)
-    answer_type = config.answer_type
+    answer_type: str = config.answer_type
     if "answer_type" in mapping:
         answer_type = _scalar(record, mapping["answer_type"])
     if answer_type not in ANSWER_TYPES:

@@ -12,13 +12,12 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from harness.config.schema import EvalConfig, RunConfig
 from harness.evaluation.benchmarks.columns import options_of
 from harness.evaluation.media import MediaDigests
 from harness.evaluation.suites import Benchmark
 from harness.rollout.base import Sampling
+from methods.options import validated
 from methods.prompts import CLOSING, plain_messages
 
 TASK_VERSION = 3
@@ -79,8 +78,7 @@ def evaluation_card(
     the types of `EvalConfig`, so that 0 and 0.0 are one setting. Raises MediaError for media that cannot be read.
     """
     digests = MediaDigests() if digests is None else digests
-    options = OmegaConf.to_container(OmegaConf.structured(config))
-    assert isinstance(options, dict)
+    options = asdict(validated(EvalConfig, asdict(config), str))
     questions = [[q.id, q.text, list(q.messages), q.answer, q.metadata] for q in benchmark.questions]
     prompts = [[list(plain_messages(q)), len(q.images), q.video is not None] for q in benchmark.questions]
     media = [digests.of(q) for q in benchmark.questions]
@@ -91,7 +89,7 @@ def evaluation_card(
         "questions": _hash(questions),
         "prompts": _hash(prompts),
         "media": _hash(media) if any(media) else None,
-        "decoding": {str(key): value for key, value in options.items() if key not in NO_PART},
+        "decoding": {key: value for key, value in options.items() if key not in NO_PART},
         "options": options_of(benchmark.name, options["options"]),
         "closing": CLOSING,
         "scoring": benchmark.scoring,

@@ -13,7 +13,7 @@ import yaml
 
 from harness.config.foreign import foreign_values, option_fields, stored_value
 from harness.config.names import check_name
-from harness.config.schema import CHOICES, RunConfig
+from harness.config.schema import RunConfig
 from harness.errors import UserError, first_line
 from harness.process.regular import open_regular, read_regular
 from harness.records.files import altered
@@ -27,10 +27,6 @@ SECTIONS = ("student.", "eval.", "reward.", "rollout.")
 """What an evaluation reads of a configuration."""
 SILENT = ("student.name", "student.path", "student.revision", "eval.every", "rollout.")
 """What the folder itself answers, or training alone reads."""
-
-WORDS = CHOICES | {"rollout.engine": None, "eval.suite": None}
-"""What options of text may be. Engines and suites have names, which are looked up among what the user has installed; a
-`package.module:function` is code, and no name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +67,7 @@ def read_foreign(path: Path) -> ForeignRun:
         raise UserError(f"{path / 'model'}: {problem}: take another copy of the run")
     stored = _read_config(path / "config.yaml", info.get("config_sha256"))
     try:
-        found = foreign_values(stored, RunConfig, WORDS)
+        found = foreign_values(stored, RunConfig)
     except UserError as error:
         raise UserError(f"{path / 'config.yaml'}: {error}") from error
     options = {key: value for key, value in found.items() if key.startswith(SECTIONS)}

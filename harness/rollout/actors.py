@@ -235,15 +235,7 @@ class LiveActors:
 
     def _sampling(self, num_rollouts: int, **changes: float) -> Sampling:
         config = self._config
-        options: dict = {
-            "temperature": config.temperature,
-            "top_p": config.top_p,
-            "top_k": config.top_k,
-            "min_p": config.min_p,
-            "presence_penalty": config.presence_penalty,
-            "repetition_penalty": config.repetition_penalty,
-            "max_new_tokens": config.max_response_tokens,
-        }
+        options: dict = {"temperature": config.temperature, "max_new_tokens": config.max_response_tokens}
         return Sampling(num_rollouts=num_rollouts, seed=self._seed, step=self._step, **(options | changes))
 
     def _grade(self, group: RolloutGroup) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from methods.controls import EqualTokens, RandomReward, RandomRewardConfig
 from methods.hard import AugmentConfig
+from methods.registry import MethodError, build
 
 RIGHT, WRONG = ("yes", "42", 1.0), ("no", "7", 0.0)
 
@@ -139,6 +140,6 @@ def test_the_probability_is_honoured(actors, batch_of, probability):
 
 @pytest.mark.parametrize("probability", [-0.1, 1.1])
 def test_a_probability_lies_between_0_and_1(probability):
-    with pytest.raises(ValueError) as caught:
-        random_reward(reward_probability=probability)
-    assert str(caught.value) == f"method.reward_probability must lie in [0, 1], got {probability}"
+    limit = "at least 0" if probability < 0 else "at most 1"
+    with pytest.raises(MethodError, match=f"^method.reward_probability must be {limit}, got {probability}$"):
+        build({"name": "x", "class": "grpo_random_reward", "reward_probability": probability})

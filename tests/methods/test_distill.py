@@ -13,6 +13,7 @@ from harness.training.metrics import plain_student_groups
 from harness.types import Prompt, Question, RolloutGroup, TeacherDistribution, TokenBatch
 from methods.distill import DistillConfig, OffPolicyKD, OffPolicyKDConfig, OnPolicyKD
 from methods.losses import jsd_loss
+from methods.registry import MethodError, build
 from methods.sft import SFT, SFTConfig
 
 RIGHT, WRONG = ("", None, 1.0), ("", None, 0.0)
@@ -125,10 +126,10 @@ def test_both_distillations_use_the_configured_divergence(beta):
 
 
 def test_distillation_options_are_checked():
-    with pytest.raises(ValueError, match=r"jsd_beta must lie in \[0, 1\], got 1.5"):
-        DistillConfig(jsd_beta=1.5)
-    with pytest.raises(ValueError, match="teacher_group_size must be at least 1, got 0"):
-        OffPolicyKDConfig(teacher_group_size=0)
+    with pytest.raises(MethodError, match=r"^method.jsd_beta must be at most 1, got 1.5$"):
+        build({"name": "x", "class": "on_policy_kd", "jsd_beta": 1.5})
+    with pytest.raises(MethodError, match=r"^method.teacher_group_size must be greater than 0, got 0$"):
+        build({"name": "x", "class": "off_policy_kd", "teacher_group_size": 0})
 
 
 # supervised training

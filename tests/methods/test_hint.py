@@ -12,6 +12,7 @@ from harness.rewards.rules import is_correct
 from harness.training.metrics import plain_student_groups
 from harness.types import Prompt, Question, Rewrite
 from methods.hint import Hint, HintConfig, gives_answer, hint_outcome
+from methods.registry import MethodError, build
 
 CLOSING = (
     "Work it out first in an inner monologue, which must stand inside <think> </think>. "
@@ -363,18 +364,18 @@ def test_what_gives_the_answer(answer, hint, given):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"hint_max_tokens": 0}, "method.hint_max_tokens must be at least 1, got 0"),
+        ({"hint_max_tokens": 0}, "method.hint_max_tokens must be greater than 0, got 0"),
         (
             {"rewrite_tokens": 500},
             "method.rewrite_tokens=500 is less than method.hint_max_tokens=512, which is a part of it: raise it, or "
             "lower the other",
         ),
-        ({"augment_ratio": 1.5}, "method.augment_ratio must lie in [0, 1], got 1.5"),
-        ({"augment_ratio": -0.1}, "method.augment_ratio must lie in [0, 1], got -0.1"),
-        ({"teacher_group_size": 0}, "method.teacher_group_size must be at least 1, got 0"),
+        ({"augment_ratio": 1.5}, "method.augment_ratio must be at most 1, got 1.5"),
+        ({"augment_ratio": -0.1}, "method.augment_ratio must be at least 0, got -0.1"),
+        ({"teacher_group_size": 0}, "method.teacher_group_size must be greater than 0, got 0"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):
-    with pytest.raises(ValueError) as caught:
-        hint(**options)
+    with pytest.raises(MethodError) as caught:
+        build({"name": "x", "class": "hint"} | options)
     assert str(caught.value) == message

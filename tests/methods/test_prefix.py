@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from methods.prefix import Prefix, PrefixConfig, first_tokens
+from methods.registry import MethodError, build
 
 CLOSING = (
     "Work it out first in an inner monologue, which must stand inside <think> </think>. "
@@ -164,6 +165,6 @@ def test_the_prefix_is_the_floor_of_its_share_and_never_the_whole_trace(rollout,
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1, 1.5, math.nan])
 def test_a_share_that_gives_nothing_or_everything_is_refused(ratio):
-    with pytest.raises(ValueError) as caught:
-        prefix(prefix_ratio=ratio)
-    assert str(caught.value) == f"method.prefix_ratio must lie between 0 and 1, got {ratio}"
+    limit = "less than 1" if ratio >= 1 else "greater than 0" if ratio <= 0 else "a number"
+    with pytest.raises(MethodError, match=f"^method.prefix_ratio must be {limit}, got {ratio}$"):
+        build({"name": "x", "class": "prefix", "prefix_ratio": ratio})

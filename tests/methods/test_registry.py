@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import yaml
 
-from methods.base import Method, MethodConfig
+from methods.base import Method
 from methods.keys import register
 from methods.registry import MethodError, build, built_in, method_class
 
@@ -171,19 +170,19 @@ def test_options_override_the_class():
         ({"class": "grpo", "jsd_beta": 0.5}, "GRPO has no option 'method.jsd_beta'."),
         ({"class": "grpo", "group_size": "8"}, "method.group_size must be an integer, got '8'"),
         ({"class": "grpo", "group_size": 8.0}, "method.group_size must be an integer, got 8.0"),
-        ({"class": "grpo", "group_size": True}, "method.group_size must be an integer, got True"),
-        ({"class": "grpo", "tau": True}, "method.tau must be a number, got True"),
-        ({"class": "grpo", "tau": None}, "method.tau must be a number, got None"),
+        ({"class": "grpo", "group_size": True}, "method.group_size must be an integer, got true"),
+        ({"class": "grpo", "tau": True}, "method.tau must be a number, got true"),
+        ({"class": "grpo", "tau": None}, "method.tau must be a number, got null"),
         ({"class": "grpo", "replay": 1}, "method.replay must be true or false, got 1"),
         ({"class": "sft", "template": 3}, "method.template must be a text, got 3"),
         (
             {"class": "grpo", "advantage_normalization": "batch"},
-            "method.advantage_normalization must be one of nontrivial, all, none, group, got 'batch'",
+            "method.advantage_normalization must be 'nontrivial', 'all', 'none' or 'group', got 'batch'",
         ),
-        ({"class": "zppo", "bcq_positive": "both"}, "method.bcq_positive must be one of right, wrong, got 'both'"),
-        ({"class": "zppo", "ncq_source": True}, "method.ncq_source must be one of own, foreign, got True"),
+        ({"class": "zppo", "bcq_positive": "both"}, "method.bcq_positive must be 'right' or 'wrong', got 'both'"),
+        ({"class": "zppo", "ncq_source": True}, "method.ncq_source must be 'own' or 'foreign', got true"),
         ({"class": "grpo", "group_size": 1}, "method.group_size must be at least 2"),
-        ({"class": "grpo", "tau": 2}, "method.tau must lie in [0, 1], got 2.0"),
+        ({"class": "grpo", "tau": 2}, "method.tau must be at most 1, got 2"),
         ({"class": None, "tau": 0.5}, "method=x does not train, so it has no option 'tau'"),
     ],
 )
@@ -195,15 +194,7 @@ def test_errors_are_one_line(options, message):
     assert "\n" not in str(caught.value)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PluginConfig(MethodConfig):
-    schedule: tuple[float, ...] = (0.0, 1.0)
-    limit: int | None = None
-
-
 class Plugin(Method):
-    Config: ClassVar[type[MethodConfig]] = PluginConfig
-
     def credit(self, groups):
         return []
 
@@ -219,26 +210,6 @@ def test_a_plugin_is_named_by_module_and_class(tmp_path, monkeypatch):
     assert method_class("my_plugin:Mine").__name__ == "Mine"
     method = build({"name": "mine", "class": "my_plugin:Mine", "group_size": 4})
     assert method is not None and method.config.group_size == 4
-
-
-def test_plugin_options_may_be_lists_and_optional(monkeypatch):
-    monkeypatch.setitem(built_in_registry(), "plugin", Plugin)
-    method = build({"name": "p", "class": "plugin", "schedule": [0, 0.5], "limit": 3})
-    assert method is not None and (method.config.schedule, method.config.limit) == ((0, 0.5), 3)
-    assert build({"name": "p", "class": "plugin", "limit": None}) is not None
-    for options, message in [
-        ({"schedule": [0, "x"]}, "schedule"),
-        ({"limit": 1.5}, "limit must be int | None, got 1.5"),
-    ]:
-        with pytest.raises(MethodError, match=message.replace("|", r"\|")):
-            build({"name": "p", "class": "plugin"} | options)
-
-
-def built_in_registry():
-    import methods.registry
-
-    built_in()
-    return methods.registry.METHODS
 
 
 def test_a_key_can_be_claimed_once():

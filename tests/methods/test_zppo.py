@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from harness.types import Question, Rewrite
+from methods.registry import MethodError, build
 from methods.zppo import ZPPO, ZPPOConfig
 
 CLOSING = (
@@ -363,13 +364,13 @@ def test_without_compression_traces_stand_as_they_are(actors, batch_of):
     [
         ({"bcq": False, "ncq": False}, "zppo is GRPO: use method=grpo"),
         ({"augment_ratio": 0.0}, "zppo is GRPO: use method=grpo"),
-        ({"teacher_group_size": 0}, "method.teacher_group_size must be at least 1, got 0"),
-        ({"compress_max_lines": 0}, "method.compress_max_lines must be at least 1"),
-        ({"compress_max_tokens": 0}, "method.compress_max_tokens must be at least 1"),
+        ({"teacher_group_size": 0}, "method.teacher_group_size must be greater than 0, got 0"),
+        ({"compress_max_lines": 0}, "method.compress_max_lines must be greater than 0, got 0"),
+        ({"compress_max_tokens": 0}, "method.compress_max_tokens must be greater than 0, got 0"),
         ({"rewrite_tokens": 511}, "method.rewrite_tokens=511 is less than method.compress_max_tokens=512"),
         ({"group_size": 1}, "method.group_size must be at least 2"),
     ],
 )
 def test_incoherent_options_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        zppo(**options)
+    with pytest.raises(MethodError, match=message):
+        build({"name": "x", "class": "zppo"} | options)

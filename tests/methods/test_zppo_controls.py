@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.types import Rewrite
+from methods.registry import MethodError, build
 from methods.zppo import ZPPO, ZPPOConfig
 
 
@@ -323,12 +324,12 @@ def test_when_a_teacher_is_needed(actors, batch_of, example, options, use):
         ({"ncq": False, "ncq_source": "foreign"}, "method.ncq_source=foreign needs method.ncq=true"),
         ({"compress": False, "rewrite_tokens": 600}, "method.rewrite_tokens=600 needs method.compress=true"),
         ({"compress": False, "compress_max_lines": 3}, "method.compress_max_lines=3 needs method.compress=true"),
-        ({"augment_ratio": -0.1}, "method.augment_ratio must lie in [0, 1], got -0.1"),
-        ({"augment_ratio": 1.5}, "method.augment_ratio must lie in [0, 1], got 1.5"),
-        ({"tau": 1.5}, "method.tau must lie in [0, 1], got 1.5"),
-        ({"replay_ratio": 2.0}, "method.replay_ratio must lie in [0, 1], got 2.0"),
-        ({"compress_max_lines": 0}, "method.compress_max_lines must be at least 1, got 0"),
-        ({"compress_max_tokens": 0}, "method.compress_max_tokens must be at least 1, got 0"),
+        ({"augment_ratio": -0.1}, "method.augment_ratio must be at least 0, got -0.1"),
+        ({"augment_ratio": 1.5}, "method.augment_ratio must be at most 1, got 1.5"),
+        ({"tau": 1.5}, "method.tau must be at most 1, got 1.5"),
+        ({"replay_ratio": 2.0}, "method.replay_ratio must be at most 1, got 2.0"),
+        ({"compress_max_lines": 0}, "method.compress_max_lines must be greater than 0, got 0"),
+        ({"compress_max_tokens": 0}, "method.compress_max_tokens must be greater than 0, got 0"),
         (
             {"bcq": False, "ncq": False},
             "without BCQ and NCQ prompts zppo is GRPO: use method=grpo or method=grpo_replay",
@@ -336,6 +337,6 @@ def test_when_a_teacher_is_needed(actors, batch_of, example, options, use):
     ],
 )
 def test_incoherent_options_are_refused_word_for_word(options, message):
-    with pytest.raises(ValueError) as caught:
-        zppo(**options)
+    with pytest.raises(MethodError) as caught:
+        build({"name": "x", "class": "zppo"} | options)
     assert str(caught.value) == message

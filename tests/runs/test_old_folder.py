@@ -16,6 +16,11 @@ import pandas as pd
 import pytest
 
 from harness import app
+from harness.config.compose import compose
+from harness.config.deployment import resolved
+from harness.config.identity import differences
+from harness.config.schema import from_hydra
+from harness.records.read import read_config
 from harness.study.status import run_states
 
 STUDY = Path(__file__).parents[1] / "fixtures" / "study_at_39ecb1c"
@@ -65,6 +70,18 @@ def test_its_run_does_not_go_on(run_folder, capsys):
     assert line.startswith("error: ") and "step-000002 was trained on prompts that are made otherwise by now" in line
     assert digests(run_folder) == before
     assert [state.state for state in run_states(run_folder.parents[2])] == ["done"]
+
+
+def test_options_that_had_one_value_make_no_other_run(run_folder):
+    """It has `rollout.top_p: 1.0`, as every run of its time had, and four more of that kind."""
+    overrides = json.loads((run_folder / "run.json").read_text())["overrides"]
+    config = resolved(from_hydra(compose([*overrides, "reward.judge.url=http://judge/v1"])))
+    stored = read_config(run_folder)
+    stored["reward"]["judge"] |= {"url": "http://old/v1", "model": config.reward.judge.model}
+    assert (stored["rollout"]["top_p"], stored["reward"]["judge"]["when"]) == (1.0, "unmatched")
+    assert differences(stored, config) is None
+    stored["rollout"] |= {"top_p": 0.9, "top_k": 5}
+    assert differences(stored, config) == "rollout.top_k=5, not 0, rollout.top_p=0.9, not 1.0"
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -26,10 +26,10 @@ def test_the_presets():
     ("overrides", "message"),
     [
         (["cluster=9x9"], "cluster=9x9: no such option. Known: 1x8, 8x8, local, one_gpu"),
-        (["cluster.num_nodes=0"], "cluster.num_nodes must be above 0"),
-        (["cluster.student_gpus=0"], "cluster.student_gpus must be above 0"),
-        (["cluster.collective_timeout=0"], "cluster.collective_timeout must be above 0"),
-        (["cluster.teacher_gpus=-1"], "cluster.teacher_gpus must be 0 or more, got -1"),
+        (["cluster.num_nodes=0"], "cluster.num_nodes must be greater than 0, got 0"),
+        (["cluster.student_gpus=0"], "cluster.student_gpus must be greater than 0, got 0"),
+        (["cluster.collective_timeout=0"], "cluster.collective_timeout must be greater than 0, got 0"),
+        (["cluster.teacher_gpus=-1"], "cluster.teacher_gpus must be at least 0, got -1"),
         (["cluster.gpu=H100"], "cluster.gpu=H100 is not known. Did you mean 'H100-80GB'"),
         (
             ["cluster.gpu='H100-80GB, A100-40GB'"],

@@ -12,7 +12,6 @@ import pytest
 from harness.config.foreign import foreign_values, option_fields
 from harness.config.schema import RunConfig
 from harness.errors import UserError
-from harness.records.foreign import WORDS
 
 DECIDED = {
     "ModelConfig": (
@@ -22,8 +21,7 @@ DECIDED = {
     "RewardConfig": ("grader", "num_workers cpu_seconds"),
     "RolloutConfig": (
         "engine",
-        "temperature top_p top_k min_p presence_penalty repetition_penalty max_prompt_tokens max_response_tokens "
-        "max_sequences transfer_timeout",
+        "temperature max_prompt_tokens max_response_tokens max_sequences transfer_timeout",
     ),
     "EvalConfig": (
         "suite tasks levels num_questions seed temperature top_p top_k min_p presence_penalty repetition_penalty "
@@ -39,8 +37,8 @@ DECIDED = {
 }
 """Marked and not, of every class that has marked fields."""
 UNMARKED = {
-    "RunConfig", "JudgeConfig", "TrackerConfig", "CheckpointConfig", "RecordsConfig", "DataConfig", "ColumnsConfig",
-    "VllmConfig", "ServerConfig", "UpdateConfig", "AlarmConfig", "ClusterConfig",
+    "RunConfig", "JudgeConfig", "EvalJudgeConfig", "TrackerConfig", "CheckpointConfig", "RecordsConfig", "DataConfig",
+    "ColumnsConfig", "VllmConfig", "ServerConfig", "UpdateConfig", "AlarmConfig", "ClusterConfig",
 }  # fmt: skip
 NEVER = re.compile(
     r"path|url|file|root|folder|outputs|code|env|key|attn|template|args|class|target|device|body|project|entity"
@@ -74,11 +72,17 @@ def test_no_marked_option_names_code_a_place_an_address_or_a_variable() -> None:
     """A marked text is one of a few words, so that it cannot name anything."""
     marked = {key: hint for key, hint, is_marked in option_fields(RunConfig) if is_marked}
     assert [key for key in marked if NEVER.search(key.rpartition(".")[2])] == []
-    assert [key for key, hint in marked.items() if str in (hint, *get_args(hint)) and key not in WORDS] == [
-        "eval.tasks",  # lists of names, which are looked up
+    assert [key for key, hint in marked.items() if str in (hint, *get_args(hint))] == [
+        "rollout.engine",  # a name, which is looked up; so is that of a suite
+        "eval.tasks",  # lists of names
         "eval.columns",
     ]
-    kinds = {kind for hint in marked.values() for kind in (get_args(hint) or (hint,))}
+    kinds = {
+        type(kind) if isinstance(kind, str) else kind
+        for hint in marked.values()
+        for member in (get_args(hint) or (hint,))
+        for kind in (get_args(member) or (member,))
+    }
     assert kinds == {str, int, float, bool, type(None)}
 
 
@@ -101,12 +105,15 @@ def test_no_marked_option_names_code_a_place_an_address_or_a_variable() -> None:
         ("num_questions", 1.5),
         pytest.param("num_questions", 10**400, id="10**400"),
         ("num_questions", True),
+        ("num_questions", 0),
+        ("temperature", -0.5),
+        ("tasks", ["a" * 101]),
         ("num_questions", {"_target_": "os.system"}),
     ],
 )
 def test_a_value_that_the_option_cannot_have_is_refused(key: str, value: Any) -> None:
     with pytest.raises(UserError, match=rf"^eval.{key} has no value that it can have: give one as eval.{key}=VALUE$"):
-        foreign_values({"eval": {key: value}}, RunConfig, WORDS)
+        foreign_values({"eval": {key: value}}, RunConfig)
 
 
 def test_what_is_not_marked_is_not_looked_at() -> None:
@@ -117,7 +124,7 @@ def test_what_is_not_marked_is_not_looked_at() -> None:
         "method": {"_target_": "os:system"},
         "data": "no record",
     }
-    assert foreign_values(stored, RunConfig, WORDS) == {
+    assert foreign_values(stored, RunConfig) == {
         "student.dtype": "float32", "eval.suite": None, "eval.levels": [1, 2], "eval.temperature": 1,
     }  # fmt: skip
-    assert foreign_values(["no record"], RunConfig, WORDS) == {}
+    assert foreign_values(["no record"], RunConfig) == {}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.config.evaluation import JudgeConfig
+from harness.config.evaluation import EvalJudgeConfig
 from harness.config.schema import EvalConfig, RewardConfig
 from harness.data.arithmetic import make_questions
 from harness.errors import UserError
@@ -98,7 +98,7 @@ def two_lost_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_row_whose_grader_was_lost_twice_goes_to_the_judge(make_engine: MakeEngine, tmp_path: Path) -> None:
     engine = make_engine(lambda p: (f"\\boxed{{{p.question.answer}{'.0' if p.uid.endswith('/0') else ''}}}", "stop"))
     with serve() as server, Grader(RewardConfig()) as lost:
-        judge = JudgeConfig(url=server.url, retries=0)
+        judge = EvalJudgeConfig(url=server.url, retries=0)
         config = EvalConfig(suite="llm10", columns=["aime26"], data_root=str(FIXTURES), judge=judge)
         (row,) = [row for row in run(config, engine, lost, tmp_path) if row["benchmark"] == "aime26"]
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]

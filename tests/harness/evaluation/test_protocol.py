@@ -5,15 +5,12 @@ import subprocess
 import sys
 from dataclasses import fields, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
 
-import conf
 from harness.config.compose import compose
-from harness.config.evaluation import JudgeConfig, MediaConfig
+from harness.config.evaluation import EvalJudgeConfig, MediaConfig
 from harness.config.schema import EvalConfig, from_hydra
 from harness.evaluation import protocol
 from harness.evaluation.protocol import (
@@ -75,7 +72,7 @@ def test_fewer_questions_and_another_scoring_change_the_hash() -> None:
 
 
 def test_the_judge_is_part_of_the_card_where_one_is_asked() -> None:
-    asked = JudgeConfig(url="http://localhost:1/v1")
+    asked = EvalJudgeConfig(url="http://localhost:1/v1")
     judged = replace(BENCHMARK, judge="shared", scoring="exact_judge")
     assert hash_of(judge=asked) == hash_of()
     hashes = {
@@ -231,5 +228,4 @@ def test_every_decoding_option_reaches_the_sampler() -> None:
     ],
 )
 def test_option_files(name: str, expected: EvalConfig) -> None:
-    options = OmegaConf.load(Path(conf.__file__).parent / "eval" / f"{name}.yaml")
-    assert OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(EvalConfig), options)) == expected
+    assert from_hydra(compose(["student=tiny_xs", "recipe=paper", f"eval={name}"])).eval == expected

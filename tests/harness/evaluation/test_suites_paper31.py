@@ -14,7 +14,7 @@ from typing import Any
 import datasets
 import pytest
 
-from harness.config.evaluation import JudgeConfig
+from harness.config.evaluation import EvalJudgeConfig
 from harness.config.schema import EvalConfig
 from harness.errors import UserError
 from harness.evaluation.benchmarks.columns import columns
@@ -37,7 +37,7 @@ def judge_url() -> Iterator[str]:
 
 @pytest.fixture
 def config(judge_url: str) -> EvalConfig:
-    return EvalConfig(suite="paper31", data_root=str(FIXTURES), judge=JudgeConfig(url=judge_url))
+    return EvalConfig(suite="paper31", data_root=str(FIXTURES), judge=EvalJudgeConfig(url=judge_url))
 
 
 def right(prompt: Prompt) -> tuple[str, str]:
@@ -120,14 +120,14 @@ def test_when_the_judge_is_asked(
 def test_without_a_judge_rules_decide_and_columns_that_need_one_are_holes(
     config: EvalConfig, make_engine: MakeEngine, grader: Any, tmp_path: Path
 ) -> None:
-    scores = run(replace(config, judge=JudgeConfig()), make_engine(right), grader, tmp_path)
+    scores = run(replace(config, judge=EvalJudgeConfig()), make_engine(right), grader, tmp_path)
     assert {name for name, row in scores.items() if row["n"] == 0} == set(JUDGED)
     assert {row["score"] for name, row in scores.items() if name not in JUDGED} == {100.0}
     holes = json.loads((tmp_path / "protocol.json").read_text())["holes"]
     assert holes["mmvet"] == "mmvet: every row is judged: set eval.judge.url, or eval.stage=generate for now"
     table = list(csv.DictReader((tmp_path / "scores.csv").open()))
     assert [row["score"] for row in table if row["benchmark"] == "mmvet"] == [""]
-    unresolved = run(replace(config, judge=JudgeConfig()), make_engine(cut_off), grader, tmp_path, identity="n")
+    unresolved = run(replace(config, judge=EvalJudgeConfig()), make_engine(cut_off), grader, tmp_path, identity="n")
     assert unresolved["aime25"]["score"] == 0.0
     assert {row["how"] for row in lines(tmp_path / "rows.jsonl") if row["benchmark"] == "aime25"} == {"no_judge"}
 
@@ -136,7 +136,7 @@ def test_without_a_judge_rules_decide_and_columns_that_need_one_are_holes(
 def test_judging_is_a_pass_of_its_own_that_needs_no_student(
     config: EvalConfig, make_engine: MakeEngine, grader: Any, tmp_path: Path
 ) -> None:
-    generate = replace(config, stage="generate", judge=JudgeConfig())
+    generate = replace(config, stage="generate", judge=EvalJudgeConfig())
     assert evaluate(generate, make_engine(cut_off), grader, out_dir=tmp_path, model_name="x", identity="m") == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "responses.jsonl"]
     judging = replace(config, stage="judge")
@@ -241,7 +241,7 @@ def test_a_part_of_a_benchmark_and_rows_without_gold_are_told(
     folder.mkdir(parents=True)
     rows = [{"problem": f"q{i}", "answer": answer} for i, answer in enumerate([None, "", " ", "7"])]
     datasets.Dataset.from_list(rows).to_parquet(folder / "train-00000-of-00001.parquet")
-    config = replace(config, data_root=str(tmp_path), columns=["aime26"], judge=JudgeConfig())
+    config = replace(config, data_root=str(tmp_path), columns=["aime26"], judge=EvalJudgeConfig())
     # A student that says None, as the gold answer of two rows once was.
     row = run(config, make_engine(lambda prompt: ("\\boxed{None}", "stop")), grader, tmp_path / "out")["aime26"]
     assert (row["n"], row["score"]) == (1, 0.0)

@@ -114,6 +114,9 @@ def test_the_teacher_is_sampled_and_graded_as_the_student(make):
     grades = [[(r.answer, r.verdict, r.reward) for r in group.rollouts] for group in (*mine, *theirs)]
     assert grades == [[("2", "correct", 1.0), ("3", "wrong", 0.0), (None, "unparsable", 0.0)]] * 2
     assert student.asked[0][1] == teacher.asked[0][1]
+    sampling = dataclasses.asdict(student.asked[0][1])
+    everything = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "presence_penalty": 0.0, "repetition_penalty": 1.0}
+    assert {key: sampling[key] for key in everything} == everything
 
 
 def test_both_models_have_started_before_either_is_waited_for(make):

@@ -191,7 +191,7 @@ def test_a_method_or_teacher_changes_nothing_else_of_a_run():
         (["seed=1,1"], "seed=1,1: a value is there twice"),
         (["seed=interval(0,1)"], "seed=interval(0,1): an interval has no list of values"),
         (["study=a,b"], "study names the folder of the study"),
-        (["data.batch_size=8,0"], "zppo,data.batch_size=0: data.batch_size must be above 0, got 0"),
+        (["data.batch_size=8,0"], "zppo,data.batch_size=0: data.batch_size must be greater than 0, got 0"),
         (["label=x", "method=grpo,zppo"], "two cells of the sweep share the folder outputs/default/x/tiny_s/seed0"),
         (["data.path=a/b,a_b", "data=jsonl"], "two cells of the sweep share the folder"),
     ],
