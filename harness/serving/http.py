@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
 from harness.config.engines import api_key
 from harness.errors import first_line
 
+if TYPE_CHECKING:
+    import httpx2
+
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 """Hosts that a proxy is never asked for (`trust_env=host not in LOOPBACK`)."""
 MODELS_BYTES = 4 << 20
 """Of a list of models, at most."""
+
+
+class Passing(Exception):
+    """What may pass: no connection, a timeout, status 408, 409, 425, 429 or 5xx, an answer that cannot be read."""
+
+    def __init__(self, reason: str, detail: str = "", *, pause: float | None = None, refused: bool = False) -> None:
+        super().__init__(f"{reason}, {detail}" if detail else reason)
+        self.reason = reason
+        self.pause = pause
+        """Seconds to wait, if the endpoint says."""
+        self.refused = refused
+        """Nobody listens there."""
 
 
 class TooLarge(httpx.HTTPError):
@@ -56,7 +71,7 @@ def reason(error: BaseException) -> str:
     return first_line(error)
 
 
-def retry_after(response: httpx.Response) -> float | None:
+def retry_after(response: httpx2.Response | httpx.Response) -> float | None:
     """The seconds that the endpoint asks for, if any."""
     header = response.headers.get("Retry-After")
     try:
@@ -65,7 +80,7 @@ def retry_after(response: httpx.Response) -> float | None:
         return None  # the header may be a date
 
 
-def json_of(response: httpx.Response) -> Any:
+def json_of(response: httpx2.Response | httpx.Response) -> Any:
     """The body, None where it is no JSON or nested without end."""
     try:
         return response.json()
@@ -73,7 +88,7 @@ def json_of(response: httpx.Response) -> Any:
         return None
 
 
-def detail(response: httpx.Response) -> str:
+def detail(response: httpx2.Response | httpx.Response) -> str:
     """What the endpoint says about an error, in a line: OpenAI's form, or the body as it is, without the key that it
     was sent."""
     body = json_of(response)

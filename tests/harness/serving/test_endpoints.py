@@ -14,7 +14,7 @@ import pytest
 
 from harness.config.engines import ServerConfig
 from harness.errors import RunInterrupted, UserError
-from harness.serving.endpoints import Endpoints
+from harness.serving.endpoints import Endpoints, pause_after
 from harness.testing.http_server import Fault, LoopbackServer
 from harness.testing.model_server import serve
 
@@ -83,13 +83,16 @@ def test_an_endpoint_that_dies_midway_loses_nothing(served_model, stack, connect
     "fault",
     [
         Fault(status=503),
+        Fault(status=408),
+        Fault(status=409),
+        Fault(status=425),
         Fault(status=429, retry_after="0.01"),
         Fault(drop=True),
         Fault(body="<html>"),
         Fault(body="[1]"),
         Fault(delay=2.0),
     ],
-    ids=["503", "429", "drop", "no JSON", "no object", "timeout"],
+    ids=["503", "408", "409", "425", "429", "drop", "no JSON", "no object", "timeout"],
 )
 def test_what_may_pass_is_tried_again(served_model, stack, connect, fault):
     server = stack.enter_context(serve(served_model, plan=lambda number, body: fault if number < 2 else None))
@@ -158,7 +161,11 @@ def test_a_restart_that_fails_ends_what_is_asked(connect):
         (401, r"refuses: status 401, told to fail: set OPENAI_API_KEY"),
         (403, r"status 403.*server\.api_key_env"),
         (404, r"status 404, told to fail: is http://127\.0\.0\.1:\d+/v1 the right address"),
+        (307, r"status 307, told to fail: is http://127\.0\.0\.1:\d+/v1 the right address \(teacher\.urls="),
+        (405, r"status 405, told to fail: is http://127\.0\.0\.1:\d+/v1 the right address"),
         (400, r"status 400, told to fail: does it speak vLLM's API\? teacher\.api=text"),
+        (422, r"status 422, told to fail: does it speak vLLM's API\?"),
+        (204, r"status 204, .*: does it speak vLLM's API\?"),
     ],
 )
 def test_a_refusal_ends_everything_at_once(served_model, stack, connect, status, message):
@@ -190,10 +197,20 @@ def test_no_address(connect):
         connect([])
 
 
-def test_the_key_comes_from_the_environment(monkeypatch, connect):
+def test_the_key_comes_from_the_environment(monkeypatch, served_model, stack, connect):
     monkeypatch.setenv("MY_KEY", "secret")
-    endpoints = connect([nowhere()], api_key_env="MY_KEY")
-    assert endpoints._endpoints[0].http.headers["Authorization"] == "Bearer secret"
+    server = stack.enter_context(serve(served_model))
+    connect([server.url], api_key_env="MY_KEY").post("completions", BODIES[0])
+    assert server.keys == ["Bearer secret"]
+
+
+def test_pauses_grow_and_are_bounded():
+    for failures, middle in enumerate([1, 2, 4, 8], start=1):
+        assert 0.75 * middle <= pause_after(failures, 1.0, None) <= 1.25 * middle
+    assert pause_after(31, 1.0, None) == 60.0
+    assert pause_after(1, 1.0, 3600.0) == 60.0
+    assert pause_after(5, 1.0, 0.0) == 0.0
+    assert len({pause_after(1, 1.0, None) for _ in range(9)}) > 1
 
 
 def test_dropping_the_iterator_cancels_what_is_left(served_model, stack, connect):
