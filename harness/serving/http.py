@@ -1,4 +1,4 @@
-"""What those who ask endpoints share: bounded requests, keys, errors in a line, headers. Imports no torch."""
+"""What those who ask endpoints share: what may pass, errors in a line, lists of models. Imports no torch."""
 
 from __future__ import annotations
 

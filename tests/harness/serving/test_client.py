@@ -185,8 +185,8 @@ import logging, sys
 logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)
 from harness.config.engines import ServerConfig
 from harness.rewards.judge.client import JudgeClient
-from harness.serving import server
-endpoints = server.Endpoints([sys.argv[1]], "m", ServerConfig())
+from harness.serving.endpoints import Endpoints
+endpoints = Endpoints([sys.argv[1]], "m", ServerConfig())
 assert not {"openai", "torch", "transformers"} & sys.modules.keys()
 assert endpoints.post("completions", {})["choices"]
 assert "openai" in sys.modules
