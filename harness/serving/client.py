@@ -1,7 +1,7 @@
 """openai's client for one address: a body goes out with a key, so many bytes come back. Imported at the first request.
 
-It posts to paths and parses nothing: the SDK's models cost more than the request, and refuse less than
-`harness.serving.answers`.
+It posts to paths and parses nothing: the SDK's models would take two thirds of a request's time again, and check less
+than `harness.serving.answers`.
 """
 
 from __future__ import annotations
@@ -35,10 +35,6 @@ class Client(AsyncOpenAI):
         super().__init__(
             base_url=url,
             api_key=key or "none",
-            admin_api_key="",
-            organization="",
-            project="",
-            webhook_secret="",
             max_retries=0,
             timeout=None,
             http_client=_Bounded(
@@ -53,7 +49,7 @@ class Client(AsyncOpenAI):
 
     @property
     def default_headers(self) -> dict[str, str | Omit]:
-        """Packed bytes are not asked for: a few may be gigabytes."""
+        """All of them. Packed bytes are not asked for: a few may be gigabytes."""
         return {"Accept-Encoding": "identity", "Content-Type": "application/json"}
 
     async def ask(self, path: str, body: dict[str, Any] | None, *, seconds: float, most_bytes: int) -> httpx2.Response:

@@ -11,7 +11,7 @@ import pytest
 
 from harness.config.evaluation import JudgeConfig
 from harness.errors import UserError
-from harness.rewards.judge.client import JudgeClient, JudgeFailure
+from harness.rewards.judge.client import JudgeClient, JudgeFailure, JudgeGone
 from harness.rewards.judge.forms import SHARED
 from harness.serving import endpoints
 from harness.testing.http_server import Fault, LoopbackServer
@@ -123,8 +123,10 @@ def test_somebody_there_who_says_nothing() -> None:
         deaf.bind(("127.0.0.1", 0))
         deaf.listen()
         config = JudgeConfig(url=f"http://127.0.0.1:{deaf.getsockname()[1]}/v1", timeout=0.3)
-        with pytest.raises(UserError, match="cannot be reached"):
+        began = time.monotonic()
+        with pytest.raises(JudgeGone, match=r"cannot be reached \(no answer in 0\.3 s\)"):
             JudgeClient(config).ask([RIGHT])
+        assert time.monotonic() - began < 6.0
 
 
 @pytest.mark.parametrize("url", [None, "", "localhost:8000/v1", "ftp://host/v1", "http://"])
@@ -168,6 +170,14 @@ def test_so_many_requests_at_a_time(start: Start, concurrency: int) -> None:
     server, client = start(lambda number, body: Fault(delay=0.15), concurrency=concurrency)
     assert client.ask([RIGHT] * 8 if concurrency > 1 else [RIGHT] * 3) == [CORRECT] * (8 if concurrency > 1 else 3)
     assert server.busiest == concurrency
+
+
+def test_a_request_that_fails_holds_up_no_other(start: Start) -> None:
+    fault = Fault(status=500, retry_after="1")
+    server, client = start(lambda number, body: fault if "elm" in str(body) else None, concurrency=2, retries=1)
+    replies = client.ask([prompt("oak", "elm"), *[RIGHT] * 6])
+    assert replies == [JudgeFailure("status 500 (2 tries)"), *[CORRECT] * 6]
+    assert [number for number, body in enumerate(server.requests) if "elm" in str(body)][1] == 7
 
 
 def test_an_endpoint_that_goes_away_is_given_up(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
