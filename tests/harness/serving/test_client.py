@@ -16,7 +16,7 @@ import pytest
 from harness.config.engines import ServerConfig
 from harness.config.evaluation import JudgeConfig
 from harness.errors import RunInterrupted, UserError
-from harness.rewards.judge.client import JudgeClient, JudgeFailure
+from harness.rewards.judge.client import JudgeClient, JudgeFailure, JudgeGone
 from harness.serving.endpoints import Endpoints
 from tests.layers import ROOT
 
@@ -178,6 +178,19 @@ def test_a_judge_need_not_list_its_models_and_an_engine_has_to() -> None:
         pytest.raises(UserError, match=r"eval\.judge\.url.*judge\.model"),
     ):
         judge(url).ask([ASK])
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_key_that_is_refused_is_said_before_anything_is_asked(status: int) -> None:
+    with recorder(models_status=status) as (url, seen):
+        endpoints = Endpoints([url], "m", ServerConfig())
+        for ask, option in ((lambda: judge(url).ask([ASK]), r"eval\.judge"), (endpoints.check, "server")):
+            message = rf"{url} refuses: status {status}, .*: set OPENAI_API_KEY, or .* {option}\.api_key_env"
+            with pytest.raises(UserError, match=message) as caught:
+                ask()
+            assert not isinstance(caught.value, JudgeGone)
+        endpoints.close()
+    assert {method for method, *_ in seen} == {"GET"}
 
 
 SCRIPT = """

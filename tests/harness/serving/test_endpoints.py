@@ -69,6 +69,27 @@ def test_two_endpoints_share_the_load_and_everything_arrives_once(served_model, 
     assert all(body["model"] == "tiny:teacher" for server in servers for body in server.requests)
 
 
+def test_a_request_goes_to_the_endpoint_with_the_least_to_do(served_model, stack, connect):
+    servers = [stack.enter_context(serve(served_model, plan=lambda number, body: Fault(delay=0.5))) for _ in range(2)]
+    list(connect([server.url for server in servers]).map("completions", BODIES[:4]))
+    assert [len(server.requests) for server in servers] == [2, 2]
+
+
+def test_an_answer_ends_what_a_failure_began(served_model, stack, connect):
+    """The endpoint has all of its places again, and the time of its silence starts anew."""
+    fails = {0, 2}
+    server = stack.enter_context(
+        serve(served_model, plan=lambda number, body: Fault(status=503) if number in fails else Fault(delay=0.1))
+    )
+    endpoints = connect([server.url], max_wait=0.4)
+    endpoints.post("completions", BODIES[0])
+    time.sleep(0.4)
+    endpoints.post("completions", BODIES[0])
+    server.busiest = 0
+    list(endpoints.map("completions", BODIES[:8]))
+    assert server.busiest > 1 and len(server.requests) == 12
+
+
 def test_an_endpoint_that_dies_midway_loses_nothing(served_model, stack, connect):
     alive = stack.enter_context(serve(served_model))
     dying = stack.enter_context(
@@ -120,8 +141,22 @@ def test_the_run_is_interrupted_when_all_have_been_silent_for_too_long(connect):
 def test_a_slow_answer_is_not_silence(served_model, stack, connect):
     """The endpoint needs longer than max_wait and has not failed: there is nothing to give up on."""
     server = stack.enter_context(serve(served_model, plan=lambda number, body: Fault(delay=0.6)))
-    connect([nowhere(), server.url], max_wait=0.1).post("completions", BODIES[0])
-    assert len(server.requests) == 1
+    endpoints = connect([nowhere(), server.url], max_wait=0.1)
+    for number in (1, 2):  # the other has been silent for longer than max_wait at the second
+        endpoints.post("completions", BODIES[0])
+        assert len(server.requests) == number
+
+
+def test_an_endpoint_that_fails_gets_one_request_until_it_answers(served_model, stack, connect):
+    came: list[float] = []
+
+    def plan(number: int, body: object) -> Fault:
+        came.append(time.monotonic())
+        return Fault(status=503, delay=0.5) if number < 4 else Fault(delay=0.3)
+
+    server = stack.enter_context(serve(served_model, plan=plan))
+    list(connect([server.url], max_wait=20.0).map("completions", BODIES[:6]))
+    assert server.busiest == 4 and came[5] - came[4] >= 0.3
 
 
 def test_a_dead_server_is_started_again_once_at_a_time(served_model, stack, connect):
@@ -137,6 +172,15 @@ def test_a_dead_server_is_started_again_once_at_a_time(served_model, stack, conn
     endpoints = connect([url], restart=restart, max_wait=0.1)
     assert prompts_of(endpoints.map("completions", BODIES)) == {i: i + 105 for i in range(20)}
     assert len(calls) == 1
+
+
+def test_a_server_that_is_busy_is_not_started_again(served_model, stack, connect):
+    calls: list[int] = []
+    server = stack.enter_context(
+        serve(served_model, plan=lambda number, body: Fault(status=503) if not number else None)
+    )
+    connect([server.url], restart=lambda: calls.append(1)).post("completions", BODIES[0])
+    assert calls == [] and len(server.requests) == 2
 
 
 def test_a_server_that_always_dies_is_not_started_for_ever(connect):
