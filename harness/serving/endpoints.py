@@ -207,6 +207,7 @@ class Endpoints:
             raise errors.exceptions[0] from None  # one refusal or one end of patience; the rest was cancelled
 
     async def _answer(self, path: str, body: dict[str, Any], read: Callable[[Answer], T]) -> T | Lost:
+        """What `read` makes of the answer, in as many tries as it takes or as there are."""
         lost = self._lost_in_a_row
         if len(lost) >= GIVE_UP_AFTER:
             return Lost(f"not asked any more: {len(lost)} requests in a row failed ({lost[-1]})")
@@ -254,8 +255,7 @@ class Endpoints:
                 endpoint.in_hand += 1
                 return endpoint
             # Whoever is under way wakes the others; pauses and the end of patience pass by themselves.
-            moments = [e.pause_until for e in self._endpoints if e.pause_until > now]
-            timeout = None if not moments else max(0.0, min(moments) - now)
+            timeout = min((e.pause_until - now for e in self._endpoints if e.pause_until > now), default=None)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), timeout)
 

@@ -14,6 +14,7 @@ import pytest
 
 from harness.config.engines import ServerConfig
 from harness.errors import RunInterrupted, UserError
+from harness.serving import endpoints as module
 from harness.serving.endpoints import Endpoints, pause_after
 from harness.testing.http_server import Fault, LoopbackServer
 from harness.testing.model_server import serve
@@ -189,6 +190,21 @@ def test_a_server_that_always_dies_is_not_started_for_ever(connect):
     with pytest.raises(RunInterrupted, match="was started 3 times and died each time"):
         endpoints.post("completions", BODIES[0])
     assert len(calls) == 3
+
+
+def test_an_answer_forgives_a_restart(served_model, connect, monkeypatch):
+    monkeypatch.setattr(module, "MAX_RESTARTS", 1)
+    url, calls = nowhere(), []
+
+    def restart() -> None:
+        calls.append(current.enter_context(serve(served_model, int(url.split(":")[2].split("/")[0]), once)))
+
+    once = lambda number, body: Fault(drop=True) if number else None  # noqa: E731
+    endpoints = connect([url], restart=restart)
+    for _ in range(2):
+        with contextlib.ExitStack() as current:
+            assert endpoints.post("completions", BODIES[0])["choices"]
+    assert len(calls) == 2
 
 
 def test_a_restart_that_fails_ends_what_is_asked(connect):
