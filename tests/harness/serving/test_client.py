@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import psutil
 import pytest
 
 from harness.config.engines import ServerConfig
@@ -131,6 +132,14 @@ def test_half_of_a_surrogate_pair_and_numbers_go_out_as_they_are() -> None:
         assert judge(url, extra_body={"seed": 2**63, "bias": 1e-9}).ask([messages]) == ["yes"]
     body = seen[-1][3]
     assert body["messages"][0]["content"] == content and (body["seed"], body["bias"]) == (2**63, 1e-9)
+
+
+def test_what_was_asked_is_hung_up_on() -> None:
+    with recorder() as (url, _):
+        client = judge(url)
+        assert client.ask([ASK]) == client.ask([ASK]) == ["yes"]
+        ports = [c.raddr.port for c in psutil.Process().net_connections("tcp") if c.status == psutil.CONN_ESTABLISHED]
+        assert int(url.split(":")[2].removesuffix("/v1")) not in ports
 
 
 DEEP = b'{"error": ' + b'{"param": ' * 100_000

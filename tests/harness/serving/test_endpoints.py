@@ -247,7 +247,12 @@ def test_another_model_is_named(served_model, stack, connect):
 
 def test_check_returns_the_window_and_finds_who_is_missing(served_model, stack, connect):
     server = stack.enter_context(serve(served_model))
-    assert connect([server.url + "/"]).check() == served_model.plain.context_window
+    window = served_model.plain.context_window
+    assert connect([server.url + "/"]).check() == window
+    short, silent = (stack.enter_context(serve(served_model)) for _ in range(2))
+    short.models[0]["max_model_len"] = window - 1
+    del silent.models[0]["max_model_len"]
+    assert connect([server.url, short.url, silent.url]).check() == window - 1
     with pytest.raises(UserError, match=r"cannot be reached \(.+\): is it running\?"):
         connect([server.url, nowhere()]).check()
 

@@ -129,10 +129,12 @@ def test_somebody_there_who_says_nothing() -> None:
         assert time.monotonic() - began < 6.0
 
 
-@pytest.mark.parametrize("url", [None, "", "localhost:8000/v1", "ftp://host/v1", "http://"])
+@pytest.mark.parametrize("url", [None, "", "localhost:8000/v1", "ftp://host/v1", "http://", "http://[::1/v1"])
 def test_an_address_that_is_none(url: str | None) -> None:
-    with pytest.raises(UserError, match=r"eval\.judge\.url"):
+    """It is no judge that went away: a launcher that requeues would ask it again for ever."""
+    with pytest.raises(UserError, match=r"(is no address|there is no judge): eval\.judge\.url=") as caught:
         JudgeClient(JudgeConfig(url=url)).ask([RIGHT])
+    assert not isinstance(caught.value, JudgeGone)
 
 
 def test_the_address_may_name_the_method(start: Start) -> None:
