@@ -43,6 +43,7 @@ def start_logging(*, quiet: bool = False) -> None:
     logging.basicConfig(level=logging.CRITICAL if quiet else logging.INFO, handlers=[handler])
     for noisy in (
         "httpx",
+        "httpx2",
         "urllib3",
         "filelock",
         "fsspec",

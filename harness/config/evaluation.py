@@ -110,7 +110,8 @@ class JudgeConfig:
     timeout: Seconds = 120.0
     """Seconds that a request may take."""
     retries: NonNegativeInt = 3
-    """Further tries of a request that failed for a passing reason: no connection, a timeout, status 429 or 5xx."""
+    """Further tries of a request that failed for a passing reason: no connection, a timeout, status 408, 409, 425, 429
+    or 5xx."""
     concurrency: PositiveInt = 16
     """Requests at a time."""
 

@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import httpx
+import httpx2
 import psutil
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from harness.errors import first_line
 from harness.process.devices import num_cores
-from harness.serving.http import LOOPBACK, reason
+from harness.serving.http import LOOPBACK
 
 MIN_PYTHON = (3, 11)
 TORCH = ("2.11", "2.14")
@@ -219,8 +220,8 @@ def check_hub() -> Check:
         return Check("warn", "hub", "offline: HF_HUB_OFFLINE is set", remedy)
     try:
         # A proxy is never asked for this machine itself.
-        with httpx.Client(timeout=HUB_SECONDS, trust_env=httpx.URL(constants.ENDPOINT).host not in LOOPBACK) as http:
+        with httpx2.Client(timeout=HUB_SECONDS, trust_env=httpx2.URL(constants.ENDPOINT).host not in LOOPBACK) as http:
             http.head(constants.ENDPOINT)
-    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-        return Check("warn", "hub", f"{constants.ENDPOINT} cannot be reached: {reason(error)}", remedy)
+    except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
+        return Check("warn", "hub", f"{constants.ENDPOINT} cannot be reached: {first_line(error)}", remedy)
     return Check("ok", "hub", f"{constants.ENDPOINT} can be reached")

@@ -7,57 +7,72 @@ import queue
 import random
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import httpx
+import httpx2
+import tenacity
 
-from harness.config.engines import ServerConfig
+from harness.config.engines import ServerConfig, api_key
 from harness.errors import RunInterrupted, UserError
-from harness.serving.answers import most_bytes
-from harness.serving.http import (
-    LOOPBACK,
-    MODELS_BYTES,
-    bearer,
-    detail,
-    json_of,
-    listed,
-    models_of,
-    reason,
-    request,
-    retry_after,
-    window_of,
-)
+from harness.serving.answers import WrongAnswer, most_bytes
+from harness.serving.http import MODELS_BYTES, Passing, detail, json_of, listed, models_of, retry_after, window_of
+
+if TYPE_CHECKING:
+    from harness.serving.client import Client
 
 LONGEST_PAUSE = 60.0
 CHECK_TIMEOUT = 10.0
 MAX_RESTARTS = 3
 """Restarts in a row that led to no answer; then the server dies of what it is asked."""
+GIVE_UP_AFTER = 32
+"""Requests in a row that got no answer in all their tries; then the endpoint is gone, and the rest is not tried."""
 _PASSING = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS)
+_KEY = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+_ADDRESS = (*range(300, 400), HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
+"""Statuses that may pass, as 5xx do, and those of a wrong key and of a wrong address or model."""
 
 T = TypeVar("T")
+Answer = dict[str, Any]
 
 
-class _Retriable(Exception):
-    """What may pass: no connection, a timeout, status 429 or 5xx, an answer that is no JSON object."""
+class Unreachable(UserError):
+    """Nobody answers at an address: that may pass, a refusal does not."""
 
-    def __init__(self, reason: str, *, pause: float | None = None, refused: bool = False) -> None:
-        super().__init__(reason)
-        self.pause = pause
-        """Seconds to wait, if the endpoint says."""
-        self.refused = refused
-        """Nobody listens there."""
+
+@dataclass(frozen=True)
+class Lost:
+    """No answer came; `reason` says why in a line."""
+
+    reason: str
+
+
+class Names(NamedTuple):
+    """What messages call an endpoint (`who` stands before its address), and the options that it comes from."""
+
+    who: str
+    urls: str
+    key: str
+    model: str
 
 
 class Endpoints:
     """`urls` (http://<host>:<port>/v1) that serve `model`. Used from any thread; its requests run in one of their own.
 
-    A request goes to the endpoint with the fewest in hand. An endpoint that fails gets a pause, `backoff` seconds and
-    twice as long after each further failure. Then it gets a single request at a time until it answers; meanwhile its
-    requests go to the others. Where all have been failing for `config.max_wait` seconds, without an answer,
-    RunInterrupted is raised. A slow answer is no failure before `config.timeout`, and the time of a restart does not
-    count. `role` names the model's part of the configuration in messages.
+    A request goes to the endpoint with the fewest in hand. What may pass is tried again after a pause: `backoff`
+    seconds, twice as long after each further failure, or as long as the endpoint says. There are two ways to give up.
 
+    - Together: an endpoint that fails gets the pause, and then a single request at a time until it answers; meanwhile
+      its requests go to the others. Where all have been failing for `config.max_wait` seconds, without an answer,
+      RunInterrupted is raised. A slow answer is no failure before `config.timeout`, and the time of a restart does not
+      count.
+    - Each request by itself, with `tries`: after so many, with pauses between them, it is `Lost`. So is at once one
+      that the endpoint finds wrong, and the rest after `GIVE_UP_AFTER` that were lost in a row.
+
+    `role` names the model's part of the configuration in messages; `names` are for options that are called otherwise.
     `restart` starts a server that is the caller's own again: called when nobody listens at an endpoint, once at a time.
     Its errors end what is being asked.
     """
@@ -69,18 +84,29 @@ class Endpoints:
         config: ServerConfig,
         *,
         role: str = "teacher",
+        names: Names | None = None,
+        tries: int | None = None,
         restart: Callable[[], None] | None = None,
         backoff: float = 1.0,
     ) -> None:
+        example = f"{role}.urls=[http://<host>:<port>/v1]"
+        self._names = names or Names(f"the {role}'s endpoint", example, "server.api_key_env", f"{role}.served_name")
         if not urls:
-            raise UserError(f"no endpoint serves the {role}: {role}.urls=[http://<host>:<port>/v1]")
-        headers = bearer("server.api_key_env", config.api_key_env)
+            raise UserError(f"no endpoint serves the {role}: {self._names.urls}")
+        key = api_key(self._names.key, config.api_key_env)
         self.model = model
         self._config = config
         self._role = role
         self._restart = restart
         self._backoff = backoff
-        self._endpoints = [_Endpoint(url, headers, role, config.concurrency) for url in urls]
+        self._endpoints = [_Endpoint(url, key, self._names.urls, config.concurrency) for url in urls]
+        self.urls = [endpoint.url for endpoint in self._endpoints]
+        self._tries = tries
+        self._policy = tenacity.AsyncRetrying(retry=tenacity.retry_if_exception_type(Passing), reraise=True)
+        if tries is not None:  # else the endpoints have the pauses and the end of patience
+            self._policy.stop = tenacity.stop_after_attempt(tries)
+            self._policy.wait = self._pause_of
+        self._lost_in_a_row: list[str] = []
         self._restarts_in_a_row = 0
         self._restarting = asyncio.Lock()
         self._changed = asyncio.Event()
@@ -89,19 +115,16 @@ class Endpoints:
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"endpoints of the {role}", daemon=True)
         self._thread.start()
 
-    @property
-    def urls(self) -> list[str]:
-        return [endpoint.url for endpoint in self._endpoints]
-
-    def map(self, path: str, bodies: Iterable[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    def map(self, path: str, bodies: Iterable[dict[str, Any]]) -> Iterator[tuple[int, Answer]]:
         """Post each body, with the model's name, to `<url>/<path>`; yields (position, answer) as they finish.
 
         Bodies are taken as there is room for them, and may come late. Asking starts with the first `next`; what is left
         is cancelled when the iterator is closed or dropped. Raises UserError where an endpoint refuses a request,
         RunInterrupted where all are gone, and what `bodies` raises.
         """
-        done: queue.SimpleQueue[tuple[int, dict[str, Any]] | None] = queue.SimpleQueue()
-        future = asyncio.run_coroutine_threadsafe(self._map(path, bodies, done.put), self._loop)
+        done: queue.SimpleQueue[tuple[int, Any] | None] = queue.SimpleQueue()
+        work = self._map(path, bodies, lambda answer: answer, lambda *item: done.put(item))
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
         future.add_done_callback(lambda _: done.put(None))
         try:
             while (item := done.get()) is not None:
@@ -110,17 +133,31 @@ class Endpoints:
         finally:
             future.cancel()
 
-    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    def post(self, path: str, body: dict[str, Any]) -> Answer:
         """The answer to one body. Raises like `map`."""
         return next(self.map(path, [body]))[1]
+
+    def each(
+        self,
+        path: str,
+        bodies: Iterable[dict[str, Any]],
+        read: Callable[[Answer], T],
+        put: Callable[[int, T | Lost], None],
+    ) -> None:
+        """Post each body like `map`; `put(position, what read makes of the answer)` is called as they finish.
+
+        That is in the endpoints' thread, one at a time, before the next body is asked about. An answer for which `read`
+        raises Passing is asked for again. Raises like `map`, and what `put` raises.
+        """
+        self._wait(self._map(path, bodies, read, put))
 
     def check(self) -> int | None:
         """Ask every endpoint what it serves. Returns the shortest context window that one states, in tokens.
 
-        Raises UserError for an endpoint that cannot be reached, refuses, or does not serve the model.
+        Raises Unreachable, and another UserError for an endpoint that refuses the key or does not serve the model. With
+        `tries` what it serves is not looked at.
         """
-        windows = self._wait(self._check())
-        return min(windows, default=None)
+        return self._wait(self._check())
 
     def close(self) -> None:
         """Cancel what is left. Iterators of `map` that are still read raise CancelledError."""
@@ -140,10 +177,15 @@ class Endpoints:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for endpoint in self._endpoints:
-            await endpoint.http.aclose()
+            if "client" in vars(endpoint):
+                await endpoint.client.close()
 
     async def _map(
-        self, path: str, bodies: Iterable[dict[str, Any]], put: Callable[[tuple[int, dict[str, Any]]], None]
+        self,
+        path: str,
+        bodies: Iterable[dict[str, Any]],
+        read: Callable[[Answer], T],
+        put: Callable[[int, T | Lost], None],
     ) -> None:
         waiting = iter(enumerate(bodies))
         taking = asyncio.Lock()
@@ -155,7 +197,7 @@ class Endpoints:
                 if item is None:
                     return
                 position, body = item
-                put((position, await self._answer(path, body)))
+                put(position, await self._answer(path, {**body, "model": self.model}, read))
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -164,47 +206,64 @@ class Endpoints:
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None  # one refusal or one end of patience; the rest was cancelled
 
-    async def _answer(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        content = {**body, "model": self.model}
-        while True:
-            endpoint = await self._free()
-            started = self._loop.time()
-            try:
-                answer = await self._request(endpoint, path, content)
-            except _Retriable as error:
+    async def _answer(self, path: str, body: dict[str, Any], read: Callable[[Answer], T]) -> T | Lost:
+        """What `read` makes of the answer, in as many tries as it takes or as there are."""
+        lost = self._lost_in_a_row
+        if len(lost) >= GIVE_UP_AFTER:
+            return Lost(f"not asked any more: {len(lost)} requests in a row failed ({lost[-1]})")
+        try:
+            answer: T | Lost = await self._policy.copy()(self._turn, path, body, read)
+        except WrongAnswer as error:
+            answer = Lost(str(error))
+        except Passing as error:
+            lost.append(error.reason)
+            return Lost(f"{error.reason} ({self._tries} tries)")
+        lost.clear()
+        return answer
+
+    def _pause_of(self, state: Any) -> float:
+        return pause_after(state.attempt_number, self._backoff, state.outcome.exception().pause)
+
+    async def _turn(self, path: str, body: dict[str, Any], read: Callable[[Answer], T]) -> T:
+        """One try, at the endpoint with the least to do."""
+        endpoint = await self._free()
+        started = self._loop.time()
+        try:
+            answer = read(await self._request(endpoint, path, body))
+        except Passing as error:
+            if self._tries is None:
                 self._note_failure(endpoint, started, error)
                 if error.refused and self._restart is not None:
                     await self._start_again(endpoint, started)
-            else:
-                endpoint.failures, endpoint.failing_since = 0, None
-                self._restarts_in_a_row = 0
-                return answer
-            finally:
-                endpoint.in_hand -= 1
-                self._wake()
+            raise
+        else:
+            endpoint.failures, endpoint.failing_since = 0, None
+            self._restarts_in_a_row = 0
+            return answer
+        finally:
+            endpoint.in_hand -= 1
+            self._wake()
 
     async def _free(self) -> _Endpoint:
         """Take a place at the endpoint with the least to do. Waits for one; raises RunInterrupted."""
+        most = self._config.concurrency
         while True:
             now = self._loop.time()
-            ready = [e for e in self._endpoints if e.pause_until <= now and e.in_hand < e.capacity]
+            ready = [e for e in self._endpoints if e.pause_until <= now and e.in_hand < (1 if e.failures else most)]
             if ready:
                 endpoint = min(ready, key=lambda e: e.in_hand)
                 endpoint.in_hand += 1
                 return endpoint
             # Whoever is under way wakes the others; pauses and the end of patience pass by themselves.
-            moments = [e.pause_until for e in self._endpoints if e.pause_until > now]
-            timeout = None if not moments else max(0.0, min(moments) - now)
-            try:
+            timeout = min((e.pause_until - now for e in self._endpoints if e.pause_until > now), default=None)
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), timeout)
-            except TimeoutError:
-                continue
 
     def _wake(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
-    def _note_failure(self, endpoint: _Endpoint, started: float, error: _Retriable) -> None:
+    def _note_failure(self, endpoint: _Endpoint, started: float, error: Passing) -> None:
         """Pause the endpoint. Raises RunInterrupted if all have been failing for too long."""
         now = self._loop.time()
         if endpoint.failing_since is None:
@@ -212,8 +271,7 @@ class Endpoints:
         if started >= endpoint.failed_at:  # requests that were under way together fail together: one failure
             endpoint.failures += 1
             endpoint.failed_at = now
-        grown = self._backoff * 2 ** (min(endpoint.failures, 10) - 1) * random.uniform(0.75, 1.25)
-        endpoint.pause_until = now + min(LONGEST_PAUSE, grown if error.pause is None else error.pause)
+        endpoint.pause_until = now + pause_after(endpoint.failures, self._backoff, error.pause)
         failing = [e.failing_since for e in self._endpoints if e.failing_since is not None]
         if len(failing) < len(self._endpoints):
             return
@@ -221,7 +279,7 @@ class Endpoints:
         endpoint.pause_until = min(endpoint.pause_until, max(now, patience))
         if now >= patience:
             raise RunInterrupted(
-                f"the {self._role}'s endpoint {endpoint.url} has not answered for {self._config.max_wait:g} s "
+                f"{self._names.who} {endpoint.url} has not answered for {self._config.max_wait:g} s "
                 f"({error}): launch the same command again to go on"
             )
 
@@ -241,90 +299,86 @@ class Endpoints:
             endpoint.restarted_at = self._loop.time()
             endpoint.failures, endpoint.failing_since, endpoint.pause_until = 0, None, 0.0
 
-    async def _request(self, endpoint: _Endpoint, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        url = f"{endpoint.url}/{path}"
-        try:
-            async with asyncio.timeout(self._config.timeout):
-                response = await request(endpoint.http, "POST", url, most_bytes=most_bytes(body), body=body)
-        except TimeoutError as error:
-            raise _Retriable(f"no answer in {self._config.timeout:g} s") from error
-        except (httpx.HTTPError, OSError) as error:
-            raise _Retriable(reason(error), refused=isinstance(error, httpx.ConnectError)) from error
+    async def _request(self, endpoint: _Endpoint, path: str, body: dict[str, Any]) -> Answer:
+        """Raises Passing; UserError for a refusal, with `tries` WrongAnswer for one of this request alone."""
+        response = await endpoint.client.ask(path, body, seconds=self._config.timeout, most_bytes=most_bytes(body))
         status = response.status_code
         if status in _PASSING or status >= 500:
-            pause = retry_after(response)
-            raise _Retriable(f"status {status}, {detail(response)}", pause=pause)
+            raise Passing(f"status {status}", detail(response), pause=retry_after(response))
         if status != HTTPStatus.OK:
+            if self._tries is not None and status not in (*_KEY, *_ADDRESS):
+                raise WrongAnswer(f"status {status}: {detail(response)}")
             raise await self._refusal(endpoint, response)
         answer = json_of(response)
         if not isinstance(answer, dict):
-            raise _Retriable("the answer is no JSON object")
+            raise Passing("the answer is no JSON object")
         return answer
 
-    async def _refusal(self, endpoint: _Endpoint, response: httpx.Response) -> UserError:
+    async def _refusal(self, endpoint: _Endpoint, response: httpx2.Response) -> UserError:
         """What a status that will not pass means, and the remedy."""
-        status = response.status_code
-        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-            remedy = f"set {self._config.api_key_env}, or name another variable in server.api_key_env"
-        elif status == HTTPStatus.NOT_FOUND:
-            served = [name for name, _ in await self._served(endpoint)]
-            if self.model not in served:
-                return self._not_served(endpoint, served)
-            remedy = f"is {endpoint.url} the right address ({self._role}.urls)?"
-        else:
-            remedy = f"does it speak vLLM's API? {self._role}.api=text asks for text alone"
-        return UserError(f"the endpoint {endpoint.url} refuses: status {status}, {detail(response)}: {remedy}")
+        status, names = response.status_code, self._names
+        remedy = f"does it speak vLLM's API? {self._role}.api=text asks for text alone"
+        if status in _KEY:
+            remedy = f"set {self._config.api_key_env}, or name another variable in {names.key}"
+        elif status in _ADDRESS:
+            remedy = f"is {endpoint.url} the right address ({names.urls}), and {self.model} its model ({names.model})?"
+            served = models_of(json_of(await self._models(endpoint))) if status == HTTPStatus.NOT_FOUND else None
+            if served and self.model not in dict(served):
+                remedy = f"it {self._not_served(served)}"
+        return UserError(f"{names.who} {endpoint.url} refuses: status {status}, {detail(response)}: {remedy}")
 
-    def _not_served(self, endpoint: _Endpoint, served: Sequence[str]) -> UserError:
-        return UserError(
-            f"the endpoint {endpoint.url} does not serve {self.model}, it serves {listed(list(served))}: "
-            f"set {self._role}.served_name"
-        )
+    def _not_served(self, served: Sequence[tuple[str, Any]]) -> str:
+        others = listed([name for name, _ in served])
+        return f"does not serve {self.model}, it serves {others}: set {self._names.model}"
 
-    async def _check(self) -> list[int]:
+    async def _check(self) -> int | None:
         windows = []
         for endpoint in self._endpoints:
-            served = dict(await self._served(endpoint))
-            if self.model not in served:
-                raise self._not_served(endpoint, list(served))
+            response = await self._models(endpoint)
+            if self._tries is not None:
+                continue
+            who, status = f"{self._names.who} {endpoint.url}", response.status_code
+            served = models_of(json_of(response)) if status == HTTPStatus.OK else None
+            if served is None:
+                raise UserError(f"{who} lists no models (status {status}): is it OpenAI-compatible? {self._names.urls}")
+            if self.model not in dict(served):
+                raise UserError(f"{who} {self._not_served(served)}")
             try:
-                window = window_of(served[self.model])
+                windows.append(window_of(dict(served)[self.model]))
             except ValueError as error:
-                raise UserError(f"the endpoint {endpoint.url} states {error}: does it have vLLM's API?") from error
-            windows += [window] if window is not None else []
-        return windows
+                raise UserError(f"{who} states {error}: does it have vLLM's API?") from error
+        return min((window for window in windows if window is not None), default=None)
 
-    async def _served(self, endpoint: _Endpoint) -> list[tuple[str, Any]]:
-        """Names of the models at an endpoint, and what it says of their context windows."""
-        unreachable = f"is it running? {self._role}.urls=[http://<host>:<port>/v1]"
+    async def _models(self, endpoint: _Endpoint) -> httpx2.Response:
+        """What GET /models gives, whatever that is. Raises Unreachable, and UserError for a key that is refused."""
+        seconds = min(CHECK_TIMEOUT, self._config.timeout)
         try:
-            async with asyncio.timeout(min(CHECK_TIMEOUT, self._config.timeout)):
-                response = await request(endpoint.http, "GET", f"{endpoint.url}/models", most_bytes=MODELS_BYTES)
-        except (httpx.HTTPError, OSError, TimeoutError) as error:
-            message = f"the {self._role}'s endpoint {endpoint.url} cannot be reached ({reason(error)}): {unreachable}"
-            raise UserError(message) from error
-        if response.status_code == HTTPStatus.NOT_FOUND:
-            raise UserError(f"{endpoint.url} is no OpenAI-compatible endpoint, it has no /models: {unreachable}")
-        if response.status_code != HTTPStatus.OK:
+            response = await endpoint.client.ask("models", None, seconds=seconds, most_bytes=MODELS_BYTES)
+        except Passing as error:
+            who, urls = self._names.who, self._names.urls
+            raise Unreachable(f"{who} {endpoint.url} cannot be reached ({error}): is it running? {urls}") from error
+        if response.status_code in _KEY:
             raise await self._refusal(endpoint, response)
-        served = models_of(json_of(response))
-        if served is None:
-            raise UserError(f"{endpoint.url}/models lists no models: {unreachable}")
-        return served
+        return response
+
+
+def pause_after(failures: int, backoff: float, asked: float | None) -> float:
+    """Seconds before the next try. Spread by half, so that requests that failed together do not come back together."""
+    grown = backoff * 2 ** (min(failures, 10) - 1) * random.uniform(0.75, 1.25)
+    return min(LONGEST_PAUSE, grown if asked is None else asked)
 
 
 class _Endpoint:
     """One address, and how it has been doing. Times are those of the event loop."""
 
-    def __init__(self, url: str, headers: dict[str, str], role: str, concurrency: int) -> None:
+    def __init__(self, url: str, key: str, example: str, concurrency: int) -> None:
         self.url = url.rstrip("/")
         try:
-            host = httpx.URL(self.url).host
-        except httpx.InvalidURL as error:
-            raise UserError(f"{role}.urls: {url} is no address ({error}): http://<host>:<port>/v1") from error
-        # A request has one deadline, of asyncio; a proxy is never asked for this machine itself.
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=concurrency)
-        self.http = httpx.AsyncClient(headers=headers, timeout=None, limits=limits, trust_env=host not in LOOPBACK)
+            host = httpx2.URL(self.url).host
+        except httpx2.InvalidURL:
+            host = ""
+        if not host or not self.url.startswith(("http://", "https://")):
+            raise UserError(f"{self.url} is no address: {example}")
         self.in_hand = 0
         self.failures = 0
         """In a row."""
@@ -332,8 +386,11 @@ class _Endpoint:
         self.failing_since: float | None = None
         self.pause_until = 0.0
         self.restarted_at = 0.0
+        self._key = key
         self._concurrency = concurrency
 
-    @property
-    def capacity(self) -> int:
-        return self._concurrency if self.failures == 0 else 1
+    @cached_property
+    def client(self) -> Client:
+        from harness.serving.client import Client
+
+        return Client(self.url, self._key, self._concurrency)

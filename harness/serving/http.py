@@ -1,14 +1,11 @@
-"""What those who ask endpoints share: bounded requests, keys, errors in a line, headers. Imports no torch."""
+"""What those who ask endpoints share: what may pass, errors in a line, lists of models. Imports no torch."""
 
 from __future__ import annotations
 
-import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
-
-from harness.config.engines import api_key
-from harness.errors import first_line
+if TYPE_CHECKING:
+    import httpx2
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 """Hosts that a proxy is never asked for (`trust_env=host not in LOOPBACK`)."""
@@ -16,47 +13,19 @@ MODELS_BYTES = 4 << 20
 """Of a list of models, at most."""
 
 
-class TooLarge(httpx.HTTPError):
-    """An answer that would not end, or that has to be unpacked first."""
+class Passing(Exception):
+    """What may pass: no connection, a timeout, status 408, 409, 425, 429 or 5xx, an answer that cannot be read."""
+
+    def __init__(self, reason: str, detail: str = "", *, pause: float | None = None, refused: bool = False) -> None:
+        super().__init__(f"{reason}, {detail}" if detail else reason)
+        self.reason = reason
+        self.pause = pause
+        """Seconds to wait, if the endpoint says."""
+        self.refused = refused
+        """Nobody listens there."""
 
 
-async def request(
-    http: httpx.AsyncClient, method: str, url: str, *, most_bytes: int, body: Any = None, **options: Any
-) -> httpx.Response:
-    """The answer with its complete content, of at most `most_bytes`; the caller has the deadline.
-
-    It is asked for as it is, since a few packed bytes may be gigabytes. Raises httpx.HTTPError and OSError.
-    """
-    headers = {"Accept-Encoding": "identity", **options.pop("headers", {})}
-    if body is not None:
-        headers["Content-Type"] = "application/json"
-        options["content"] = json.dumps(body).encode()
-    content = bytearray()
-    async with http.stream(method, url, headers=headers, **options) as response:
-        if (response.headers.get("Content-Encoding") or "identity").lower() != "identity":
-            raise TooLarge("the answer is packed, which was not asked for")
-        async for piece in response.aiter_raw():
-            content += piece
-            if len(content) > most_bytes:
-                raise TooLarge(f"the answer has more than {most_bytes / 2**20:.1f} MiB")
-    kept = {name: response.headers[name] for name in ("Content-Type", "Retry-After") if name in response.headers}
-    return httpx.Response(response.status_code, headers=kept, content=bytes(content), request=response.request)
-
-
-def bearer(option: str, variable: str) -> dict[str, str]:
-    """The header with the key in an environment variable, if there is one. Raises UserError like `api_key`."""
-    key = api_key(option, variable)
-    return {"Authorization": f"Bearer {key}"} if key else {}
-
-
-def reason(error: BaseException) -> str:
-    """An error in half a line."""
-    if isinstance(error, httpx.TimeoutException):
-        return "no answer in time"
-    return first_line(error)
-
-
-def retry_after(response: httpx.Response) -> float | None:
+def retry_after(response: httpx2.Response) -> float | None:
     """The seconds that the endpoint asks for, if any."""
     header = response.headers.get("Retry-After")
     try:
@@ -65,7 +34,7 @@ def retry_after(response: httpx.Response) -> float | None:
         return None  # the header may be a date
 
 
-def json_of(response: httpx.Response) -> Any:
+def json_of(response: httpx2.Response) -> Any:
     """The body, None where it is no JSON or nested without end."""
     try:
         return response.json()
@@ -73,7 +42,7 @@ def json_of(response: httpx.Response) -> Any:
         return None
 
 
-def detail(response: httpx.Response) -> str:
+def detail(response: httpx2.Response) -> str:
     """What the endpoint says about an error, in a line: OpenAI's form, or the body as it is, without the key that it
     was sent."""
     body = json_of(response)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from harness.config.engines import ServerConfig, check_arguments
 from harness.config.schema import ModelConfig
@@ -142,9 +142,9 @@ class Server:
 
     def _wait_until_ready(self, keeper: subprocess.Popen[bytes], begin: int) -> None:
         deadline = time.monotonic() + self._start_timeout
-        with httpx.Client(trust_env=False, timeout=5.0) as http:
+        with httpx2.Client(trust_env=False, timeout=5.0) as http:
             while keeper.poll() is None:
-                with suppress(httpx.HTTPError):  # until it listens
+                with suppress(httpx2.HTTPError):  # until it listens
                     if http.get(f"http://{HOST}:{self._port}/health").status_code == 200:
                         return
                 if time.monotonic() > deadline:

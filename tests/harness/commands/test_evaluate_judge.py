@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pandas as pd
@@ -43,8 +44,9 @@ def dying(after: int) -> LoopbackServer:
 
 
 def test_a_judge_that_dies_in_the_middle_leaves_holes_that_a_later_one_fills(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     words = ["eval", *JUDGED, "eval.columns=[infovqa,aime26,mmlu]", f"outputs={tmp_path}"]
     with running(dying(after=1)) as server:
         assert main([*words, f"eval.judge.url={server.url}"]) == 0
@@ -68,6 +70,8 @@ def test_a_judge_that_dies_in_the_middle_leaves_holes_that_a_later_one_fills(
     assert main(["report", "--compare", str(folder.parents[1]), str(folder.parents[1])]) == 0
     assert capsys.readouterr().out.count("no score of A and B") == 2
     responses = (folder / "responses.jsonl").read_bytes()
+    names = {record.name.partition(".")[0] for record in caplog.records}
+    assert "harness" in names and not names & {"httpx", "httpx2", "httpcore2", "openai"}
     # Another judge is asked about these three alone. One of its replies is out of form: wrong, and its column marked.
     with serve(plan=lambda number, body: saying("Yes.") if number == 0 else None) as server:
         assert main([*words, "stage=judge", f"eval.judge.url={server.url}"]) == 0

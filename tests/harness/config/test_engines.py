@@ -39,7 +39,10 @@ def test_a_student_behind_an_endpoint_is_evaluated_and_not_trained():
         (["teacher.urls=[localhost:8000]"], "localhost:8000 is no address: http://"),
         ([f"teacher.urls=[{URL}]", "teacher.serve=true"], "set one of them"),
         (["teacher.api=grpc"], "teacher.api must be 'tokens' or 'text', got 'grpc'"),
-        (["rollout.engine=sglang"], "rollout.engine=sglang is not known. Known: server, transformers, vllm. One of your own is named"),
+        (
+            ["rollout.engine=sglang"],
+            "rollout.engine=sglang is not known. Known: server, transformers, vllm. One of your own is named",
+        ),
         (["server.max_wait=0"], "server.max_wait must be greater than 0, got 0"),
         (["rollout.vllm.memory_fraction=0"], "memory_fraction must be greater than 0, got 0"),
     ],

@@ -73,7 +73,8 @@ def test_no_marked_option_names_code_a_place_an_address_or_a_variable() -> None:
     marked = {key: hint for key, hint, is_marked in option_fields(RunConfig) if is_marked}
     assert [key for key in marked if NEVER.search(key.rpartition(".")[2])] == []
     assert [key for key, hint in marked.items() if str in (hint, *get_args(hint))] == [
-        "rollout.engine",  # a name, which is looked up; so is that of a suite
+        "rollout.engine",  # names, which are looked up
+        "eval.suite",
         "eval.tasks",  # lists of names
         "eval.columns",
     ]

@@ -14,7 +14,8 @@ import pytest
 
 from harness.config.engines import ServerConfig
 from harness.errors import RunInterrupted, UserError
-from harness.serving.endpoints import Endpoints
+from harness.serving import endpoints as module
+from harness.serving.endpoints import Endpoints, pause_after
 from harness.testing.http_server import Fault, LoopbackServer
 from harness.testing.model_server import serve
 
@@ -69,6 +70,27 @@ def test_two_endpoints_share_the_load_and_everything_arrives_once(served_model, 
     assert all(body["model"] == "tiny:teacher" for server in servers for body in server.requests)
 
 
+def test_a_request_goes_to_the_endpoint_with_the_least_to_do(served_model, stack, connect):
+    servers = [stack.enter_context(serve(served_model, plan=lambda number, body: Fault(delay=0.5))) for _ in range(2)]
+    list(connect([server.url for server in servers]).map("completions", BODIES[:4]))
+    assert [len(server.requests) for server in servers] == [2, 2]
+
+
+def test_an_answer_ends_what_a_failure_began(served_model, stack, connect):
+    """The endpoint has all of its places again, and the time of its silence starts anew."""
+    fails = {0, 2}
+    server = stack.enter_context(
+        serve(served_model, plan=lambda number, body: Fault(status=503) if number in fails else Fault(delay=0.1))
+    )
+    endpoints = connect([server.url], max_wait=0.4)
+    endpoints.post("completions", BODIES[0])
+    time.sleep(0.4)
+    endpoints.post("completions", BODIES[0])
+    server.busiest = 0
+    list(endpoints.map("completions", BODIES[:8]))
+    assert server.busiest > 1 and len(server.requests) == 12
+
+
 def test_an_endpoint_that_dies_midway_loses_nothing(served_model, stack, connect):
     alive = stack.enter_context(serve(served_model))
     dying = stack.enter_context(
@@ -83,13 +105,16 @@ def test_an_endpoint_that_dies_midway_loses_nothing(served_model, stack, connect
     "fault",
     [
         Fault(status=503),
+        Fault(status=408),
+        Fault(status=409),
+        Fault(status=425),
         Fault(status=429, retry_after="0.01"),
         Fault(drop=True),
         Fault(body="<html>"),
         Fault(body="[1]"),
         Fault(delay=2.0),
     ],
-    ids=["503", "429", "drop", "no JSON", "no object", "timeout"],
+    ids=["503", "408", "409", "425", "429", "drop", "no JSON", "no object", "timeout"],
 )
 def test_what_may_pass_is_tried_again(served_model, stack, connect, fault):
     server = stack.enter_context(serve(served_model, plan=lambda number, body: fault if number < 2 else None))
@@ -117,8 +142,22 @@ def test_the_run_is_interrupted_when_all_have_been_silent_for_too_long(connect):
 def test_a_slow_answer_is_not_silence(served_model, stack, connect):
     """The endpoint needs longer than max_wait and has not failed: there is nothing to give up on."""
     server = stack.enter_context(serve(served_model, plan=lambda number, body: Fault(delay=0.6)))
-    connect([nowhere(), server.url], max_wait=0.1).post("completions", BODIES[0])
-    assert len(server.requests) == 1
+    endpoints = connect([nowhere(), server.url], max_wait=0.1)
+    for number in (1, 2):  # the other has been silent for longer than max_wait at the second
+        endpoints.post("completions", BODIES[0])
+        assert len(server.requests) == number
+
+
+def test_an_endpoint_that_fails_gets_one_request_until_it_answers(served_model, stack, connect):
+    came: list[float] = []
+
+    def plan(number: int, body: object) -> Fault:
+        came.append(time.monotonic())
+        return Fault(status=503, delay=0.5) if number < 4 else Fault(delay=0.3)
+
+    server = stack.enter_context(serve(served_model, plan=plan))
+    list(connect([server.url], max_wait=20.0).map("completions", BODIES[:6]))
+    assert server.busiest == 4 and came[5] - came[4] >= 0.3
 
 
 def test_a_dead_server_is_started_again_once_at_a_time(served_model, stack, connect):
@@ -136,12 +175,36 @@ def test_a_dead_server_is_started_again_once_at_a_time(served_model, stack, conn
     assert len(calls) == 1
 
 
+def test_a_server_that_is_busy_is_not_started_again(served_model, stack, connect):
+    calls: list[int] = []
+    server = stack.enter_context(
+        serve(served_model, plan=lambda number, body: Fault(status=503) if not number else None)
+    )
+    connect([server.url], restart=lambda: calls.append(1)).post("completions", BODIES[0])
+    assert calls == [] and len(server.requests) == 2
+
+
 def test_a_server_that_always_dies_is_not_started_for_ever(connect):
     calls: list[int] = []
     endpoints = connect([nowhere()], restart=lambda: calls.append(1))
     with pytest.raises(RunInterrupted, match="was started 3 times and died each time"):
         endpoints.post("completions", BODIES[0])
     assert len(calls) == 3
+
+
+def test_an_answer_forgives_a_restart(served_model, connect, monkeypatch):
+    monkeypatch.setattr(module, "MAX_RESTARTS", 1)
+    url, calls = nowhere(), []
+
+    def restart() -> None:
+        calls.append(current.enter_context(serve(served_model, int(url.split(":")[2].split("/")[0]), once)))
+
+    once = lambda number, body: Fault(drop=True) if number else None  # noqa: E731
+    endpoints = connect([url], restart=restart)
+    for _ in range(2):
+        with contextlib.ExitStack() as current:
+            assert endpoints.post("completions", BODIES[0])["choices"]
+    assert len(calls) == 2
 
 
 def test_a_restart_that_fails_ends_what_is_asked(connect):
@@ -158,7 +221,11 @@ def test_a_restart_that_fails_ends_what_is_asked(connect):
         (401, r"refuses: status 401, told to fail: set OPENAI_API_KEY"),
         (403, r"status 403.*server\.api_key_env"),
         (404, r"status 404, told to fail: is http://127\.0\.0\.1:\d+/v1 the right address"),
+        (307, r"status 307, told to fail: is http://127\.0\.0\.1:\d+/v1 the right address \(teacher\.urls="),
+        (405, r"status 405, told to fail: is http://127\.0\.0\.1:\d+/v1 the right address"),
         (400, r"status 400, told to fail: does it speak vLLM's API\? teacher\.api=text"),
+        (422, r"status 422, told to fail: does it speak vLLM's API\?"),
+        (204, r"status 204, .*: does it speak vLLM's API\?"),
     ],
 )
 def test_a_refusal_ends_everything_at_once(served_model, stack, connect, status, message):
@@ -180,7 +247,12 @@ def test_another_model_is_named(served_model, stack, connect):
 
 def test_check_returns_the_window_and_finds_who_is_missing(served_model, stack, connect):
     server = stack.enter_context(serve(served_model))
-    assert connect([server.url + "/"]).check() == served_model.plain.context_window
+    window = served_model.plain.context_window
+    assert connect([server.url + "/"]).check() == window
+    short, silent = (stack.enter_context(serve(served_model)) for _ in range(2))
+    short.models[0]["max_model_len"] = window - 1
+    del silent.models[0]["max_model_len"]
+    assert connect([server.url, short.url, silent.url]).check() == window - 1
     with pytest.raises(UserError, match=r"cannot be reached \(.+\): is it running\?"):
         connect([server.url, nowhere()]).check()
 
@@ -190,10 +262,20 @@ def test_no_address(connect):
         connect([])
 
 
-def test_the_key_comes_from_the_environment(monkeypatch, connect):
+def test_the_key_comes_from_the_environment(monkeypatch, served_model, stack, connect):
     monkeypatch.setenv("MY_KEY", "secret")
-    endpoints = connect([nowhere()], api_key_env="MY_KEY")
-    assert endpoints._endpoints[0].http.headers["Authorization"] == "Bearer secret"
+    server = stack.enter_context(serve(served_model))
+    connect([server.url], api_key_env="MY_KEY").post("completions", BODIES[0])
+    assert server.keys == ["Bearer secret"]
+
+
+def test_pauses_grow_and_are_bounded():
+    for failures, middle in enumerate([1, 2, 4, 8], start=1):
+        assert 0.75 * middle <= pause_after(failures, 1.0, None) <= 1.25 * middle
+    assert pause_after(31, 1.0, None) == 60.0
+    assert pause_after(1, 1.0, 3600.0) == 60.0
+    assert pause_after(5, 1.0, 0.0) == 0.0
+    assert len({pause_after(1, 1.0, None) for _ in range(9)}) > 1
 
 
 def test_dropping_the_iterator_cancels_what_is_left(served_model, stack, connect):

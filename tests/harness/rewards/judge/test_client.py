@@ -11,9 +11,9 @@ import pytest
 
 from harness.config.evaluation import JudgeConfig
 from harness.errors import UserError
-from harness.rewards.judge import client as client_module
-from harness.rewards.judge.client import JudgeClient, JudgeFailure
+from harness.rewards.judge.client import JudgeClient, JudgeFailure, JudgeGone
 from harness.rewards.judge.forms import SHARED
+from harness.serving import endpoints
 from harness.testing.http_server import Fault, LoopbackServer
 from harness.types import Message, Question
 
@@ -66,8 +66,11 @@ def test_without_a_key_none_is_sent(start: Start, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize(
     "fault",
-    [Fault(status=429), Fault(status=500), Fault(status=503), Fault(drop=True), Fault(body="<html>"), Fault(body="{}")],
-    ids=["429", "500", "503", "dropped", "html", "empty"],
+    [
+        *(Fault(status=status) for status in (408, 409, 425, 429, 500, 503)),
+        *(Fault(drop=True), Fault(body="<html>"), Fault(body="{}"), Fault(body='{"choices": [3]}')),
+    ],
+    ids=["408", "409", "425", "429", "500", "503", "dropped", "html", "empty", "no message"],
 )
 def test_what_may_pass_is_tried_again(start: Start, fault: Fault) -> None:
     server, client = start(first(2, fault), retries=2)
@@ -120,14 +123,18 @@ def test_somebody_there_who_says_nothing() -> None:
         deaf.bind(("127.0.0.1", 0))
         deaf.listen()
         config = JudgeConfig(url=f"http://127.0.0.1:{deaf.getsockname()[1]}/v1", timeout=0.3)
-        with pytest.raises(UserError, match="cannot be reached"):
+        began = time.monotonic()
+        with pytest.raises(JudgeGone, match=r"cannot be reached \(no answer in 0\.3 s\)"):
             JudgeClient(config).ask([RIGHT])
+        assert time.monotonic() - began < 6.0
 
 
-@pytest.mark.parametrize("url", [None, "", "localhost:8000/v1", "ftp://host/v1", "http://"])
+@pytest.mark.parametrize("url", [None, "", "localhost:8000/v1", "ftp://host/v1", "http://", "http://[::1/v1"])
 def test_an_address_that_is_none(url: str | None) -> None:
-    with pytest.raises(UserError, match=r"eval\.judge\.url"):
+    """It is no judge that went away: a launcher that requeues would ask it again for ever."""
+    with pytest.raises(UserError, match=r"(is no address|there is no judge): eval\.judge\.url=") as caught:
         JudgeClient(JudgeConfig(url=url)).ask([RIGHT])
+    assert not isinstance(caught.value, JudgeGone)
 
 
 def test_the_address_may_name_the_method(start: Start) -> None:
@@ -160,14 +167,6 @@ def test_the_endpoint_says_when_to_come_back(start: Start) -> None:
     assert time.monotonic() - began >= 0.4
 
 
-def test_pauses_grow_and_are_bounded() -> None:
-    client = JudgeClient(JudgeConfig(url="http://host/v1"), backoff=1.0)
-    for attempt, middle in enumerate([1, 2, 4, 8]):
-        assert 0.75 * middle <= client._pause(attempt, None) <= 1.25 * middle
-    assert client._pause(30, None) == 60.0
-    assert client._pause(0, 3600.0) == 60.0
-
-
 @pytest.mark.parametrize("concurrency", [1, 4])
 def test_so_many_requests_at_a_time(start: Start, concurrency: int) -> None:
     server, client = start(lambda number, body: Fault(delay=0.15), concurrency=concurrency)
@@ -175,13 +174,45 @@ def test_so_many_requests_at_a_time(start: Start, concurrency: int) -> None:
     assert server.busiest == concurrency
 
 
+def test_a_request_that_fails_holds_up_no_other(start: Start) -> None:
+    fault = Fault(status=500, retry_after="1")
+    server, client = start(lambda number, body: fault if "elm" in str(body) else None, concurrency=2, retries=1)
+    replies = client.ask([prompt("oak", "elm"), *[RIGHT] * 6])
+    assert replies == [JudgeFailure("status 500 (2 tries)"), *[CORRECT] * 6]
+    assert [number for number, body in enumerate(server.requests) if "elm" in str(body)][1] == 7
+
+
 def test_an_endpoint_that_goes_away_is_given_up(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "GIVE_UP_AFTER", 3)
+    monkeypatch.setattr(endpoints, "GIVE_UP_AFTER", 3)
     server, client = start(lambda number, body: Fault(drop=True) if number else None, concurrency=1, retries=1)
     replies = client.ask([RIGHT] * 50)
     assert replies[0] == CORRECT
     assert all(isinstance(reply, JudgeFailure) for reply in replies[1:])
     assert len(server.requests) == 1 + 3 * 2
+    reasons = [reply.reason for reply in replies if isinstance(reply, JudgeFailure)]
+    assert reasons[:3] == [reasons[0]] * 3 and reasons[0].endswith(" (2 tries)")
+    assert set(reasons[3:]) == {f"not asked any more: 3 requests in a row failed ({reasons[0][:-10]})"}
+
+
+@pytest.mark.parametrize("between", [None, Fault(status=400)], ids=["answered", "refused"])
+def test_losses_that_are_not_in_a_row_give_nothing_up(
+    start: Start, monkeypatch: pytest.MonkeyPatch, between: Fault | None
+) -> None:
+    monkeypatch.setattr(endpoints, "GIVE_UP_AFTER", 2)
+    server, client = start(lambda number, body: between if number % 2 else Fault(status=500), concurrency=1, retries=0)
+    client.ask([RIGHT] * 6)
+    assert len(server.requests) == 6
+
+
+def test_an_error_about_a_reply_comes_before_the_next_request(start: Start) -> None:
+    server, client = start(concurrency=1)
+
+    def refuse(position: int, reply: object) -> None:
+        raise UserError(f"not {reply}")
+
+    with pytest.raises(UserError, match=r"not .*correct"):
+        client.ask([RIGHT] * 5, refuse)
+    assert len(server.requests) == 1
 
 
 def test_a_message_without_text_is_a_reply(start: Start) -> None:
