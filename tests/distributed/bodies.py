@@ -14,6 +14,7 @@ from harness.config.schema import RunConfig
 from harness.data.sources import load_questions
 from harness.distributed.balance import balanced
 from harness.distributed.build import RankModels
+from harness.distributed.ranks import Report
 from harness.distributed.world import World
 from harness.models.chat import Chat
 from harness.models.loading import load_tokenizer
@@ -86,7 +87,7 @@ def of_one_process(config: RunConfig, method: Method, *, num: int, seen: bool, m
             named = models.student.module.named_parameters()
             taken.update({n: p.grad.clone() for n, p in named if p.grad is not None})
 
-        updater.optimizer.optimizer.register_step_pre_hook(read)
+        updater.optimizer.register_step_pre_hook(read)
         updater.fill_old_logprobs(samples)
         row = updater.update(samples, measure_gap=True)
         return {"gradient": taken, "row": row, "gap": updater.gap.finish()}
@@ -109,10 +110,14 @@ def of_ranks(
             rows.update({n: p.grad.clone() for n, p in models.sharded.local.items() if p.grad is not None})
 
         updater.optimizer.register_step_pre_hook(read)
-        report = updater.run_update(
-            [samples[i] for i in shares[world.rank]], sum(s.denominator for s in samples), False
-        )
+        own = [samples[i] for i in shares[world.rank]]
+        report = updated(world, own, sum(s.denominator for s in samples))
         return {"rows": {n: t.numpy() for n, t in rows.items()}, "report": report}
+
+
+def updated(world: World, samples: list[TrainingSample], denominator: float) -> Report:
+    """This rank's report of an update, as rank 0 commands it."""
+    return world.commands["update_share"](samples, denominator=denominator, measure=False)
 
 
 def nonfinite(config: RunConfig, method: Method, world: World, shares: Shares, number: int) -> dict[str, Any]:
@@ -120,14 +125,14 @@ def nonfinite(config: RunConfig, method: Method, world: World, shares: Shares, n
     chat = Chat(load_tokenizer(config.student), config.student)
     with ExitStack() as stack:
         models = RankModels(config, Deployment.of(config, method), chat, world, logs=Path("run"), stack=stack)
-        updater = models.updater(method, models.open_teacher(method))
+        models.updater(method, models.open_teacher(method))
         before = {n: p.detach().clone() for n, p in models.sharded.local.items()}
         samples = make_samples(config, chat, num=sum(map(len, shares)), seen=False)
         spoil(samples, number)
-        bad = updater.run_update([samples[i] for i in shares[world.rank]], 10.0, False)
+        bad = updated(world, [samples[i] for i in shares[world.rank]], 10.0)
         moved = any(not torch.equal(before[n], p) for n, p in models.sharded.local.items())
         samples = make_samples(config, chat, num=sum(map(len, shares)), seen=False)
-        good = updater.run_update([samples[i] for i in shares[world.rank]], 10.0, False)
+        good = updated(world, [samples[i] for i in shares[world.rank]], 10.0)
         return {"bad": bad, "moved": moved, "good": good}
 
 
@@ -137,12 +142,12 @@ def signalled(config: RunConfig, method: Method, world: World) -> list[Any]:
     samples = make_samples(config, chat, num=4, seen=False)[world.rank :: world.size]
     with ExitStack() as stack:
         models = RankModels(config, Deployment.of(config, method), chat, world, logs=Path("run"), stack=stack)
-        updater = models.updater(method, models.open_teacher(method))
+        models.updater(method, models.open_teacher(method))
         before = {n: p.detach().clone() for n, p in models.sharded.local.items()}
         if world.rank == 0:
             preemption._state.received = signal.SIGTERM
-        reports = [updater.run_logprobs(samples, may_stop) for may_stop in (False, True)]
-        reports.append(updater.run_update(samples, 10.0, False))
+        reports = [world.commands["read_share"](samples, is_old=is_old) for is_old in (False, True)]
+        reports.append(updated(world, samples, 10.0))
         preemption._state.received = None
         assert all(torch.equal(before[n], p) for n, p in models.sharded.local.items())
         return reports

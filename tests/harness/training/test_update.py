@@ -33,7 +33,7 @@ def gradients(student, samples, method=None, teacher=None, **changes) -> dict[st
     def read(*args, **kwargs):
         taken.update({n: p.grad.clone() for n, p in student.module.named_parameters() if p.grad is not None})
 
-    upd.optimizer.optimizer.register_step_pre_hook(read)
+    upd.optimizer.register_step_pre_hook(read)
     upd.fill_old_logprobs(samples)
     upd.update(samples)
     return taken
@@ -98,7 +98,7 @@ def test_gradient_equals_the_naive_token_mean(make_student, make_samples):
 @pytest.mark.clause("C089")
 def test_every_update_has_the_same_learning_rate(make_student, make_samples):
     upd, rates = updater(make_student(), learning_rate=1e-6), []
-    upd.optimizer.optimizer.register_step_pre_hook(lambda opt, *_: rates.extend(g["lr"] for g in opt.param_groups))
+    upd.optimizer.register_step_pre_hook(lambda opt, *_: rates.extend(g["lr"] for g in opt.param_groups))
     for _ in range(3):
         upd.update(make_samples(2))
     assert len(rates) >= 3 and set(rates) == {1e-6}
