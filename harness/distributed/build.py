@@ -123,13 +123,8 @@ class RankModels:
             self._gathering = None
 
     def identity(self) -> str:
-        return model_identity(self._whole(), self._chat)
-
-    def _whole(self) -> PreTrainedModel:
-        if self.sharded is not None:
-            return self.finished()
         assert self.student is not None
-        return self.student.module
+        return model_identity(self.student.module if self.sharded is None else self.finished(), self._chat)
 
     def _gather(self) -> None:
         assert self.sharded is not None

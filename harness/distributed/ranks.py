@@ -19,7 +19,7 @@ import torch
 from harness.distributed.balance import balanced
 from harness.distributed.messages import plain_error, slim
 from harness.distributed.sharding import ShardedModel
-from harness.distributed.weights import RankWeights, ShardedWeights
+from harness.distributed.weights import ShardedWeights
 from harness.distributed.world import Command, World
 from harness.errors import UserError
 from harness.process.preemption import Preempted
@@ -27,6 +27,7 @@ from harness.training.batching import MicroBatch, trained_tokens
 from harness.training.nonfinite import NonFinite
 from harness.training.ranks import Alone, Made, Read
 from harness.training.update import Updater
+from harness.training.weights import Weights
 from harness.types import TrainingSample
 
 T = TypeVar("T")
@@ -34,16 +35,18 @@ T = TypeVar("T")
 
 @dataclass(kw_only=True)
 class Report:
-    """What a rank made of its share, or why it was left."""
+    """What a rank made of its share, with the log-probabilities of every own sample's trained tokens where they were
+    asked for; or why it was left.
+
+    `is_left` is the same on all ranks: no weight has moved. `nonfinite` is the number of the own sample, if it is one,
+    what of it, and the remedy. With neither that nor an `error` on any rank a signal is the reason.
+    """
 
     sums: dict[str, float] = field(default_factory=dict)
     grad_norm: float = 0.0
     logprobs: list[list[float]] = field(default_factory=list)
-    """Log-probabilities of every own sample's trained tokens, where they were asked for."""
     is_left: bool = False
-    """On all ranks alike: no weight has moved. With neither of the next two on any rank a signal is the reason."""
     nonfinite: tuple[int | None, str, str] | None = None
-    """Number of the own sample if it is one, what of it, and the remedy."""
     error: UserError | None = None
 
 
@@ -67,9 +70,7 @@ class Ranks(Alone):
 
     def commands(self, updater: Updater) -> dict[str, Command]:
         """What rank 0 has every rank's updater do."""
-        weights = RankWeights(self._sharded, updater.optimizer, self._world.place)
-        shares = {share.__name__: _reporting(share) for share in (updater.update_share, updater.read_share)}
-        return {**shares, "write": weights.write, "read": weights.read}
+        return {share.__name__: _reporting(share) for share in (updater.update_share, updater.read_share)}
 
     def run(
         self, share: Callable[..., Made], samples: Sequence[TrainingSample], *, merged: bool, **options: Any
@@ -98,8 +99,10 @@ class Ranks(Alone):
         """This rank's rows of them."""
         return list(self._sharded.local.values())
 
-    def weights(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> ShardedWeights:
-        return ShardedWeights(self._world, self._sharded, optimizer)
+    def weights(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Weights:
+        weights = ShardedWeights(self._world, self._sharded, optimizer)
+        self._world.commands = {**self._world.commands, **weights.commands()}
+        return weights
 
     def interruptible(self) -> AbstractContextManager[None]:
         """A signal waits until all ranks agree."""

@@ -80,17 +80,15 @@ def micro_batches(samples: Sequence[TrainingSample], max_tokens: int, *, share: 
     what all prompts begin with once for all. That is done where it leaves at most `WORTH_SHARING` of the tokens, since
     it keeps groups together and pads twice.
     """
-    order = sorted(range(len(samples)), key=lambda i: len(samples[i].token_ids), reverse=True)
-
-    def unit(number: int, given: list[int] | None = None) -> MicroBatch:
-        return MicroBatch(samples=[samples[number]], numbers=[number], num_given=given)
-
-    ways = [_cut([unit(i) for i in order], max_tokens)]
-    for given in _beginnings([samples[i] for i in order]) if share else ():
-        by_prompt: dict[tuple[int, ...], list[int]] = {}
-        for i, n in zip(order, given, strict=True):
-            by_prompt.setdefault(tuple(samples[i].token_ids[:n]), []).append(i)
-        ways.append(_cut([unit(i, [len(p)]) for p, found in by_prompt.items() for i in found], max_tokens))
+    units = [MicroBatch(samples=[sample], numbers=[number]) for number, sample in enumerate(samples)]
+    units.sort(key=lambda unit: unit.num_tokens, reverse=True)
+    ways = [_cut(units, max_tokens)]
+    for given in _beginnings([unit.samples[0] for unit in units]) if share else ():
+        by_prompt: dict[tuple[int, ...], list[MicroBatch]] = {}
+        for unit, n in zip(units, given, strict=True):
+            sharing = by_prompt.setdefault(tuple(unit.samples[0].token_ids[:n]), [])
+            sharing.append(dataclasses.replace(unit, num_given=[n]))
+        ways.append(_cut([unit for sharing in by_prompt.values() for unit in sharing], max_tokens))
     return _cheapest(ways)
 
 

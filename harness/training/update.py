@@ -92,7 +92,8 @@ class Updater:
         policy = [s for s in samples if known is None and s.advantages is not None and s.old_logprobs is None]
         recompute = self._config.old_logprobs == "recompute"
         for sample in policy:
-            sample.old_logprobs = sample.rollout_logprobs if _is_complete(sample.rollout_logprobs) else None
+            is_complete = sample.rollout_logprobs is not None and math.isfinite(sum(sample.rollout_logprobs))
+            sample.old_logprobs = sample.rollout_logprobs if is_complete else None
         missing = [s for s in policy if not s.inert and (recompute or s.old_logprobs is None)]
         num_read = 0.0
         if missing:
@@ -125,8 +126,8 @@ class Updater:
         measure = measure_gap and self.gap.is_empty
         made = self._ranks.run(self.update_share, active, merged=False, denominator=denominator, measure=measure)
         self._measure(made.read)
-        num_tokens = max(1, sum(sample.num_trained for sample in active))
-        metrics = {name: value if name in TOTALS else value / num_tokens for name, value in made.sums.items()}
+        num_tokens, totals = max(1, sum(sample.num_trained for sample in active)), ("loss", "num_read", "num_padded")
+        metrics = {name: value if name in totals else value / num_tokens for name, value in made.sums.items()}
         return metrics | {"grad_norm": made.grad_norm}
 
     def _measure(self, read: Sequence[Read]) -> None:
@@ -314,10 +315,6 @@ class Updater:
         return self.student.backward_logits(hidden_NH, logits_NV, gradient_NV)
 
 
-TOTALS = ("loss", "num_read", "num_padded")
-"""Of an update's sums, what is not given per trained token."""
-
-
 def _counts(micros: Sequence[MicroBatch]) -> dict[str, float]:
     num_read, num_padded = sum(micro.num_tokens for micro in micros), sum(micro.num_padded for micro in micros)
     return {"num_read": float(num_read), "num_padded": float(num_padded)}
@@ -327,7 +324,3 @@ def _spread(sample: TrainingSample, trained: Sequence[float]) -> list[float]:
     """The values of a sample's trained tokens as one for every token: 0 where it is not trained."""
     values = iter(trained)
     return [next(values) if mask else 0.0 for mask in sample.loss_mask]
-
-
-def _is_complete(logprobs: Sequence[float] | None) -> bool:
-    return logprobs is not None and math.isfinite(sum(logprobs))
