@@ -33,8 +33,10 @@ class Read(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """What was made of samples. `sums` are the loss, what a method adds up, and tokens that were read; `grad_norm` is
-    the norm of the complete gradient before it was clipped; `read` is what was to be measured."""
+    """What was made of samples. `sums` are the loss, what a method adds up, and the tokens that were read.
+
+    `grad_norm` is the norm of the complete gradient before it was clipped. `read` is what was to be measured.
+    """
 
     sums: dict[str, float]
     grad_norm: float = 0.0

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """What a checkpoint after a complete step says beside weights and moments. The next step changes it at once."""
+    """What a checkpoint after a complete step says as well as weights and moments. The next step changes it at once."""
 
     step: int
     rng: dict[str, Any]
@@ -77,8 +77,10 @@ class Resume:
             logger.info("the rollouts of step %d to %d are there already", step + 1, ahead[-1])
 
     def sampled(self, step: int) -> SampledStep | None:
-        """The rollouts of a step that an earlier launch has stored, with cursor and random streams as they were after
-        them; None where there are none, or they are of no use."""
+        """The rollouts of a step that an earlier launch has stored; None without them, or where they are of no use.
+
+        Cursor and random streams are put to where they were after these.
+        """
         if step not in self._stored.steps():
             return None
         try:
