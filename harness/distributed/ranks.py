@@ -160,7 +160,7 @@ def _reporting(share: Callable[..., Made]) -> Command:
 
 
 def _read(samples: Sequence[TrainingSample], numbers: list[int], rows: dict[int, list[float]]) -> Read:
-    """What was read of the samples of these numbers, as of one micro-batch."""
+    """What was read of the samples of these numbers, as of one micro-batch. A share without trained tokens has none."""
     micro = MicroBatch(samples=[samples[i] for i in numbers], numbers=numbers)
-    logprobs_N = torch.tensor([value for i in numbers for value in rows[i]], dtype=torch.float32)
+    logprobs_N = torch.tensor([value for i in numbers for value in rows.get(i, ())], dtype=torch.float32)
     return Read(micro, trained_tokens(micro.samples, torch.device("cpu")), logprobs_N)

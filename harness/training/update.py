@@ -33,11 +33,12 @@ from methods.base import Method, token_logprobs
 
 
 class Updater:
-    """Student, optimizer and loss of this process, one of `ranks`, of which rank 0 alone has what stands before
-    `update_share`. `teacher` scores for methods that read its distribution, and only for them.
+    """Student, optimizer and loss of this process, one of `ranks`. `teacher` scores for methods that read its
+    distribution, and only for them. `weights` are what a checkpoint has of student and optimizer.
 
-    `weights` are what a checkpoint has of student and optimizer. Raises UserError where `update.logit_memory_mb` does
-    not hold the logits of one token, or the optimizer is not installed.
+    Rank 0 calls `fill_old_logprobs`, `logprobs` and `update` with all samples, and these have every rank make its share
+    by `read_share` or `update_share`. Raises UserError where `update.logit_memory_mb` does not hold the logits of one
+    token, or the optimizer is not installed.
     """
 
     def __init__(
@@ -161,11 +162,11 @@ class Updater:
                 batch = self._padded(micro)
                 hidden_NH = hidden_of(self.student, batch)
                 if micro is not None:
-                    tiles = [
-                        token_logprobs(self._logits(hidden_NH[a:b], self._temperature), batch.tokens.ids_N[a:b])
-                        for a, b in self._tiles(len(hidden_NH))
-                    ]
-                    read.append(Read(micro, batch.tokens, torch.cat(tiles)))
+                    logprobs_N = torch.zeros_like(batch.weights_N)
+                    for a, b in self._tiles(len(hidden_NH)):
+                        logits_NV = self._logits(hidden_NH[a:b], self._temperature)
+                        logprobs_N[a:b] = token_logprobs(logits_NV, batch.tokens.ids_N[a:b])
+                    read.append(Read(micro, batch.tokens, logprobs_N))
         return Made(sums=_counts(micros), read=read)
 
     def _cut(self, samples: Sequence[TrainingSample], *, share: bool) -> list[MicroBatch]:
