@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import torch
 
@@ -25,12 +25,10 @@ from harness.errors import UserError
 from harness.process.preemption import Preempted
 from harness.training.batching import MicroBatch, trained_tokens
 from harness.training.nonfinite import NonFinite
-from harness.training.ranks import Alone, Made, Read
+from harness.training.ranks import Alone, Made, Read, T
 from harness.training.update import Updater
 from harness.training.weights import Weights
 from harness.types import TrainingSample
-
-T = TypeVar("T")
 
 
 @dataclass(kw_only=True)

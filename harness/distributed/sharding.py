@@ -80,7 +80,11 @@ class ShardedModel:
                     parameter.grad = None
         if gradients:
             self._reduce(outer)
-            self._take()
+            for name, parameter in self._module.named_parameters():
+                gradient, parameter.grad = parameter.grad, None
+                if gradient is not None:
+                    assert isinstance(gradient, DTensor)
+                    self.local[name].grad = gradient.to_local()
 
     def whole_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every weight by name, gathered one at a time. All ranks have to take all of them, in order."""
@@ -93,13 +97,6 @@ class ShardedModel:
 
     def _outer_parameters(self) -> dict[str, torch.nn.Parameter]:
         return {name: self._module.get_parameter(name) for name in self._outer}
-
-    def _take(self) -> None:
-        for name, parameter in self._module.named_parameters():
-            gradient, parameter.grad = parameter.grad, None
-            if gradient is not None:
-                assert isinstance(gradient, DTensor)
-                self.local[name].grad = gradient.to_local()
 
     def _reduce(self, gradients: dict[str, torch.Tensor | None]) -> None:
         """A parameter that no rank has used has no gradient, so that the optimizer leaves it as one process does."""

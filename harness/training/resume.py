@@ -54,8 +54,7 @@ class Resume:
         self._damaged: list[tuple[Path, str]] = []
         path = self._newest_intact(found) if found else None
         step, updates, self.progress = (0, 0, None) if path is None else self._load(path)
-        self._saved = (step, updates)
-        """The newest checkpoint's."""
+        self._saved = (step, updates)  # by the newest checkpoint
         if step > parts.num_steps:
             raise UserError(f"{folder.path} already has {step} steps: set steps={step} or more, or another study")
         self.lost_records = folder.lost_records(step)

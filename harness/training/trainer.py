@@ -34,10 +34,9 @@ class Trainer:
         self._parts, self._resume = parts, resume
         self._config, self._method, self._folder = parts.config, parts.method, parts.folder
         self.lost_records = resume.lost_records
-        logprobs = parts.updater.logprobs
         self._updates = StepUpdates(
             parts.updater,
-            Alarms(parts.config.alarms, parts.folder, logprobs=logprobs),
+            Alarms(parts.config.alarms, parts.folder, logprobs=parts.updater.logprobs),
             parts.folder,
             parts.config.update,
             teacher_scores=parts.method.needs_teacher == "distribution",
@@ -46,7 +45,7 @@ class Trainer:
         self._transfer = Transfer(
             parts.engine,
             parts.updater.student,
-            logprobs=logprobs,
+            logprobs=parts.updater.logprobs,
             dtype=parts.config.student.dtype,
             temperature=parts.config.rollout.temperature,
             timeout=parts.config.rollout.transfer_timeout,

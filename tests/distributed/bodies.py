@@ -66,7 +66,7 @@ def make_samples(config: RunConfig, chat: Chat, *, num: int, seen: bool) -> list
 
 
 def of_one_prompt(samples: list[TrainingSample]) -> list[TrainingSample]:
-    """Behind 20 tokens that one process may read once for all."""
+    """After 20 tokens that one process may read once for all."""
     for sample in samples:
         sample.token_ids, sample.loss_mask = [*range(40, 60), *sample.token_ids], [0] * 20 + sample.loss_mask
         for name in ("advantages", "rollout_logprobs", "old_logprobs"):
