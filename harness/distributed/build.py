@@ -19,8 +19,8 @@ from harness.config.deployment import Deployment, TeacherPlace
 from harness.config.schema import RunConfig
 from harness.distributed.engine import ShardedEngine, engine_commands
 from harness.distributed.messages import share_vision
+from harness.distributed.ranks import Ranks
 from harness.distributed.sharding import ShardedModel
-from harness.distributed.updater import DistributedUpdater, RankUpdater
 from harness.distributed.world import World
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
@@ -35,6 +35,7 @@ from harness.training.models import (
     server_log,
     student_engine,
 )
+from harness.training.update import Updater
 from methods.base import Method
 
 
@@ -96,21 +97,20 @@ class RankModels:
             method, self._config, part, self._chat, log=log, stack=self._stack, local_rank=rank.local_rank, urls=urls
         )
 
-    def updater(self, method: Method, teacher: Teacher, clock: StepClock | None = None) -> RankUpdater:
+    def updater(self, method: Method, teacher: Teacher, clock: StepClock | None = None) -> Updater:
         student = self.student
         assert self.sharded is not None and student is not None
-        kind = RankUpdater if self._world.rank else DistributedUpdater
-        updater = kind(
-            world=self._world,
-            sharded=self.sharded,
+        ranks = Ranks(self._world, self.sharded)
+        updater = Updater(
             student=student,
             teacher=teacher.scorer,
             method=method,
             config=self._config.update,
             temperature=self._config.rollout.temperature,
+            ranks=ranks,
             clock=clock,
         )
-        self._world.commands = {**self._world.commands, **updater.commands()}
+        self._world.commands = {**self._world.commands, **ranks.commands(updater)}
         return updater
 
     def finished(self) -> PreTrainedModel:
@@ -123,13 +123,8 @@ class RankModels:
             self._gathering = None
 
     def identity(self) -> str:
-        return model_identity(self._whole(), self._chat)
-
-    def _whole(self) -> PreTrainedModel:
-        if self.sharded is not None:
-            return self.finished()
         assert self.student is not None
-        return self.student.module
+        return model_identity(self.student.module if self.sharded is None else self.finished(), self._chat)
 
     def _gather(self) -> None:
         assert self.sharded is not None

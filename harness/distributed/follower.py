@@ -6,7 +6,8 @@ import os
 import sys
 import threading
 import traceback
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -51,20 +52,17 @@ def _sample(world: World, lane: str, engine: RolloutEngine) -> None:
         serve(world.follower.lanes[lane], engine)
 
 
-class _told:
+@contextmanager
+def _told(world: World) -> Iterator[None]:
     """What is raised in here is sent to rank 0, which then ends all."""
-
-    def __init__(self, world: World) -> None:
-        self._follower = world.follower
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: object) -> None:
-        if isinstance(error, UserError):
-            self._follower.fault(str(error), error.exit_code)
-        elif error is not None and not isinstance(error, EOFError):  # of rank 0 itself, which the watch says
-            traceback.print_exception(error)
-            sys.stderr.flush()
-            self._follower.fault(f"{type(error).__name__}: {error}", 1)
-        self._follower.wait_for_end()
+    try:
+        yield
+    except UserError as error:
+        world.follower.fault(str(error), error.exit_code)
+    except EOFError:  # of rank 0 itself, which the watch says
+        pass
+    except BaseException as error:
+        traceback.print_exception(error)
+        sys.stderr.flush()
+        world.follower.fault(f"{type(error).__name__}: {error}", 1)
+    world.follower.wait_for_end()

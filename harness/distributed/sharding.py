@@ -63,33 +63,28 @@ class ShardedModel:
         """This rank's rows of every parameter, by name; they share memory with the model's."""
 
     @contextmanager
-    def gathered(self, *, reduce: bool = False) -> Iterator[None]:
-        """The complete outer group on every rank. With `reduce`, gradients are summed over ranks and cut after this
-        block, those of the outer group too."""
+    def gathered(self, *, gradients: bool = False) -> Iterator[None]:
+        """The complete outer group on every rank. With `gradients`, `local` has after this block the sums over ranks of
+        what backward passes have left in it; the model is left with none, whatever happens."""
         self._root.unshard()
-        gradients = {}
+        outer: dict[str, torch.Tensor | None] | None = None
         try:
             yield
-            if reduce:
-                gradients = {name: p.grad for name, p in self._outer_parameters().items() if p.requires_grad}
+            outer = {name: p.grad for name, p in self._outer_parameters().items() if p.requires_grad}
         finally:
             for parameter in self._outer_parameters().values():
                 parameter.grad = None
             self._root.reshard()
-        if reduce:
-            self._reduce(gradients)
-
-    def take_gradients(self) -> None:
-        """Give `local` the gradients that the layers' backward and `gathered` have left, and the model none."""
-        for name, parameter in self._module.named_parameters():
-            gradient, parameter.grad = parameter.grad, None
-            if gradient is not None:
-                assert isinstance(gradient, DTensor)
-                self.local[name].grad = gradient.to_local()
-
-    def drop_gradients(self) -> None:
-        for parameter in (*self._module.parameters(), *self.local.values()):
-            parameter.grad = None
+            if outer is None:
+                for parameter in self._module.parameters():
+                    parameter.grad = None
+        if gradients:
+            self._reduce(outer)
+            for name, parameter in self._module.named_parameters():
+                gradient, parameter.grad = parameter.grad, None
+                if gradient is not None:
+                    assert isinstance(gradient, DTensor)
+                    self.local[name].grad = gradient.to_local()
 
     def whole_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every weight by name, gathered one at a time. All ranks have to take all of them, in order."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from harness.distributed.world import World
     from harness.models.chat import Chat
     from harness.training.models import Models
+    from harness.training.parts import RunParts
     from harness.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,8 @@ class Preparation(Preflight):
 
     models: Models | None = None
     """None where nothing is trained and no response generated."""
+    parts: RunParts | None = None
+    """What is trained with; None without training."""
     trainer: Trainer | None = None
 
     def __init__(
@@ -121,17 +124,16 @@ def models(run: Preparation) -> None:
 
 
 def trainer(run: Preparation) -> None:
-    """The trainer with its teacher, and the checkpoint that it goes on from."""
+    """What is trained with: actors, updater and tracker."""
+    from harness.data.replay import PromptReplayBuffer
     from harness.records.tracking import Tracker
     from harness.rollout.actors import LiveActors
-    from harness.training.trainer import Trainer
+    from harness.training.parts import RunParts
 
     config, folder = run.config, run.folder
     if run.method is None:
         return
     assert run.models is not None and run.num_steps is not None
-    student = run.models.student
-    assert student is not None
     teacher = run.models.open_teacher(run.method)
     actors = LiveActors(
         student=run.models.engine,
@@ -152,13 +154,13 @@ def trainer(run: Preparation) -> None:
         started=lambda name: folder.set_info(wandb_id=name),
     )
     run.stack.callback(tracker.close)
-    run.trainer = Trainer(
+    run.parts = RunParts(
         config=config,
         method=run.method,
         sampler=run.sampler,
+        buffer=PromptReplayBuffer(capacity=run.method.config.buffer_capacity, tau=run.method.config.tau),
         actors=actors,
         engine=run.models.engine,
-        student=student,
         updater=run.models.updater(run.method, teacher, actors.clock),
         teacher=teacher,
         chat=run.chat,
@@ -171,7 +173,11 @@ def trainer(run: Preparation) -> None:
 
 def checkpoint(run: Preparation) -> None:
     """What there is of an earlier launch is read, and the engine has the weights that it is to sample with."""
-    if run.trainer is not None:
+    from harness.training.resume import Resume
+    from harness.training.trainer import Trainer
+
+    if run.parts is not None:
+        run.trainer = Trainer(run.parts, Resume(run.parts))
         run.trainer.prepare()
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from harness.config.schema import AlarmConfig
 from harness.records.folder import RunFolder
-from harness.training.batching import micro_batches
 from harness.types import TrainingSample
 
 logger = logging.getLogger(__name__)
@@ -32,18 +31,16 @@ class Alarms:
     - entropy: those with the least mean -log-probability of their tokens when they were sampled, in nats. That is an
       estimate of the mean entropy from one draw a token, and costs nothing;
     - ratio: those with the largest exp(present - old log-probability) of a token. The present ones are of the weights
-      after the step's last update, and cost a forward pass over the step's samples (`logprobs`, in passes of
-      `micro_batch_tokens`).
+      after the step's last update, and cost a forward pass over the step's samples (`logprobs`).
 
     A file has the `NUM_SAMPLES` worst. `MAX_ALARMS` files of each kind are written and logged; later ones are only
     counted in the metrics. What was kept is read off the folder, so a resumed run goes on counting.
     """
 
-    def __init__(self, config: AlarmConfig, folder: RunFolder, *, logprobs: Logprobs, micro_batch_tokens: int) -> None:
+    def __init__(self, config: AlarmConfig, folder: RunFolder, *, logprobs: Logprobs) -> None:
         self._config = config
         self._folder = folder
         self._logprobs = logprobs
-        self._micro_batch_tokens = micro_batch_tokens
 
     def check(
         self, step: int, updates: Sequence[Mapping[str, float]], samples: Sequence[TrainingSample]
@@ -75,12 +72,11 @@ class Alarms:
     def _largest_ratios(self, samples: Sequence[TrainingSample]) -> Figures:
         active = [s for s in samples if s.old_logprobs is not None and not s.inert]
         found: Figures = []
-        for micro in micro_batches(active, self._micro_batch_tokens):
-            for sample, present in zip(micro.samples, self._logprobs(micro.samples), strict=True):
-                assert sample.old_logprobs is not None
-                tokens = zip(present, sample.old_logprobs, sample.loss_mask, strict=True)
-                largest = max((new - old for new, old, trained in tokens if trained), default=-math.inf)
-                found.append((sample, math.exp(min(largest, MAX_LOG_RATIO))))
+        for sample, present in zip(active, self._logprobs(active), strict=True):
+            assert sample.old_logprobs is not None
+            tokens = zip(present, sample.old_logprobs, sample.loss_mask, strict=True)
+            largest = max((new - old for new, old, trained in tokens if trained), default=-math.inf)
+            found.append((sample, math.exp(min(largest, MAX_LOG_RATIO))))
         return sorted(found, key=lambda pair: pair[1], reverse=True)
 
 

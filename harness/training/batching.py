@@ -5,6 +5,7 @@ B sequences, T tokens of the longest, N trained tokens, P prompts.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -45,6 +46,8 @@ class MicroBatch:
     are read once for all samples that start with them."""
 
     samples: list[TrainingSample]
+    numbers: list[int]
+    """Where each sample stands in the list that was cut."""
     num_given: list[int] | None = None
 
     @property
@@ -77,23 +80,23 @@ def micro_batches(samples: Sequence[TrainingSample], max_tokens: int, *, share: 
     what all prompts begin with once for all. That is done where it leaves at most `WORTH_SHARING` of the tokens, since
     it keeps groups together and pads twice.
     """
-    ordered = sorted(samples, key=lambda s: len(s.token_ids), reverse=True)
-    ways = [_cut([MicroBatch(samples=[sample]) for sample in ordered], max_tokens)]
-    for given in _beginnings(ordered) if share else ():
-        by_prompt: dict[tuple[int, ...], list[TrainingSample]] = {}
-        for sample, n in zip(ordered, given, strict=True):
-            by_prompt.setdefault(tuple(sample.token_ids[:n]), []).append(sample)
-        units = [MicroBatch(samples=[s], num_given=[len(p)]) for p, found in by_prompt.items() for s in found]
-        ways.append(_cut(units, max_tokens))
+    units = [MicroBatch(samples=[sample], numbers=[number]) for number, sample in enumerate(samples)]
+    units.sort(key=lambda unit: unit.num_tokens, reverse=True)
+    ways = [_cut(units, max_tokens)]
+    for given in _beginnings([unit.samples[0] for unit in units]) if share else ():
+        by_prompt: dict[tuple[int, ...], list[MicroBatch]] = {}
+        for unit, n in zip(units, given, strict=True):
+            sharing = by_prompt.setdefault(tuple(unit.samples[0].token_ids[:n]), [])
+            sharing.append(dataclasses.replace(unit, num_given=[n]))
+        ways.append(_cut([unit for sharing in by_prompt.values() for unit in sharing], max_tokens))
     return _cheapest(ways)
 
 
 def one_pass(samples: Sequence[TrainingSample], *, share: bool = False) -> MicroBatch:
     """All samples in one pass, in their order; with `share` as in `micro_batches`."""
-    ways = [[MicroBatch(samples=list(samples))]]
-    if share:
-        ways += [[MicroBatch(samples=list(samples), num_given=given)] for given in _beginnings(samples)]
-    return _cheapest(ways)[0]
+    whole = MicroBatch(samples=list(samples), numbers=list(range(len(samples))))
+    ways = [dataclasses.replace(whole, num_given=given) for given in _beginnings(samples)] if share else []
+    return _cheapest([[way] for way in (whole, *ways)])[0]
 
 
 def _beginnings(samples: Sequence[TrainingSample]) -> Iterator[list[int]]:
@@ -126,7 +129,7 @@ def _cut(units: Sequence[MicroBatch], max_tokens: int) -> list[MicroBatch]:
 
 def _join(a: MicroBatch, b: MicroBatch) -> MicroBatch:
     given = None if a.num_given is None or b.num_given is None else [*a.num_given, *b.num_given]
-    return MicroBatch(samples=[*a.samples, *b.samples], num_given=given)
+    return MicroBatch(samples=[*a.samples, *b.samples], numbers=[*a.numbers, *b.numbers], num_given=given)
 
 
 def _num_given(sample: TrainingSample) -> int:
@@ -165,46 +168,56 @@ class ModelInputs:
 
 @dataclass(kw_only=True)
 class PaddedBatch(ModelInputs):
-    """The inputs with the trained tokens `tokens.ids_N`, at `positions_N` of their sequences, and their weights."""
+    """The inputs with the trained tokens, sequence by sequence, and their weights."""
 
-    positions_N: list[int]
     weights_N: torch.Tensor
     tokens: TokenBatch
 
 
 def pad(micro: MicroBatch | Sequence[TrainingSample], device: torch.device) -> PaddedBatch:
     """Pad a micro-batch. Missing advantages and log-probabilities become 0, missing weights 1."""
-    batch = micro if isinstance(micro, MicroBatch) else MicroBatch(samples=list(micro))
+    batch = micro if isinstance(micro, MicroBatch) else one_pass(micro)
     samples = batch.samples
     given = batch.num_given or [0] * len(samples)
     packed = {s.media.digest: s.media for s in samples if s.media is not None}
     inputs = {digest: media.inputs() for digest, media in packed.items()}
-    trained = [(b, t) for b, s in enumerate(samples) for t, mask in enumerate(s.loss_mask) if mask]
     ids_BT, mask_BT = _pad([s.token_ids[n:] for s, n in zip(samples, given, strict=True)])
-
-    def per_token(values: Sequence[Sequence[float] | None], default: float) -> torch.Tensor:
-        flat = [default if (row := values[b]) is None else row[t] for b, t in trained]
-        return torch.tensor(flat, dtype=torch.float32, device=device)
-
-    rows_N = torch.tensor([b for b, _ in trained], dtype=torch.long, device=device)
-    tokens = TokenBatch(
-        ids_N=torch.tensor([samples[b].token_ids[t] for b, t in trained], dtype=torch.long, device=device),
-        advantages_N=per_token([s.advantages for s in samples], 0.0),
-        old_logprobs_N=per_token([s.old_logprobs for s in samples], 0.0),
-        rollout_logprobs_N=per_token([s.rollout_logprobs for s in samples], 0.0),
-        sequence_N=rows_N,
-    )
+    tokens = trained_tokens(samples, device)
+    trained = _trained(samples)
     return PaddedBatch(
         ids_BT=ids_BT.to(device),
         mask_BT=mask_BT.to(device),
-        rows_N=rows_N,
+        rows_N=tokens.sequence_N,
         columns_N=torch.tensor([t - 1 - given[b] for b, t in trained], dtype=torch.long, device=device),
-        positions_N=[t for _, t in trained],
-        weights_N=per_token([s.weights for s in samples], 1.0),
+        weights_N=_per_token([s.weights for s in samples], 1.0, trained, device),
         tokens=tokens,
         media=[None if s.media is None else inputs[s.media.digest] for s in samples],
         prompts=None if batch.num_given is None else _shared_prompts(batch, device),
     )
+
+
+def trained_tokens(samples: Sequence[TrainingSample], device: torch.device) -> TokenBatch:
+    """The trained tokens of samples, one sample after another. What a sample has none of is 0."""
+    trained = _trained(samples)
+    return TokenBatch(
+        ids_N=torch.tensor([samples[b].token_ids[t] for b, t in trained], dtype=torch.long, device=device),
+        advantages_N=_per_token([s.advantages for s in samples], 0.0, trained, device),
+        old_logprobs_N=_per_token([s.old_logprobs for s in samples], 0.0, trained, device),
+        rollout_logprobs_N=_per_token([s.rollout_logprobs for s in samples], 0.0, trained, device),
+        sequence_N=torch.tensor([b for b, _ in trained], dtype=torch.long, device=device),
+    )
+
+
+def _trained(samples: Sequence[TrainingSample]) -> list[tuple[int, int]]:
+    """Sequence and position of every trained token."""
+    return [(b, t) for b, s in enumerate(samples) for t, mask in enumerate(s.loss_mask) if mask]
+
+
+def _per_token(
+    values: Sequence[Sequence[float] | None], default: float, trained: Sequence[tuple[int, int]], device: torch.device
+) -> torch.Tensor:
+    flat = [default if (row := values[b]) is None else row[t] for b, t in trained]
+    return torch.tensor(flat, dtype=torch.float32, device=device)
 
 
 def _shared_prompts(batch: MicroBatch, device: torch.device) -> SharedPrompts:

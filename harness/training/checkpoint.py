@@ -1,7 +1,7 @@
 """Checkpoints: safetensors and JSON only, written under a temporary name, flushed, renamed.
 
 Resume takes the newest intact one. `step-000010/` is the state after step 10. `step-000010.2/` is that after two
-updates of step 11; a run that is preempted leaves one (`harness.training.trainer`), and it counts only together with
+updates of step 11; a run that is preempted leaves one (`harness.training.resume`), and it counts only together with
 the stored rollouts of its step.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import random
 import re
 import shutil
@@ -238,7 +237,5 @@ def _remove(path: Path) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    path.write_text(text, encoding="utf-8")
+    sync(path)

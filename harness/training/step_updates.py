@@ -61,7 +61,7 @@ class Progress:
 class StepUpdates:
     """Runs the updates of step after step.
 
-    `progress` is that of the step under way, None between steps; set before a step, it goes on from there.
+    `progress` is that of the step under way, None between steps; one that is given is that of the first step to run.
     """
 
     def __init__(
@@ -72,13 +72,14 @@ class StepUpdates:
         config: UpdateConfig,
         *,
         teacher_scores: bool,
+        progress: Progress | None = None,
     ) -> None:
         self._updater = updater
         self._alarms = alarms
         self._folder = folder
         self._config = config
         self._teacher_scores = teacher_scores
-        self.progress: Progress | None = None
+        self.progress = progress
 
     def run(self, step: int, samples: Sequence[TrainingSample], dealt: Dealt) -> dict[str, float]:
         """The updates of a step, one a mini-batch; their metrics averaged over those that were made."""

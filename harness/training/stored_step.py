@@ -111,11 +111,8 @@ class StoredSteps:
 
     def steps_after(self, step: int) -> list[int]:
         """The stored steps that follow a checkpoint without a gap."""
-        found = []
-        while self._path(step + 1).exists():
-            step += 1
-            found.append(step)
-        return found
+        later = [stored for stored in self.steps() if stored > step]
+        return [stored for number, stored in enumerate(later, step + 1) if stored == number]
 
     def keep_only(self, steps: Sequence[int]) -> None:
         """Remove the others."""
@@ -308,12 +305,7 @@ def _narrow(values: np.ndarray) -> np.ndarray:
 
 
 def _split(values: torch.Tensor, lengths: Sequence[int]) -> list[list[Any]]:
-    flat = values.tolist()
-    parts, start = [], 0
-    for length in lengths:
-        parts.append(flat[start : start + length])
-        start += length
-    return parts
+    return [part.tolist() for part in values.split(list(lengths))]
 
 
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -47,7 +47,7 @@ def check(
         assert np.abs(found - expected.numpy()).max() < tolerance * max(1.0, scale), name
     norms = [rank["report"].grad_norm for rank in ranks]
     assert len(set(norms)) == 1 and norms[0] == pytest.approx(one["row"]["grad_norm"], rel=max(tolerance, 1e-5))
-    total = sum(rank["report"].sums["loss"] for rank in ranks)
+    total = sum(rank["report"].sums.get("loss", 0.0) for rank in ranks)
     assert total == pytest.approx(one["row"]["loss"], abs=tolerance)
 
 
@@ -71,6 +71,27 @@ def test_a_rank_whose_samples_train_no_token_takes_part():
 
 def test_more_ranks_than_samples():
     check(["student=tiny_xs", *GRPO, *SMALL], 4, num=2)
+
+
+@pytest.mark.parametrize("masked", [[], [0, 1, 3]], ids=["all trained", "some untrained"])
+@pytest.mark.parametrize("old_logprobs", ["engine", "recompute"])
+def test_rank_0_gives_the_trainer_what_one_process_does(old_logprobs, masked):
+    """Old and present log-probabilities, metrics, the gap to the engine, the bad sample, and weights that have moved as
+    often and no oftener. Ranks read every prompt for itself, whatever `update.share_prompts` says."""
+    overrides = ["student=tiny_xs", *GRPO, *SMALL, f"update.old_logprobs={old_logprobs}", "update.max_grad_norm=0.05"]
+    config = config_of(overrides)
+    config.update.share_prompts = False
+    one = bodies.alone(config, build_method(config), masked)
+    first, second = run_ranks(2, bodies.commanded, overrides, masked)
+    assert second is None and first.keys() == one.keys() and one["is_preempted"] and one["nonfinite"][0] == 2
+    assert first["num_read"] == one["num_read"] and first["nonfinite"] == one["nonfinite"]
+    for name in ("old", "present", "after"):
+        assert first[name] == [pytest.approx(row, abs=2e-4) for row in one[name]], name
+    assert first["present"] == first["after"] and one["present"] == one["after"]
+    for ours, theirs in zip([*first["rows"], *first["gaps"]], [*one["rows"], *one["gaps"]], strict=True):
+        ours, theirs = ({k: v for k, v in row.items() if k != "num_padded"} for row in (ours, theirs))
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+    assert [bool(gap) for gap in one["gaps"]] == [True, True, True]
 
 
 def test_gradient_checkpointing():

@@ -1,6 +1,7 @@
 """Whole runs that go on: from which checkpoint, with what they have missed, and when not."""
 
 import json
+import random
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -174,16 +175,41 @@ def killed_at(point: str, number: int) -> Iterator[None]:
         preemption.watch(None)
 
 
-def test_what_was_sampled_is_not_sampled_again(whole, tmp_path, monkeypatch):
-    """Left in step 3, with a checkpoint of step 1 alone: steps 2 and 3 are trained from their stored rollouts."""
-    collected = []
+@pytest.fixture
+def collected(monkeypatch) -> list[int]:
+    """The steps that are sampled."""
+    steps = []
     collect = GRPO.collect
 
     def count(self, batch, actors, rng):
-        collected.append(batch.step)
+        steps.append(batch.step)
         return collect(self, batch, actors, rng)
 
     monkeypatch.setattr(GRPO, "collect", count)
+    return steps
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[float]:
+    """What `credit` draws from a global random stream, of which `collect` draws too."""
+    values = []
+    collect, credit = GRPO.collect, GRPO.credit
+
+    def collect_and_draw(self, batch, actors, rng):
+        random.random()
+        return collect(self, batch, actors, rng)
+
+    def credit_and_draw(self, groups):
+        values.append(random.random())
+        return credit(self, groups)
+
+    monkeypatch.setattr(GRPO, "collect", collect_and_draw)
+    monkeypatch.setattr(GRPO, "credit", credit_and_draw)
+    return values
+
+
+def test_what_was_sampled_is_not_sampled_again(whole, tmp_path, collected, drawn):
+    """Left in step 3, with a checkpoint of step 1 alone: steps 2 and 3 are trained from their stored rollouts."""
     start(tmp_path, "steps=1")
     with killed_at("stored", 2):
         start(tmp_path, "checkpoint.every=10")
@@ -194,10 +220,14 @@ def test_what_was_sampled_is_not_sampled_again(whole, tmp_path, monkeypatch):
     ]
     assert_same_run(whole, start(tmp_path, "checkpoint.every=10"))
     assert collected == [1, 2, 3, 4]
+    stream = random.Random(0)
+    ours = [stream.random() for _ in range(8)][1::2]
+    assert drawn == [*ours[:2], *ours[1:]]  # the second step's twice
     assert not (folder / "pending").exists()
 
 
-def test_a_stored_step_that_is_damaged_is_sampled_again(whole, tmp_path):
+def test_a_stored_step_that_is_damaged_is_sampled_again(whole, tmp_path, collected):
+    """So are later ones: they may be of other weights than the new step's."""
     with killed_at("stored", 2):
         start(tmp_path, "checkpoint.every=10")
     folder = next(tmp_path.rglob("run.json")).parent
@@ -205,6 +235,7 @@ def test_a_stored_step_that_is_damaged_is_sampled_again(whole, tmp_path):
     file.write_bytes(file.read_bytes()[:-1])
     assert_same_run(whole, start(tmp_path, "checkpoint.every=10"))
     assert "step 1 is sampled again: step-000001.safetensors cannot be read" in (folder / "run.log").read_text()
+    assert collected == [1, 2, 1, 2, 3, 4]
 
 
 def test_rollouts_of_the_newest_steps_stay(tmp_path):

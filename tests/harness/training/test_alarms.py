@@ -38,7 +38,7 @@ def alarms(folder: RunFolder, present: dict[str, list[float]] | None = None, **l
     def logprobs(samples):
         return [[0.0, *(present or {})[s.uid]] for s in samples]
 
-    return Alarms(AlarmConfig(**limits), folder, logprobs=logprobs, micro_batch_tokens=8)
+    return Alarms(AlarmConfig(**limits), folder, logprobs=logprobs)
 
 
 def saved(folder: RunFolder, name: str) -> dict:

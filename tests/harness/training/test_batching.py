@@ -61,7 +61,7 @@ def test_shared_prompts_literal():
     assert batch.ids_BT.tolist() == [[3, 7, 8], [3, 9, 0], [5, 6, 6], [5, 6, 0]]
     assert batch.mask_BT.tolist() == [[1, 1, 1], [1, 1, 0], [1, 1, 1], [1, 1, 0]]
     assert batch.rows_N.tolist() == [0, 0, 1, 2, 2, 3] and batch.columns_N.tolist() == [0, 1, 0, 0, 1, 0]
-    assert batch.positions_N == [3, 4, 3, 2, 3, 2] and batch.tokens.ids_N.tolist() == [7, 8, 9, 6, 6, 6]
+    assert batch.tokens.ids_N.tolist() == [7, 8, 9, 6, 6, 6]
 
 
 def test_prompts_are_shared_only_where_it_saves_a_tenth():
@@ -82,7 +82,7 @@ def test_what_all_prompts_begin_with_literal():
     batch = pad(micro, torch.device("cpu"))
     assert batch.prompts.ids_PT.tolist() == [[1, 2, 3]] and batch.prompts.rows_B.tolist() == [0] * 4
     assert batch.ids_BT.tolist() == [[10 + i, 4, 7, 8] for i in range(4)]
-    assert batch.columns_N.tolist() == [1, 2] * 4 and batch.positions_N == [5, 6] * 4
+    assert batch.columns_N.tolist() == [1, 2] * 4
     # Of a prompt that ends inside the common beginning, the last token is still read with its completion.
     short = [*samples, *group("short", [1, 2, 3], [10, 9])]
     assert micro_batches(short, 100, share=True)[0].num_given == [2] * 5

@@ -5,7 +5,6 @@ import sys
 
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 from harness.config.schema import UpdateConfig
@@ -129,11 +128,11 @@ def test_resume_is_exact(name, way, tmp_path, monkeypatch):
     run(build(name, whole.values()), whole, range(6))
 
     first = make_parameters()
-    optimizer = Accelerator(cpu=True).prepare(build(name, first.values()))
+    optimizer = build(name, first.values())
     run(optimizer, first, range(3))
     second = {key: torch.nn.Parameter(parameter.detach().clone()) for key, parameter in first.items()}
     torch.manual_seed(17)  # the global stream plays no part
-    resumed = Accelerator(cpu=True).prepare(build(name, second.values()))
+    resumed = build(name, second.values())
     if way == "state_dict":
         resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     else:

@@ -20,16 +20,16 @@ from methods import registry
 
 @pytest.fixture
 def make(make_student, tmp_path):
-    """`make()` are updates of a fresh student, three a step."""
+    """`make()` are updates of a fresh student, three a step; with a `progress` they go on from there."""
 
-    def make(**changes) -> tuple[StepUpdates, Updater]:
+    def make(progress=None, **changes) -> tuple[StepUpdates, Updater]:
         method = registry.build({"name": "grpo", "class": "grpo", "updates_per_step": 3})
         config = from_hydra(compose(["student=tiny_xs", "alarms.max_ratio=1.0001"]))
         update = UpdateConfig(learning_rate=1e-3, **changes)
         updater = Updater(student=make_student(), teacher=None, method=method, config=update, temperature=1.0)
         folder = RunFolder(tmp_path / f"run{len(list(tmp_path.iterdir()))}", config)
-        alarms = Alarms(config.alarms, folder, logprobs=updater.logprobs, micro_batch_tokens=512)
-        return StepUpdates(updater, alarms, folder, update, teacher_scores=False), updater
+        alarms = Alarms(config.alarms, folder, logprobs=updater.logprobs)
+        return StepUpdates(updater, alarms, folder, update, teacher_scores=False, progress=progress), updater
 
     return make
 
@@ -70,10 +70,10 @@ def test_the_rest_of_a_step_is_the_same(make, make_samples, old_logprobs, number
     assert broken.progress.num_done == number
     state, tensors = broken.progress.pack()
 
-    resumed, other = make(old_logprobs=old_logprobs)
+    progress = Progress.unpack(json.loads(json.dumps(state)), tensors, broken.progress.rng)
+    resumed, other = make(progress, old_logprobs=old_logprobs)
     other.student.module.load_state_dict(updater.student.module.state_dict())
     other.optimizer.load_state_dict(updater.optimizer.state_dict())
-    resumed.progress = Progress.unpack(json.loads(json.dumps(state)), tensors, broken.progress.rng)
     assert resumed.run(1, copy.deepcopy(samples), dealt_of(samples)) == expected
     assert resumed.progress is None and expected["alarm/ratio"] == 1.0
     for one, two in zip(whole_updater.student.module.parameters(), other.student.module.parameters(), strict=True):

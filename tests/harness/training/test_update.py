@@ -28,12 +28,12 @@ def updater(student, method=None, teacher=None, temperature=1.0, **changes) -> U
 def gradients(student, samples, method=None, teacher=None, **changes) -> dict[str, torch.Tensor]:
     """The gradient of one update: read where the optimizer would take it."""
     taken = {}
-    upd = updater(student, method, teacher, max_grad_norm=1e9, **changes)
+    upd = updater(student, method, teacher, **({"max_grad_norm": 1e9} | changes))
 
     def read(*args, **kwargs):
         taken.update({n: p.grad.clone() for n, p in student.module.named_parameters() if p.grad is not None})
 
-    upd.optimizer.optimizer.register_step_pre_hook(read)
+    upd.optimizer.register_step_pre_hook(read)
     upd.fill_old_logprobs(samples)
     upd.update(samples)
     return taken
@@ -60,6 +60,18 @@ def assert_same(a, b, tolerance=1e-6):
 def test_gradient_does_not_depend_on_the_cut(make_student, make_samples, option, value):
     whole = gradients(make_student(), make_samples(6))
     assert_same(whole, gradients(make_student(), make_samples(6), **{option: value}))
+
+
+def test_a_gradient_is_scaled_down_to_the_largest_norm(make_student, make_samples):
+    """What is reported is the norm that it had."""
+    whole = gradients(make_student(), make_samples(3))
+    norm = math.sqrt(sum(float(value.double().square().sum()) for value in whole.values()))
+    clipped = gradients(make_student(), make_samples(3), max_grad_norm=norm / 8)
+    assert_same({name: value / 8 for name, value in whole.items()}, clipped)
+    assert_same(whole, gradients(make_student(), make_samples(3), max_grad_norm=norm * 1.01))
+    upd, samples = updater(make_student(), max_grad_norm=norm / 8), make_samples(3)
+    upd.fill_old_logprobs(samples)
+    assert upd.update(samples)["grad_norm"] == pytest.approx(norm, rel=1e-5)
 
 
 def test_gradient_checkpointing_recomputes_the_layers(make_student, make_samples):
@@ -98,7 +110,7 @@ def test_gradient_equals_the_naive_token_mean(make_student, make_samples):
 @pytest.mark.clause("C089")
 def test_every_update_has_the_same_learning_rate(make_student, make_samples):
     upd, rates = updater(make_student(), learning_rate=1e-6), []
-    upd.optimizer.optimizer.register_step_pre_hook(lambda opt, *_: rates.extend(g["lr"] for g in opt.param_groups))
+    upd.optimizer.register_step_pre_hook(lambda opt, *_: rates.extend(g["lr"] for g in opt.param_groups))
     for _ in range(3):
         upd.update(make_samples(2))
     assert len(rates) >= 3 and set(rates) == {1e-6}
@@ -147,6 +159,15 @@ def test_old_logprobs_engine_recompute_and_missing(make_student, make_samples):
     assert again[1].old_logprobs == pytest.approx(missing, abs=1e-5)
     assert again[0].old_logprobs != again[0].rollout_logprobs
     assert all(value == 0.0 for value, m in zip(missing, samples[1].loss_mask, strict=True) if not m)
+
+
+def test_a_micro_batch_without_trained_tokens_is_read(make_student, make_samples):
+    samples = make_samples(3)
+    samples[1].loss_mask = [0] * len(samples[1].token_ids)
+    upd = updater(make_student(), old_logprobs="recompute", micro_batch_tokens=1)
+    assert upd.fill_old_logprobs(samples) == sum(len(sample.token_ids) for sample in samples)
+    assert samples[1].old_logprobs == [0.0] * len(samples[1].token_ids)
+    assert math.isfinite(upd.update(samples)["loss"])
 
 
 def test_the_forward_pass_for_old_logprobs_reads_no_more_than_it_has_to(make_student, make_samples):

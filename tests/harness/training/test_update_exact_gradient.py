@@ -134,7 +134,7 @@ def updater(student, teacher, method, **options) -> Updater:
 
 def gradient(student, teacher, method, given, **options) -> torch.Tensor:
     upd, taken = updater(student, teacher, method, **options), []
-    upd.optimizer.optimizer.register_step_pre_hook(lambda *_: taken.append(flat(student)))
+    upd.optimizer.register_step_pre_hook(lambda *_: taken.append(flat(student)))
     upd.update(given)
     return taken[0]
 
