@@ -24,7 +24,7 @@ COMMANDS = {
     "doctor": ("What this machine can run; with overrides, whether it can run that.", "machine:run_doctor"),
     "status": ("State of the cells of a study.", "machine:run_status"),
     "report": ("Tables and figures of a study.", "reports:run_report"),
-    "audit": ("Candidate-match audit, graduation table and fate of a run's questions.", "reports:run_audit"),
+    "audit": ("Candidate-match audit, graduation table and outcome of a run's questions.", "reports:run_audit"),
     "view": ("Prompts and responses of a run, with rewards.", "reports:run_view"),
     "methods": ("Presets of methods, and where each comes from.", "methods:run_methods"),
     "new-method": ("Write an installable package with a method of your own.", "new_method:run_new_method"),

@@ -385,7 +385,7 @@ class TeacherDistribution:
         if self._logits_NV is None:
             raise ValueError(
                 "the served teacher gives top-k log-probabilities, not logits_NV: use methods.base.distillation_loss, "
-                "or load the teacher beside the student (teacher.serve=false, teacher.urls=[])"
+                "or load the teacher next to the student (teacher.serve=false, teacher.urls=[])"
             )
         return self._logits_NV
 
@@ -405,7 +405,7 @@ class TeacherDistribution:
 
     def _partial(self) -> tuple[torch.Tensor, torch.Tensor]:
         if self._topk is None:
-            raise ValueError("this teacher gives its whole distribution: read logits_NV")
+            raise ValueError("this teacher gives its complete distribution: read logits_NV")
         return self._topk
 
 

@@ -24,7 +24,7 @@ class EqualTokens(PolicyGradientMethod):
     """GRPO with replay and as many further groups on the hard questions as ZPPO's extra rollouts cost.
 
     ZPPO spends G_T teacher rollouts on each hard question and G_S rollouts on each BCQ and NCQ prompt, two a hard
-    question up to the cap. The same number, rounded up to whole groups, goes to the same questions again, in ZPPO's
+    question up to the cap. The same number, rounded up to complete groups, goes to the same questions again, in ZPPO's
     order, on their plain prompts. A teacher's rollout counts as one of the student's; rewrites are not counted.
     """
 

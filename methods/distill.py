@@ -98,9 +98,9 @@ class OffPolicyKD(DistillationMethod):
         return bool(group.correct("teacher"))
 
     def credit(self, groups: Sequence[RolloutGroup]) -> list[TrainingSample]:
-        """Right teacher rollouts. With N_x of them for a question, a token of a trace of length L weighs 1 / (L N_x)
-        and the trace's norm is 1 / N_x: token mean in a trace, mean over the question's right traces, mean over the
-        questions that have one.
+        """Right teacher rollouts. Of N_x traces of a question, one of length L weighs 1 / (L N_x) a token; its norm
+        is 1 / N_x. So the loss is a mean over tokens, then over a question's right traces, then over the questions that
+        have one.
         """
         samples = []
         for group in groups:

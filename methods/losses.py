@@ -35,13 +35,17 @@ def policy_gradient_loss(
     """PPO surrogate with asymmetric clip and dual clip (Table 8; arXiv 1707.06347, 2503.14476, 1912.09729).
 
     With rho = exp(logprob - old_logprob) the objective is min(rho A, clip(rho, 1 - low, 1 + high) A), bounded below by
-    c A where A < 0; the loss is its negative. Returns loss [N] and token sums of detached statistics: `clip_low_frac`
-    (A < 0 and rho < 1 - low), `clip_high_frac` (A > 0 and rho > 1 + high), `clip_frac` (either), `dual_clip_frac`
-    (A < 0 and rho > c), `entropy` (nats), `ratio`, `approx_kl` (k3: rho - 1 - log rho).
+    c A where A < 0; the loss is its negative. Returns loss [N] and token sums of detached statistics:
 
-    With an `importance_cap` C the loss of each token is multiplied by a constant, min(C, exp(old_logprob -
-    rollout_logprob)), because the engine that sampled has log-probabilities of its own (token-level truncated
-    importance sampling, https://fengyao.notion.site/off-policy-rl). The weight is 1 where the engine gave none (NaN).
+    - `clip_low_frac`: A < 0 and rho < 1 - low
+    - `clip_high_frac`: A > 0 and rho > 1 + high
+    - `clip_frac`: either of the two
+    - `dual_clip_frac`: A < 0 and rho > c
+    - `entropy` (nats), `ratio`, `approx_kl` (k3: rho - 1 - log rho)
+
+    An `importance_cap` C multiplies the loss of each token by a constant, min(C, exp(old_logprob - rollout_logprob)):
+    the engine that sampled has log-probabilities of its own. This is token-level truncated importance sampling
+    (https://fengyao.notion.site/off-policy-rl). The weight is 1 where the engine gave none (NaN).
     Sums then also have `importance_weight` and `importance_capped_frac` (weights cut to C). Raises ValueError where a
     cap comes without `rollout_logprobs_N`.
     """
@@ -94,12 +98,13 @@ def _importance_weights(
 def jsd_loss(student_logits_NV: torch.Tensor, teacher_logits_NV: torch.Tensor, beta: float) -> torch.Tensor:
     """Generalised Jensen-Shannon divergence of each token, in nats (Algs. 2 and 3; GKD, arXiv 2306.13649).
 
-    With M = beta P_T + (1 - beta) P_S, JSD = beta KL(P_T || M) + (1 - beta) KL(P_S || M). beta = 0 is KL(P_T || P_S)
-    and beta = 1 is KL(P_S || P_T), the limits after dividing by beta or 1 - beta. Differentiable in the student only.
+    M = beta P_T + (1 - beta) P_S and JSD = beta KL(P_T || M) + (1 - beta) KL(P_S || M).
+    The limits after dividing by beta or 1 - beta are KL(P_T || P_S) for beta = 0 and KL(P_S || P_T) for beta = 1.
+    The loss is differentiable in the student only.
 
-    Everything is formed from delta = log P_T - log P_S, because log M - log P_S = log(1 + beta (e^delta - 1)). So the
-    loss and its gradient, P_S (d - sum P_S d) with d = (1 - beta) (log P_S - log M), are exactly zero where the logits
-    are equal; through autograd they would be rounding noise, which Adam scales up to real updates.
+    Everything is formed from delta = log P_T - log P_S, because log M - log P_S = log(1 + beta (e^delta - 1)).
+    The gradient is P_S (d - sum P_S d) with d = (1 - beta) (log P_S - log M).
+    Both are exactly zero where the logits are equal. Autograd would give rounding noise, which Adam scales up.
     """
     import torch
 
@@ -117,14 +122,14 @@ def jsd_topk_loss(
     """`jsd_loss` of the two distributions coarsened to K + 1 events: the K listed tokens, and the tail, which is every
     other token. For a teacher of which only `teacher_logprobs_NK` of the tokens `ids_NK` is known.
 
-    Both sides are summed over the same events, so it is a divergence and, by the data processing inequality, at most
+    Both sides are summed over the same events, so it is a divergence. By the data processing inequality it is at most
     `jsd_loss`; the two are equal where every token is listed. A list without its tail would be neither: it can be
     negative. Ids of a row are distinct; -1 fills up shorter lists. Inside the tail nothing is known, so the gradient
     there moves tokens in proportion to P_S.
 
-    The student's tail is the log-sum-exp of its tokens. The teacher's is 1 - sum P_T of the list, known only to the
-    rounding eps of its log-probabilities, and taken as eps at least: that is worth eps log(1 / eps) for beta < 1, but
-    P_S(tail) eps / P_T(tail) for beta = 1, which reads its logarithm. A student's tail that underflows is taken as the
+    The student's tail is the log-sum-exp of its tokens. The teacher's is 1 - sum P_T of the list. It is known only to
+    the rounding eps of its log-probabilities, and taken as eps at least. That is worth eps log(1 / eps) for beta < 1.
+    For beta = 1, which reads the tail's logarithm, it is worth P_S(tail) eps / P_T(tail). A student's tail that underflows is taken as the
     smallest normal number. Loss and gradient are exactly zero where all listed log-probabilities are equal: then so are
     the tails, and the rounded one is not consulted.
     """
@@ -150,7 +155,7 @@ def _jsd_topk_rows(
     num_rows, num_ids = student_NV.shape
     none = math.log(torch.finfo(student_NV.dtype).tiny)  # no mass, yet finite
     given_NK = ids_NK >= 0
-    columns_NK = ids_NK.where(given_NK, num_ids)  # padding goes to a column behind the vocabulary
+    columns_NK = ids_NK.where(given_NK, num_ids)  # padding goes to a column after the vocabulary
     student_NK = torch.cat([student_NV, student_NV.new_full((num_rows, 1), none)], -1).gather(-1, columns_NK)
     teacher_NK = teacher_logprobs_NK.to(student_NV.dtype).where(given_NK, none)
 
@@ -244,7 +249,7 @@ def _functions() -> dict[str, Any]:
     import torch
 
     class Given(torch.autograd.Function):
-        """A loss whose gradient was computed beside it."""
+        """A loss whose gradient was computed with it."""
 
         @staticmethod
         def forward(ctx: Any, logits_NV: torch.Tensor, loss_N: torch.Tensor, gradient_NV: torch.Tensor) -> torch.Tensor:

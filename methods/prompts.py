@@ -40,7 +40,7 @@ WRITE_HINT = (
 )
 
 # Whatever reads as a tag: `</candidate>`, `</ Candidate >`, `<|im_end|>`, `</s>`, `<\uff5cend`; and `[/INST]`.
-# A `<` or `[` with white space behind it is already broken: breaking twice changes nothing.
+# A `<` or `[` with white space after it is already broken: breaking twice changes nothing.
 _TAG = re.compile(r"<(?=(?:[/|\uff5c]\s*)?[A-Za-z_|\uff5c])|\[(?=(?:/\s*)?INST\s*\])")
 
 

@@ -82,7 +82,7 @@ def plugin_class(plugin: Plugin) -> type[Method]:
     except MethodError as error:
         raise MethodError(
             f"method '{plugin.name}' of {plugin.source} cannot be used: {error}; "
-            f"mend or uninstall {plugin.distribution}"
+            f"fix or uninstall {plugin.distribution}"
         ) from error
 
 

@@ -16,8 +16,9 @@ def rollout_sample(uid: str, rollout: Rollout, *, advantage: float | None = None
     The engine's log-probabilities are kept only if the student sampled: a teacher's are no log-probabilities of the
     policy. A sample with advantage 0, or without a trained token, is inert.
 
-    Example: prompt [5, 6], completion [7, 8, 2] with `num_prefix` 1 and advantage 1.5 gives token_ids [5, 6, 7, 8, 2],
-    loss_mask [0, 0, 0, 1, 1], advantages [0, 0, 0, 1.5, 1.5].
+    Example: prompt [5, 6] and completion [7, 8, 2] with `num_prefix` 1 and advantage 1.5 give
+
+        token_ids [5, 6, 7, 8, 2], loss_mask [0, 0, 0, 1, 1], advantages [0, 0, 0, 1.5, 1.5]
     """
     num_given = len(rollout.prompt_ids) + rollout.num_prefix
     num_trained = len(rollout.completion_ids) - rollout.num_prefix

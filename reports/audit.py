@@ -177,7 +177,7 @@ def _fate_table(events: list[dict[str, Any]]) -> str:
         table.add_row(str(visits), str(sum(numbers)), *map(str, numbers), _percent(so_far, num_completed))
     num_inside = sum(event["event"] == "admit" for event in events) - num_completed
     table.add_row("in buffer", str(num_inside))
-    return "Fate by visits (re-samples until the entry completed)\n" + _text(table)
+    return "Outcome by visits (re-samples until the entry completed)\n" + _text(table)
 
 
 _ENDS = {"graduate": "graduated", "evict": "evicted"}

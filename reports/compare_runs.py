@@ -85,7 +85,7 @@ def _aligned(rows: Rows, side: Callable[[str, int], str] = str.ljust) -> list[st
 def _config(run: Run) -> dict[str, Any]:
     file = run.folder / "config.yaml"
     if problem := config_problem(run.folder, run.info):
-        raise ValueError(f"{run.folder}: {problem}: copy the whole run folder")
+        raise ValueError(f"{run.folder}: {problem}: copy the complete run folder")
     try:
         return flatten(yaml.safe_load(file.read_text(encoding="utf-8")))
     except yaml.YAMLError as error:

@@ -50,7 +50,7 @@ def methods_text(*, check: bool = False) -> str:
             lines.append(f"preset '{name}' of {origin}: {error}")
         except Exception as error:  # a plugin's own checks of its options
             reason = " ".join(str(error).split())
-            remedy = registry.private_import(error) or "mend it"
+            remedy = registry.private_import(error) or "fix it"
             lines.append(f"preset '{name}' of {origin} cannot be built ({type(error).__name__}: {reason}): {remedy}")
     console = Console(width=WIDTH, markup=False, highlight=False, emoji=False)
     with console.capture() as capture:

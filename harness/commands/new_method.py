@@ -179,7 +179,7 @@ README = """\
 The method `$name` for zppo-bench. Its class is in `$module/__init__.py`, its presets are in `$module/conf/method/`.
 
 ```
-pip install --editable '.[test]'    # beside zppo-bench
+pip install --editable '.[test]'    # where zppo-bench is installed
 python -m pytest
 zppo methods
 zppo train method=$name student=tiny_xs steps=2 eval=none

@@ -18,7 +18,7 @@ def run_report(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     parser.add_argument("--out", metavar="DIR", help="where the report goes; default STUDY/report")
     parser.add_argument("--delta", nargs=2, metavar=("A", "B"), help="the delta row is A minus B")
     parser.add_argument("--baseline", metavar="LABEL", help="what the others are tested against; default zppo")
-    parser.add_argument("--with-published", action="store_true", help="the paper's tables beside one's own")
+    parser.add_argument("--with-published", action="store_true", help="the paper's tables next to one's own")
     parser.add_argument("--compare", nargs=2, metavar=("RUN", "RUN"), help="what differs between two runs")
     parser.add_argument("--wandb", choices=("offline", "online"), help="also log the report, as an artifact")
     args = parser.parse_args(argv)

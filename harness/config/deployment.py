@@ -344,7 +344,7 @@ def _first(device: str) -> str:
     return "cuda:0" if device in ("auto", "cuda") else device
 
 
-SHARED_ENGINE = "a teacher in an engine beside several ranks needs GPUs of its own: set cluster.teacher_gpus"
+SHARED_ENGINE = "a teacher in an engine needs GPUs of its own where there are several ranks: set cluster.teacher_gpus"
 
 
 def _shares_ranks(config: RunConfig, teacher: TeacherPlace | None) -> bool:
@@ -381,12 +381,12 @@ def _check_served_teacher(config: RunConfig, teacher: ModelConfig, method: Metho
         what = "reads the teacher's distribution" if reads else "trains the teacher's tokens"
         raise UserError(
             f"method={name} {what}, and teacher.api=text gives text alone: use an endpoint that gives ids and "
-            "log-probabilities (vLLM, teacher.api=tokens), or load the teacher beside the student"
+            "log-probabilities (vLLM, teacher.api=tokens), or load the teacher next to the student"
         )
     if reads and method.logit_temperature(config.rollout.temperature) != 1.0:
         raise UserError(
             f"method={name} compares distributions at rollout.temperature={config.rollout.temperature:g}, and an "
-            "endpoint scores at 1: set rollout.temperature=1, or load the teacher beside the student"
+            "endpoint scores at 1: set rollout.temperature=1, or load the teacher next to the student"
         )
     if config.teacher_process and config.server.score:
         raise UserError("teacher_process=true is for a teacher that this run loads: set teacher_process=false")
@@ -403,7 +403,7 @@ def _check_gpus(config: RunConfig, student: StudentPlace, teacher: TeacherPlace 
             )
         return
     if student.device is None:
-        raise UserError("a student behind endpoints has nothing to share out: set cluster=local")
+        raise UserError("a served student has nothing to share out: set cluster=local")
     if student.is_trained and config.update.optimizer == "adamw_8bit":
         raise UserError(
             "update.optimizer=adamw_8bit keeps blocks of 256 numbers that a shard would cut, and its checkpoints would "

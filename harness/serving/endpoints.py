@@ -317,7 +317,7 @@ class Endpoints:
     async def _refusal(self, endpoint: _Endpoint, response: httpx2.Response) -> UserError:
         """What a status that will not pass means, and the remedy."""
         status, names = response.status_code, self._names
-        remedy = f"does it speak vLLM's API? {self._role}.api=text asks for text alone"
+        remedy = f"does it have vLLM's API? {self._role}.api=text asks for text alone"
         if status in _KEY:
             remedy = f"set {self._config.api_key_env}, or name another variable in {names.key}"
         elif status in _ADDRESS:

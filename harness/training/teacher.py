@@ -169,7 +169,7 @@ class ServerScorer:
         if temperature != 1.0:
             raise UserError(
                 f"rollout.temperature={temperature:g}: a served teacher gives its distribution at temperature 1 only; "
-                "set rollout.temperature=1, or load the teacher beside the student (teacher.serve=false)"
+                "set rollout.temperature=1, or load the teacher next to the student (teacher.serve=false)"
             )
         self._endpoints = endpoints
         self._top_k = top_k
@@ -180,7 +180,7 @@ class ServerScorer:
         """Every sequence is a request; all of them are under way at once. Raises UserError for samples with media."""
         if any(sample.media is not None for samples in micro_batches for sample in samples):
             raise UserError(
-                "a served teacher scores text only: load the teacher of questions with images or video beside the "
+                "a served teacher scores text only: load the teacher of questions with images or video next to the "
                 "student (teacher.serve=false, teacher.urls=[])"
             )
         return self._score([pad_for_teacher(samples, torch.device("cpu")) for samples in micro_batches])
@@ -230,7 +230,7 @@ class ServerScorer:
                 scored.append(token_id)
         except WrongAnswer as error:
             raise UserError(
-                f"the teacher's endpoint {error}: serve it with vLLM, or load the teacher beside the student "
+                f"the teacher's endpoint {error}: serve it with vLLM, or load the teacher next to the student "
                 "(teacher.serve=false, teacher.urls=[])"
             ) from error
         return ListedScores(

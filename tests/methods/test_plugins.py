@@ -55,44 +55,44 @@ BROKEN = [
         "broken_pkg:Broken",
         {"broken_pkg/__init__.py": "class Broken:\n    pass\n"} | OPTION,
         "method 'broken' of zppo-broken 1.0 cannot be used: broken_pkg:Broken is not derived from "
-        "methods.base.Method; mend or uninstall zppo-broken",
+        "methods.base.Method; fix or uninstall zppo-broken",
     ),
     (
         "broken_pkg:Brokn",
         {"broken_pkg/__init__.py": "class Broken:\n    pass\n"} | OPTION,
         "method 'broken' of zppo-broken 1.0 cannot be used: broken_pkg has no class Brokn (did you mean Broken?); "
-        "mend or uninstall zppo-broken",
+        "fix or uninstall zppo-broken",
     ),
     (
         "broken_pkg:Broken",
         {"broken_pkg/__init__.py": "from methods.base import Method\n\n\nclass Broken(Method):\n    pass\n"} | OPTION,
         "method 'broken' of zppo-broken 1.0 cannot be used: broken_pkg:Broken does not define credit and loss; "
-        "mend or uninstall zppo-broken",
+        "fix or uninstall zppo-broken",
     ),
     (
         "broken_pkg:Broken",
         {"broken_pkg/__init__.py": "from methods.grpo import GRPO\n\n\nclass Broken(GRPO):\n    Config = int\n"}
         | OPTION,
         "method 'broken' of zppo-broken 1.0 cannot be used: broken_pkg:Broken.Config is not derived from "
-        "methods.base.MethodConfig; mend or uninstall zppo-broken",
+        "methods.base.MethodConfig; fix or uninstall zppo-broken",
     ),
     (
         "broken_pkg:Broken",
         {"broken_pkg/__init__.py": "raise RuntimeError('bad\\n  day')"} | OPTION,
         "method 'broken' of zppo-broken 1.0 cannot be used: importing broken_pkg fails (RuntimeError: bad day); "
-        "mend or uninstall zppo-broken",
+        "fix or uninstall zppo-broken",
     ),
     (
         "broken_pkg:Broken",
         {"broken_pkg/__init__.py": "import sys\nsys.exit('gone')"} | OPTION,
         "method 'broken' of zppo-broken 1.0 cannot be used: importing broken_pkg fails (SystemExit: gone); "
-        "mend or uninstall zppo-broken",
+        "fix or uninstall zppo-broken",
     ),
     (
         "broken_pkg.inner:Broken",
         {"broken_pkg/__init__.py": ""} | OPTION,
         "method 'broken' of zppo-broken 1.0 cannot be used: importing broken_pkg.inner fails "
-        "(ModuleNotFoundError: No module named 'broken_pkg.inner'); mend or uninstall zppo-broken",
+        "(ModuleNotFoundError: No module named 'broken_pkg.inner'); fix or uninstall zppo-broken",
     ),
     (
         "broken_pkg:Broken",

@@ -124,7 +124,7 @@ def test_buffer_tables(make_run):
         "all                      6          2          -        2          2"
         "                  33.3                   50.0",
         "",
-        "Fate by visits (re-samples until the entry completed)",
+        "Outcome by visits (re-samples until the entry completed)",
         "visits     entries  graduated  evicted  graduated so far, % of completed",
         "0                1          0        1                               0.0",
         "1                1          1        0                              25.0",
@@ -145,7 +145,7 @@ def test_a_buffer_whose_entries_are_all_inside(make_run):
         "all                      1          0          -        0          1"
         "                   0.0                      -",
         "",
-        "Fate by visits (re-samples until the entry completed)",
+        "Outcome by visits (re-samples until the entry completed)",
         "visits     entries  graduated  evicted  graduated so far, % of completed",
         "in buffer        1",
     ]

@@ -162,7 +162,7 @@ def test_no_control_characters_of_a_configuration_reach_the_terminal(whole_run):
         ("run.json", None, "no run in "),
         ("run.json", '{"status": "do', "cannot be read as JSON"),
         ("run.json", '{"status": "done"}', "has no 'started'"),
-        ("config.yaml", None, ": no config.yaml: copy the whole run folder"),
+        ("config.yaml", None, ": no config.yaml: copy the complete run folder"),
         ("config.yaml", "a: [1", "cannot be read as YAML"),
         ("eval/mini/scores.csv", "benchmark,score\na,1\n", "has no column 'protocol'"),
         ("eval/mini/rows.jsonl", '{"uid": "a"}\n', "rows without benchmark, uid or score"),

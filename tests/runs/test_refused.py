@@ -65,14 +65,14 @@ def outputs(finished, tmp_path) -> Path:
 @pytest.mark.parametrize("place", range(len(preparation.CHECKS)), ids=[c.__name__ for c in preparation.CHECKS])
 def test_an_error_in_any_check_leaves_a_finished_folder_as_it_was(outputs, monkeypatch, place):
     def refuse(run: preparation.Preparation) -> None:
-        raise UserError("refused: mend it")
+        raise UserError("refused: fix it")
 
     checks = [*preparation.CHECKS[:place], refuse]
     monkeypatch.setattr(preparation, "CHECKS", tuple(checks))
     before = digests(run_folder(outputs))
     assert train(outputs, "steps=2") == 2
     assert digests(run_folder(outputs)) == before and len(before) > 10
-    assert [line["error"] for line in refused(outputs)] == ["refused: mend it"]
+    assert [line["error"] for line in refused(outputs)] == ["refused: fix it"]
     assert [state.state for state in run_states(outputs / "default")] == ["done"]
 
 

@@ -37,7 +37,7 @@ DESCRIPTIVE = {
     13: f"which labels does the legend have, from top to bottom, then from left to right? {_LEGEND} {_NOT_APPLICABLE}",
     14: f"how far apart are the largest and the smallest tick label of the color bar? {_COLOURS}",
     15: f"what is the largest tick label of the color bar? {_COLOURS}",
-    16: "how do the data develop from left to right, on the whole?",
+    16: "how do the data develop from left to right, in general?",
     17: "how many ticks have a label, on all axes together, shared axes included?",
     18: "How many rows and how many columns of subplots does the figure have? A figure without subplots is 1 by 1.",
     19: "How many subplots does the figure have? A figure without subplots has 1.",

@@ -106,7 +106,7 @@ def _mmvu_messages(question: Question, response: str, answer: str | None) -> lis
 
 HLE_REPLY = (
     'Reply with one JSON object, {"extracted_final_answer": "...", "reasoning": "...", "correct": "yes" or "no", '
-    '"confidence": a whole number from 0 to 100}, and nothing else.'
+    '"confidence": an integer from 0 to 100}, and nothing else.'
 )
 HLE_RULES = f"""You check whether a response to an exam question arrives at the right answer, which is in the part \
 `reference`. Do not solve the question, and do not argue for another answer than the reference.

@@ -231,7 +231,7 @@ def _copy_problems(config: RunConfig, place: TeacherPlace, teacher: ModelShape, 
         more = f" with its engine's {_engine_share(config, place):g} of the memory" if is_shared else ""
         yield (
             f"teacher {config.teacher.name} does not fit: {num_ranks} ranks score on each teacher GPU{more}, "
-            f"{total / GB:.1f} GB of weights: set teacher_device=cuda, so that each has its own beside its student"
+            f"{total / GB:.1f} GB of weights: set teacher_device=cuda, so that each has its own next to its student"
         )
 
 

@@ -224,7 +224,7 @@ def _assumptions(plans: Sequence[Plan], assumed: Assumptions, kernels: Kernels) 
     steps = assumed.max_steps_per_second or STEPS_PER_SECOND.get(plans[0].deployment.student.engine, OF_OTHERS)
     decode = f"{assumed.bandwidth:.0%} of the memory's bandwidth, a sequence at {steps:g} tokens a second at most"
     how = "flash-linear-attention and causal-conv1d" if kernels == "fla" else "transformers' own code, without kernels"
-    together = "hidden behind the student's as far as it fits" if any(asked) else "behind the student's"
+    together = "hidden by the student's as far as it fits" if any(asked) else "after the student's"
     together += ", where it has GPUs or endpoints of its own" if any(asked) and not all(asked) else ""
     return [
         f"Assumed: every response is {length} (--response-tokens), a prompt {assumed.prompt_tokens} (--prompt-tokens); "

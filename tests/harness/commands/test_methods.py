@@ -120,13 +120,13 @@ def test_every_broken_thing_is_one_line_below_and_the_rest_is_listed(install):
         "zppo-bare 1.0 declares method 'bare' but ships no bare_pkg/conf/method/bare.yaml: "
         "add the file (and to its package data), or uninstall zppo-bare",
         "method 'boom' of zppo-boom 1.0 cannot be used: importing boom_pkg fails "
-        "(ZeroDivisionError: division by zero); mend or uninstall zppo-boom",
+        "(ZeroDivisionError: division by zero); fix or uninstall zppo-boom",
         "zppo-evil 1.0 claims the name of the built-in method 'grpo' (evil_pkg:Demo): "
         "rename its entry point, or uninstall zppo-evil",
         "method 'same' is claimed by zppo-a 1.0 (a_pkg:Demo) and by zppo-b 1.0 (b_pkg:Demo): "
         "uninstall all but one of them",
     ]
-    assert below[4] == "preset 'odd' of zppo-odd 1.0 cannot be built (KeyError: 'no'): mend it"
+    assert below[4] == "preset 'odd' of zppo-odd 1.0 cannot be built (KeyError: 'no'): fix it"
     assert below[5].startswith("preset 'typo' of zppo-boom 1.0: GRPO has no option 'method.tua'. Did you mean tau?")
     assert below[6].startswith("preset 'unread' of zppo-odd 1.0: ")
     assert below[7:] == [

@@ -144,7 +144,7 @@ def test_an_engine_of_others_stands_where_vllm_would():
         assert (theirs.sampling_gpus, theirs.num_gpus) == (vllms.sampling_gpus, vllms.num_gpus)
         assert replace(theirs.teacher, samples=vllms.teacher.samples) == vllms.teacher
     assert place_texts(teacher("method=zppo", own, OWN))[0] == "my_package:open_engine on GPUs 1, 2 of each node"
-    with pytest.raises(UserError, match="a teacher in an engine beside several ranks needs GPUs of its own"):
+    with pytest.raises(UserError, match="a teacher in an engine needs GPUs of its own where there are several ranks"):
         deployed(config("method=zppo", own, RANKS, "cluster.gpu=H100-80GB"))
 
 
@@ -282,7 +282,7 @@ def test_what_a_plan_cannot_know_is_refused_where_the_gpus_are():
     chosen = config(VLLM, "cluster.student_gpus=2")
     found = deployed(chosen)
     assert list(gpu_problems(chosen, found, 2)) == [
-        "a teacher in an engine beside several ranks needs GPUs of its own: set cluster.teacher_gpus"
+        "a teacher in an engine needs GPUs of its own where there are several ranks: set cluster.teacher_gpus"
     ]
     (problem,) = gpu_problems(chosen, found, 1, where="node 3")
     assert problem.startswith("cluster=local needs 2 GPUs a node (2 for the student, 0 for the teacher) and node 3 sh")

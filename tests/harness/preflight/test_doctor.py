@@ -213,7 +213,7 @@ def test_without_what_a_check_gives_the_others_are_made_or_said_not_to_be(monkey
     words += ["eval.num_questions=1", "eval.tasks=[arithmetic]", "eval.levels=[1]", "steps=1"]
 
     def fail(run: Preflight) -> Iterator[Finding]:
-        raise UserError("broken: mend it")
+        raise UserError("broken: fix it")
         yield
 
     fail.__name__ = doctor.CHECKS[place].__name__
