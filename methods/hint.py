@@ -120,7 +120,7 @@ def _hint_prompt(question: Question, hint: str) -> Prompt:
 
 
 def copies(hint: str, solution: str) -> bool:
-    """Whether more than half of the solution's sentences and lines, without its box, stand in the hint word for word."""
+    """Whether more than half of the solution's sentences and lines, its box left out, stand in the hint literally."""
     pieces = [_normal(piece) for piece in _SENTENCE.split(solution.partition("\\boxed")[0])]
     pieces, shown = [piece for piece in pieces if piece], _normal(hint)
     return 2 * sum(piece in shown for piece in pieces) > len(pieces)

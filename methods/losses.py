@@ -129,9 +129,9 @@ def jsd_topk_loss(
 
     The student's tail is the log-sum-exp of its tokens. The teacher's is 1 - sum P_T of the list. It is known only to
     the rounding eps of its log-probabilities, and taken as eps at least. That is worth eps log(1 / eps) for beta < 1.
-    For beta = 1, which reads the tail's logarithm, it is worth P_S(tail) eps / P_T(tail). A student's tail that underflows is taken as the
-    smallest normal number. Loss and gradient are exactly zero where all listed log-probabilities are equal: then so are
-    the tails, and the rounded one is not consulted.
+    For beta = 1, which reads the tail's logarithm, it is worth P_S(tail) eps / P_T(tail).
+    A student's tail that underflows is taken as the smallest normal number. Loss and gradient are exactly zero where
+    all listed log-probabilities are equal: then so are the tails, and the rounded one is not consulted.
     """
     import torch
 
@@ -195,7 +195,7 @@ def _jsd_rows(
 def _jsd_of_logprobs(
     student_NV: torch.Tensor, teacher_NV: torch.Tensor, beta: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same from log-probabilities, which are overwritten."""
+    """Loss and gradient from log-probabilities, which are overwritten."""
     delta_NV = teacher_NV - student_NV
     student_NV, teacher_NV = student_NV.exp_(), teacher_NV.exp_()
     if beta == 0.0:

@@ -116,7 +116,7 @@ def _installed(path: tuple[str, ...]) -> tuple[Plugin, ...]:
 
 @lru_cache(maxsize=8)
 def _of_other_parts(path: tuple[str, ...]) -> dict[Path, str]:
-    """Likewise of packages that bring no method."""
+    """The `conf` folders of packages that bring no method, each with its package and version."""
     found: dict[Path, str] = {}
     entries = [entry for group in OTHER_GROUPS for entry in metadata.entry_points(group=group)]
     for entry in sorted(entries, key=lambda entry: entry.dist.name if entry.dist else ""):

@@ -130,7 +130,7 @@ class PolicyGradientMethod(Method):
                 )
 
     def advantages(self, groups: Sequence[RolloutGroup]) -> list[list[float]]:
-        """Of the members of each group of a scope, in their order. All rollouts of the groups are graded."""
+        """Advantages of the members of each group of a scope, in their order. All rollouts of the groups are graded."""
         return self.normalized([training_rewards(self.members(group)) for group in groups])
 
     def normalized(self, rewards: Sequence[Sequence[float]]) -> list[list[float]]:

@@ -81,8 +81,7 @@ def plugin_class(plugin: Plugin) -> type[Method]:
         return _imported(module_name, class_name)
     except MethodError as error:
         raise MethodError(
-            f"method '{plugin.name}' of {plugin.source} cannot be used: {error}; "
-            f"fix or uninstall {plugin.distribution}"
+            f"method '{plugin.name}' of {plugin.source} cannot be used: {error}; fix or uninstall {plugin.distribution}"
         ) from error
 
 

@@ -39,7 +39,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         help=f"key=value of the runs that will train on it; default student={STUDENT}",
     )
     parser.add_argument("--config-dir", help="a folder with further options, <group>/<name>.yaml")
-    parser.add_argument("--fixture", action="store_true", help="made-up sources of a few hundred rows, written next to it")
+    parser.add_argument("--fixture", action="store_true", help="made-up sources of a few hundred rows next to it")
     parser.add_argument("--force", action="store_true", help="replace a corpus or a build that is there")
     given: dict[str, Any] = {"default": argparse.SUPPRESS}
     parser.add_argument("--out", help=f"folder of the corpus; default {DEFAULTS.out}", **given)

@@ -111,7 +111,7 @@ REFUSED_ARGUMENTS = {
     "--load-format": "weights are read from safetensors alone",
     "--config": "its arguments would not be seen here; put them into server.args",
 }
-"""Of `vllm serve`, each with what to do instead."""
+"""Arguments of `vllm serve` that are refused, each with what to do instead."""
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET = re.compile(r"key|token|secret|passw|auth|credential|signature|\bsig\b", re.IGNORECASE)
 

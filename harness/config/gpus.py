@@ -8,11 +8,11 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Gpu:
     memory_gb: float
-    """Of 10^9 bytes, as the driver reports it: what is sold as 80 GB has 85.0, or 79.2 GiB."""
+    """Its memory in 10^9 bytes, as the driver reports it: what is sold as 80 GB has 85.0, or 79.2 GiB."""
     bf16_tflops: float
     """Dense peak of its tensor cores, without sparsity."""
     bandwidth_tb: float
-    """Of its memory, 10^12 bytes a second."""
+    """Bandwidth of its memory, 10^12 bytes a second."""
     fp8: bool = True
     """Whether its tensor cores multiply 8-bit floats, which FP8 weights need at full speed."""
 

@@ -22,7 +22,7 @@ MAX_PIXELS = 100_000_000
 MAX_FILE_BYTES = 8 * MAX_PIXELS
 """Four channels of 16 bits, not compressed."""
 MAX_SCANS = 100
-"""Of a JPEG. Encoders write some ten; each costs a pass over all pixels and hardly a byte."""
+"""A JPEG may have so many scans. Encoders write some ten; each costs a pass over all pixels and hardly a byte."""
 BITS_PER_SAMPLE = 258
 """A tag of TIFF."""
 MIN_SIDE = 2

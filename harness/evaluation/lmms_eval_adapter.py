@@ -119,7 +119,7 @@ def run_benchmarks(benchmarks: Sequence[Benchmark], student: Student) -> dict[st
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Of several ranks the first evaluates, and the library would wait for the others at barriers of its own."""
+    """The first of several ranks evaluates, and the library would wait for the others at barriers of its own."""
     import torch.distributed
 
     is_initialized = torch.distributed.is_initialized

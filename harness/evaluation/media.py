@@ -15,7 +15,7 @@ class MediaDigests:
         self._known: dict[Hashable, str] = {}
 
     def of(self, question: Question) -> list[str]:
-        """Of each picture, then of the clip. Raises MediaError for one that cannot be read."""
+        """Digests of each picture, then of the clip. Raises MediaError for one that cannot be read."""
         shown: list[ImageRef | VideoRef] = [*question.images]
         if question.video is not None:
             shown.append(question.video)

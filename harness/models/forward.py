@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from harness.models.vision import MediaInputs
 
     Media = Sequence[MediaInputs | None]
-    """Of every sequence of a batch; the sequences of a group share one object."""
+    """The media of every sequence of a batch; the sequences of a group share one object."""
 
 CAST_ELEMENTS = 1 << 24
 """Weights of a 16-bit head that are cast to fp32 at once: 64 MiB."""

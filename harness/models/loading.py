@@ -123,7 +123,7 @@ def check_weights(config: ModelConfig) -> None:
     """
     path = resolve_path(config)
     if source_file(config, "adapter_config.json") is not None:
-        raise UserError(f"{path} has an adapter, not a complete model: merge it (merge_and_unload of peft) and save that")
+        raise UserError(f"{path} has an adapter, not a complete model: merge (merge_and_unload of peft) and save it")
     single, index = (source_file(config, name) for name in WEIGHT_FILES)
     if single is None and index is None:
         if any(source_file(config, name) is not None for name in PICKLE_FILES):

@@ -164,7 +164,7 @@ def _probe(run: Preflight, actor: Actor, engine: ServerEngine, asked: Endpoints)
 
 
 def port(run: Preflight) -> Iterator[Finding]:
-    """Of a server that the run starts."""
+    """The port of a server that the run starts."""
     from harness.serving.server import free_port
 
     if run.config.server.port and any(actor.serves for actor in run.actors):

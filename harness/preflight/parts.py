@@ -107,7 +107,7 @@ class Preflight:
     """The training's."""
     sampler: QuestionSampler
     num_prompt_tokens: int
-    """Of the longest plain prompt."""
+    """Tokens of the longest plain prompt."""
     num_steps: int | None = None
     """How many steps the run trains; None without training."""
     most_steps: int | None = None

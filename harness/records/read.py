@@ -77,7 +77,7 @@ def _object(path: Path, parse: Any) -> dict[str, Any]:
 
 
 def _text(path: Path) -> str:
-    """With its line ends as they are; empty where there is no file."""
+    """Its content with line ends as they are; empty where there is no file."""
     try:
         return path.read_bytes().decode()
     except FileNotFoundError:

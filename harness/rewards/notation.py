@@ -62,7 +62,7 @@ def _date(text: str) -> tuple[int, ...] | None:
 
 
 def _is_time(text: str) -> bool:
-    """With a.m. or p.m., or of hours and minutes that are no ratio in its lowest terms."""
+    """Whether it has a.m. or p.m., or hours and minutes that are no ratio in its lowest terms."""
     match = _TIME.fullmatch(text)
     if match is None or not match[2]:
         return match is not None and match[4] is not None
@@ -95,7 +95,7 @@ def _of_day(half: str, seconds: int) -> set[int]:
 
 
 def _terms(text: str) -> list[str]:
-    """Of a ratio: one for anything else. `a:b = 2:3` is `2:3`."""
+    """The terms of a ratio; one for anything else. `a:b = 2:3` is `2:3`."""
     text = text.rpartition("=")[2].strip()
     if re.fullmatch(r"\([^()]*:[^()]*\)|\[[^\[\]]*:[^\[\]]*\]", text):
         text = text[1:-1]

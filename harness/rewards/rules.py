@@ -24,7 +24,7 @@ MAX_LENGTH = 2000
 only take a worker to its limit of time."""
 
 MAX_OPTION_LENGTH = 80
-"""The same for an answer that is compared with the options of a multiple choice."""
+"""Most characters of an answer that is compared with the options of a multiple choice."""
 
 # Decided here, exactly: mathruler compares integers as floats. Python reads at most 4300 digits.
 _INTEGER = re.compile(r"[+-]?[0-9]{1,4000}")

@@ -227,7 +227,7 @@ def _is_name(expression: Any) -> bool:
 
 
 def _is_one_name(expression: Any) -> bool:
-    """Of names: one alone, a segment or an angle by its points, a ratio. `x+y=5` and `xy=5` are curves, and no 5."""
+    """Whether it is one name: a letter, a segment or angle by its points, a ratio. `x+y=5` and `xy=5` are curves."""
     import sympy
 
     if isinstance(expression, sympy.Mul):

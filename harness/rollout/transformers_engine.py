@@ -24,7 +24,7 @@ from harness.types import FinishReason, Prompt, Rollout, RolloutGroup, Sampler
 
 
 def open_engine(parts: EngineParts) -> RolloutEngine:
-    """With the run's own weights, or with a copy where the student is cut over ranks."""
+    """An engine with the run's own weights, or with a copy where the student is cut over ranks."""
     model = parts.weights or LanguageModel.for_chat(load_model(parts.model, parts.device), parts.chat)
     sequences = parts.rollout.max_sequences
     return TransformersEngine(model, parts.chat, parts.sampler, sequences, own_weights=parts.weights is None)

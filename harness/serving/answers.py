@@ -8,9 +8,9 @@ from typing import Any
 
 MIB = 1 << 20
 BYTES_PER_TOKEN = 1024
-"""Of an answer, at most: id, text and log-probability of a token with white space, as JSON escapes it."""
+"""An answer has at most so many: id, text and log-probability of a token with white space, as JSON escapes it."""
 BYTES_PER_ENTRY = 256
-"""Likewise, of a token that is listed at a position of the prompt."""
+"""A token that is listed at a position of the prompt has at most so many."""
 ROUNDING = 1e-4
 """What a log-probability may be above 0; it is taken for 0 then."""
 

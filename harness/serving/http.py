@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 """Hosts that a proxy is never asked for (`trust_env=host not in LOOPBACK`)."""
 MODELS_BYTES = 4 << 20
-"""Of a list of models, at most."""
+"""A list of models has at most so many."""
 
 
 class Passing(Exception):

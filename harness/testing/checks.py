@@ -304,7 +304,7 @@ def _plain(record: RolloutGroup | TrainingSample) -> Any:
 
 
 def _gradients(case: Case, **cut: Any) -> dict[str, torch.Tensor]:
-    """Of a mini-batch of at most `NUM_SAMPLES`, dealt from all groups; inert ones only where there are no others."""
+    """Gradients of at most `NUM_SAMPLES` samples, dealt from all groups; inert ones only where there are no others."""
     student, every = lab().fresh_student(), case.first().samples
     active = [sample for sample in every if not sample.inert] or every
     samples = active[:: -(-len(active) // NUM_SAMPLES)]

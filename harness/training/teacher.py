@@ -39,7 +39,7 @@ class TeacherScores(Protocol):
 
     @property
     def digests(self) -> list[str | None]:
-        """Likewise, of the media of every sequence."""
+        """Digests of the media of every sequence."""
         ...
 
     def between(self, start: int, stop: int) -> TeacherDistribution:

@@ -163,7 +163,7 @@ def draw_grid(
 
 
 def _legend_columns(names: Sequence[str]) -> int:
-    """As many columns with these names as fit the width, and no more than fill the same number of rows."""
+    """The number of columns with these names that fit the width, and no more than fill the same number of rows."""
     inches = 0.55 + 0.072 * max(map(len, names))
     num_rows = -(-len(names) // max(1, int(WIDTH / inches)))
     return -(-len(names) // num_rows)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 CHECK = Path(__file__).parents[2] / "docs" / "prose" / "check.py"
-CEILING = {"word": 147, "line": 10, "sentence": 38}
+CEILING = {"word": 115, "line": 10, "sentence": 30}
 """Findings that `allowed.csv` may allow in all files together. It only falls: lower it where repairs have."""
 LONG = "One " + "word " * 29 + "more"
 """A sentence of 31 words, one more than is allowed."""
@@ -132,6 +132,11 @@ def test_a_count_that_is_too_high_is_lowered_by_update(root):
     assert code == 1
     assert check(root, "--update")[0] == 0
     assert allowed.read_text() == ALLOWED
+
+
+def test_the_product_and_the_readme_have_no_allowed_finding():
+    paths = [row.split(",")[0] for row in (CHECK.parent / "allowed.csv").read_text().splitlines()]
+    assert [path for path in paths if path.startswith(("harness/", "methods/", "reports/", "README"))] == []
 
 
 def test_the_allowed_findings_of_the_repository_stay_below_the_ceiling():

@@ -192,7 +192,7 @@ def _commit(url: str) -> str | None:
 
 
 def _network_errors() -> tuple[type[Exception], ...]:
-    """Of the hub's client, which uses httpx or httpx2 by its version."""
+    """Errors of the hub's client, which uses httpx or httpx2 by its version."""
     found = [import_module(name) for name in ("httpx", "httpx2") if find_spec(name)]
     return tuple(module.HTTPError for module in found)
 

@@ -17,7 +17,7 @@ MAX_ANSWER_CHARS = 512
 MIN_SIDE = 100
 """Pixels of the shorter side of a picture."""
 MAX_PASS_RATE = 0.5
-"""Of Qwen3-VL-4B-Thinking: what it solves more often is dropped from MMFineReason."""
+"""Questions that Qwen3-VL-4B-Thinking solves more often are dropped from MMFineReason."""
 
 Tier = Literal[1, 2]
 Kind = Literal["text", "number", "id", "image"]

@@ -25,7 +25,7 @@ NUM_UNITS = 192
 STEPS_PER_SECOND = {"vllm": 100.0, "transformers": 25.0, "server": 100.0}
 """What launching a step's kernels leaves: with CUDA graphs, and one by one from Python. Assumed, not measured."""
 OF_OTHERS = 100.0
-"""Likewise of an engine of others, which is made to be fast."""
+"""A limit for an engine of others, which is made to be fast."""
 
 
 @dataclass(frozen=True, kw_only=True)
