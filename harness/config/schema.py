@@ -172,11 +172,18 @@ FORMER = {
     **dict.fromkeys(("rollout.top_p", "rollout.repetition_penalty"), 1.0),
     **dict.fromkeys(("rollout.top_k", "rollout.min_p", "rollout.presence_penalty"), 0),
     "reward.judge.when": "unmatched",
+    **dict.fromkeys(("student.gguf_file", "teacher.gguf_file"), None),
 }
-"""Options of earlier versions that had one value. What a run stored of them says nothing else."""
+"""Options of earlier versions, each with the only value that it could have, or that still has its meaning."""
 WHY_FORMER = {
-    "rollout": "training samples from the complete distribution, which ratio and divergence are formed with",
-    "reward": "in training the judge sees all that no rule matches, and what has no readable answer earns nothing",
+    "rollout": "training samples from the complete distribution, which ratio and divergence are formed with; leave it "
+    "out (evaluation has eval.{0})",
+    "reward": "in training the judge sees all that no rule matches, and what has no readable answer earns nothing; "
+    "leave it out (evaluation has eval.{0})",
+    "student": "weights are read from safetensors alone; unpack them once, as examples/smollm/unpack.py does, and set "
+    "student.path=FOLDER",
+    "teacher": "weights are read from safetensors alone; unpack them once, as examples/smollm/unpack.py does, and set "
+    "teacher.path=FOLDER",
 }
 
 
@@ -226,7 +233,7 @@ def unknown_option(key: str) -> str:
     """The line for a key that the configuration does not have."""
     if key in FORMER:
         section, _, rest = key.partition(".")
-        return f"{key} is no option: {WHY_FORMER[section]}; leave it out (evaluation has eval.{rest})"
+        return f"{key} is no option: {WHY_FORMER[section].format(rest)}"
     near = did_you_mean(key, known_keys())
     return f"unknown option '{key}'.{near if 'Did' in near else ' See zppo train --print-config.'}"
 

@@ -274,12 +274,37 @@ def test_bytes_that_are_no_text_are_refused():
 @pytest.mark.parametrize(
     ("override", "reason", "instead"),
     [
-        ("rollout.top_p=0.9", "training samples from the complete distribution", "eval.top_p"),
-        ("rollout.top_k=0", "training samples from the complete distribution", "eval.top_k"),
-        ("rollout.min_p=0.1", "training samples from the complete distribution", "eval.min_p"),
-        ("rollout.presence_penalty=1", "training samples from the complete", "eval.presence_penalty"),
-        ("+rollout.repetition_penalty=1", "training samples from the complete", "eval.repetition_penalty"),
-        ("reward.judge.when=unparsed", "what has no readable answer earns nothing", "eval.judge.when"),
+        (
+            "rollout.top_p=0.9",
+            "training samples from the complete distribution",
+            "leave it out (evaluation has eval.top_p)",
+        ),
+        (
+            "rollout.top_k=0",
+            "training samples from the complete distribution",
+            "leave it out (evaluation has eval.top_k)",
+        ),
+        (
+            "rollout.min_p=0.1",
+            "training samples from the complete distribution",
+            "leave it out (evaluation has eval.min_p)",
+        ),
+        (
+            "rollout.presence_penalty=1",
+            "training samples from the complete",
+            "leave it out (evaluation has eval.presence_penalty)",
+        ),
+        (
+            "+rollout.repetition_penalty=1",
+            "training samples from the complete",
+            "leave it out (evaluation has eval.repetition_penalty)",
+        ),
+        ("student.gguf_file=a.gguf", "weights are read from safetensors alone", "set student.path=FOLDER"),
+        (
+            "reward.judge.when=unparsed",
+            "what has no readable answer earns nothing",
+            "leave it out (evaluation has eval.judge.when)",
+        ),
     ],
 )
 def test_an_option_that_had_one_value_is_refused_with_the_reason(override, reason, instead):
@@ -290,7 +315,7 @@ def test_an_option_that_had_one_value_is_refused_with_the_reason(override, reaso
         given(key, "unmatched" if key.endswith("when") else 1)
     assert str(on_the_command_line.value) == str(in_a_file.value)
     assert str(in_a_file.value).startswith(f"{key} is no option: ") and reason in str(in_a_file.value)
-    assert str(in_a_file.value).endswith(f"; leave it out (evaluation has {instead})")
+    assert str(in_a_file.value).endswith(instead)
 
 
 def test_configurations_share_nothing():
