@@ -8,11 +8,14 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.core_seconds import pytest_addoption, pytest_configure  # noqa: F401 (hooks)
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The same examples in each run: a failure is of this change. New ones: `pytest --hypothesis-profile=default`.
 hypothesis.settings.register_profile("fixed", derandomize=True)
 hypothesis.settings.load_profile("fixed")
+
 
 METHOD = """
 from methods.base import PolicyGradientMethod
