@@ -16,7 +16,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 hypothesis.settings.register_profile("fixed", derandomize=True)
 hypothesis.settings.load_profile("fixed")
 
-
 METHOD = """
 from methods.base import PolicyGradientMethod
 
@@ -59,3 +58,16 @@ def install(tmp_path, monkeypatch) -> Iterator[Callable[..., Path]]:
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
             del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def forked_teacher() -> Iterator[None]:
+    """The process of a teacher is a fork. A run starts a fresh one, which imports its libraries for seconds."""
+    from torch import multiprocessing
+
+    from harness.testing.fork_server import fork_server
+
+    get_context = multiprocessing.get_context
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multiprocessing, "get_context", lambda kind: fork_server() if kind == "spawn" else get_context(kind))
+        yield

@@ -52,11 +52,13 @@ for preset, case in CASES.items():
     FIRST.setdefault(case.method_class, preset)
 RESUME = "resume_equals_the_unbroken_run"
 """Three runs, so it is seen in the fast suite once a class."""
+ALIKE = {"grpo_teacher_response", "grpo_both", "grpo_equal_tokens"}
+"""Classes that carry over no more than `grpo`, `zppo` and `off_policy_kd` do; `make test-slow` resumes them."""
 
 
 def checked() -> list[object]:
     every = [(preset, check) for preset in PRESETS for check in CHECKS if check != MEMORY]
-    others = {(preset, RESUME) for preset in PRESETS if preset not in FIRST.values()}
+    others = {(preset, RESUME) for preset in PRESETS if preset in ALIKE or preset not in FIRST.values()}
     return [pytest.param(*pair, marks=[pytest.mark.slow] if pair in others else []) for pair in every]
 
 
