@@ -123,8 +123,14 @@ def test_baselines_share_a_table_with_the_subject():
 ROWS = sorted({label for labels in TABLES.values() for label in labels})
 
 
+FAST = ("grpo_both", "off_policy_kd_replay", "zppo")
+"""A subject of one table, of another, and of both."""
+
+
 @pytest.mark.clause("C114", "C115")
-@pytest.mark.parametrize("subject", ROWS)
+@pytest.mark.parametrize(
+    "subject", [pytest.param(row, marks=[] if row in FAST else [pytest.mark.slow]) for row in ROWS]
+)
 def test_every_pair_against_a_loop(subject):
     table = bootstrap_table(published_scores(), subject)
     pairs = table[table["baseline"] != "best"]

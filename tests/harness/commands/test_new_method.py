@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[3]
 BUILD = "from setuptools import build_meta; build_meta.build_wheel('dist')"
 
 
+@pytest.mark.usefixtures("fork_server")
 def test_the_package_builds_is_found_and_passes_its_tests(tmp_path, monkeypatch):
     new_method("my_idea", str(tmp_path))
     folder = tmp_path / "zppo-my_idea"

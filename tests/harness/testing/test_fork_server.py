@@ -10,6 +10,8 @@ import pytest
 
 from harness.testing.fork_server import run_module
 
+pytestmark = pytest.mark.usefixtures("fork_server")
+
 SCRIPT = """
 import os, sys
 print(sys.argv[1:], os.getcwd(), os.environ.get("NAME"), os.environ.get("HOME"), __name__)

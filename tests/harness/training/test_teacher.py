@@ -35,7 +35,7 @@ from methods.base import jsd_loss, jsd_topk_loss
 TEACHER = ModelConfig(name="teacher", path="tiny:teacher", dtype="float32")
 CPU = torch.device("cpu")
 TEMPERATURE = 0.7
-pytestmark = pytest.mark.usefixtures("forked_teacher")
+pytestmark = pytest.mark.usefixtures("forked")
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def open_process(chat: Any, **changes: Any) -> ProcessScorer:
 
 
 @pytest.fixture(scope="module")
-def process(forked_teacher: None) -> Iterator[ProcessScorer]:
+def process(forked: None) -> Iterator[ProcessScorer]:
     """Starting one takes seconds: tests that leave it alive share it."""
     scorer = open_process(Chat(load_tokenizer(TEACHER), TEACHER))
     yield scorer

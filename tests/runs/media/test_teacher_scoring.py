@@ -17,7 +17,7 @@ from harness.training.teacher import LocalScorer, ServerScorer, check_same
 from harness.types import TrainingSample
 from methods.base import plain_prompt, rollout_sample
 
-pytestmark = pytest.mark.usefixtures("forked_teacher")
+pytestmark = pytest.mark.usefixtures("forked")
 
 
 @pytest.fixture

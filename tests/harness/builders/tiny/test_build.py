@@ -176,6 +176,7 @@ def test_the_same_seed_gives_the_same_weights():
     assert not all(torch.equal(runs[0][key], runs[2][key]) for key in runs[0])
 
 
+@pytest.mark.usefixtures("forked")
 def test_build_writes_a_folder_that_loads_and_equals_the_training_here(tmp_path):
     build.build(["xs"], tmp_path, steps=2, progress=False)
     built = Member.load(tmp_path / "xs")
