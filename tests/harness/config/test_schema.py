@@ -103,16 +103,14 @@ from harness.config.compose import compose, compose_sweep, group_options
 from harness.config.schema import from_hydra
 from harness.config.deployment import build_method, resolved
 from harness.study.cells import expand
-from harness.commands.methods import methods_text
 from methods import registry
-import harness.app, harness.study.scheduler, reports.report
+import harness.app, harness.commands.methods, harness.study.scheduler, reports.report
 for method in ("zppo", "on_policy_kd"):
     build_method(from_hydra(compose([f"method={method}", "student=qwen3_5_0_8b"])))
 assert registry.built_in()  # imports every class
 for student in ("tiny_s", "smollm2_135m"):
     build_method(from_hydra(compose([f"student={student}", "method=grpo"])))
-expand(*compose_sweep("quickstart", []), resolve=resolved)
-methods_text()
+expand(*compose_sweep("quickstart", ["method=base,grpo"]), resolve=resolved)
 assert "torch" not in sys.modules
 print("composed")
 """

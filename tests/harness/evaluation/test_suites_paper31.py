@@ -127,7 +127,8 @@ def test_without_a_judge_rules_decide_and_columns_that_need_one_are_holes(
     assert holes["mmvet"] == "mmvet: every row is judged: set eval.judge.url, or eval.stage=generate for now"
     table = list(csv.DictReader((tmp_path / "scores.csv").open()))
     assert [row["score"] for row in table if row["benchmark"] == "mmvet"] == [""]
-    unresolved = run(replace(config, judge=JudgeConfig()), make_engine(cut_off), grader, tmp_path, identity="n")
+    config = replace(config, judge=JudgeConfig(), columns=["aime25"])
+    unresolved = run(config, make_engine(cut_off), grader, tmp_path, identity="n")
     assert unresolved["aime25"]["score"] == 0.0
     assert {row["how"] for row in lines(tmp_path / "rows.jsonl") if row["benchmark"] == "aime25"} == {"no_judge"}
 

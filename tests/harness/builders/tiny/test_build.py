@@ -171,7 +171,7 @@ def test_the_same_seed_gives_the_same_weights():
     runs = []
     for ambient, seed in ((10, 0), (11, 0), (10, 1)):
         torch.manual_seed(ambient)  # the caller's generator has no say
-        runs.append(train("xs", steps=5, seed=seed)[0].state_dict())
+        runs.append(train("xs", steps=3, seed=seed)[0].state_dict())
     assert all(torch.equal(runs[0][key], runs[1][key]) for key in runs[0])
     assert not all(torch.equal(runs[0][key], runs[2][key]) for key in runs[0])
 
