@@ -19,9 +19,6 @@ PRELOAD = [
     "harness.distributed.build",
     "harness.distributed.follower",
     "harness.evaluation.evaluate",
-    "harness.testing",
-    "harness.testing.faults",
-    "harness.testing.ranks",
     "harness.training.models",
     "harness.training.scorer",
     "harness.training.trainer",
@@ -30,10 +27,13 @@ PRELOAD = [
 SECONDS = 300
 
 
-def fork_server() -> ForkServerContext:
-    """The context of the one server of this process, which starts with the first process that is asked of it."""
+def fork_server(*modules: str) -> ForkServerContext:
+    """The context of the one server of this process, which starts with the first process that is asked of it.
+
+    `modules` are loaded as well as `PRELOAD` where the server has not started yet.
+    """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    context.set_forkserver_preload([*PRELOAD, *modules])
     return context
 
 
@@ -42,7 +42,7 @@ def run_module(
 ) -> subprocess.CompletedProcess[str]:
     """`python -m MODULE ARGUMENTS`, in a fork: its exit code and what it has written.
 
-    `env` takes the place of the whole environment. What a library reads of it when it is imported has no effect.
+    `env` takes the place of this process's environment. What a library reads of it when it is imported has no effect.
     Raises AssertionError after `SECONDS`.
     """
     command = [module, *arguments]
