@@ -64,7 +64,7 @@ def session(folder: Path, files: dict[str, str], *options: str) -> tuple[int, st
 
 def test_a_dear_test_of_any_kind_is_named_and_the_session_is_red(tmp_path):
     files = {"test_light.py": LIGHT, "test_dear.py": DEAR, "test_child.py": CHILD, "test_alive.py": ALIVE}
-    code, output = session(tmp_path, files | {"test_fixture.py": FIXTURE}, "--test-bound=0.2")
+    code, output = session(tmp_path, files | {"test_fixture.py": FIXTURE}, "--test-bound=0.1")
     assert code == pytest.ExitCode.TESTS_FAILED, output
     assert "5 passed" in output
     named = re.findall(r"ERROR: test_\w+\.py::(test_\w+) takes .* core-seconds, more than", output)

@@ -11,15 +11,11 @@ from harness.config.schema import from_hydra
 from harness.errors import UserError
 from harness.records.tracking import Tracker, log_report
 
-
-@pytest.fixture(scope="module")
-def wandb() -> Any:
-    """Not at the top: to collect these tests must not cost the two seconds of its import."""
-    return pytest.importorskip("wandb")
+wandb = pytest.importorskip("wandb")
 
 
 @pytest.fixture
-def started(monkeypatch, wandb) -> list[dict[str, Any]]:
+def started(monkeypatch) -> list[dict[str, Any]]:
     """What reached `wandb.init`, instead of a run."""
     calls: list[dict[str, Any]] = []
 
@@ -76,7 +72,7 @@ def test_long_names_fit_into_wandb(started, tmp_path):
     assert options["tags"] == ["zppo", "s" * 64]
 
 
-def test_an_account_that_is_missing_is_one_line(wandb, monkeypatch, tmp_path):
+def test_an_account_that_is_missing_is_one_line(monkeypatch, tmp_path):
     def refuse(**_: Any) -> None:
         raise wandb.errors.UsageError("No API key configured\nUse wandb login.")
 
