@@ -1,12 +1,16 @@
 """One thread a process: models this small gain nothing from more, and the suite runs one process a core."""
 
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+from tests.core_seconds import pytest_addoption, pytest_configure  # noqa: F401 (hooks)
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -60,3 +64,34 @@ def install(tmp_path, monkeypatch) -> Iterator[Callable[..., Path]]:
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
             del sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> ForkServerContext:
+    """Its processes have the libraries loaded. It starts before the first test, so that no test pays for that."""
+    from harness.testing import fork_server
+
+    return fork_server.fork_server()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if not session.config.option.collectonly and any("fork_server" in item.fixturenames for item in session.items):
+        from harness.testing.fork_server import fork_server
+
+        first = fork_server("harness.testing.faults", "harness.testing.ranks").Process(target=int)
+        first.start()
+        first.join()
+
+
+@pytest.fixture(scope="module")
+def forked(fork_server: ForkServerContext) -> Iterator[None]:
+    """What a run spawns is a fork. A fresh process imports its libraries for seconds."""
+    from torch import multiprocessing as of_torch
+
+    get_context = multiprocessing.get_context
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (multiprocessing, of_torch):
+            patch.setattr(
+                module, "get_context", lambda kind=None: get_context("forkserver" if kind == "spawn" else kind)
+            )
+        yield

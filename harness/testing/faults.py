@@ -1,12 +1,11 @@
 """Runs in processes of their own that end where or when a test says, and the comparison with the uninterrupted run.
 
-A fork server loads the libraries once, so that a kill costs no more than the run itself.
+They come from the fork server, so that a kill costs no more than the run itself.
 """
 
 from __future__ import annotations
 
 import faulthandler
-import multiprocessing
 import os
 import random
 import signal
@@ -22,13 +21,8 @@ import psutil
 
 from harness.process import preemption
 from harness.testing.checks import assert_same_run
+from harness.testing.fork_server import fork_server
 
-PRELOAD = [
-    "harness.testing.faults",
-    "harness.training.trainer",
-    "harness.training.models",
-    "harness.evaluation.evaluate",
-]
 SECONDS = 300
 """After which a run is stuck. Time does not count while somebody has stopped the process (SIGSTOP)."""
 
@@ -51,8 +45,7 @@ class Launcher:
 
     def __init__(self, overrides: Sequence[str]) -> None:
         self.overrides = list(overrides)
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(PRELOAD)
+        self._context = fork_server(__name__)
         self._stacks = tempfile.NamedTemporaryFile(prefix="stacks-")  # noqa: SIM115
 
     def launch(self, fault: Fault | None = None) -> int:

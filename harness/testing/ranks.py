@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import multiprocessing
 import os
 import runpy
 import signal
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.distributed.place import Place
+from harness.testing.fork_server import fork_server
 
 if TYPE_CHECKING:
     from harness.config.schema import RunConfig
@@ -27,13 +27,6 @@ if TYPE_CHECKING:
     Body = Callable[..., Any]
     """`body(config, method, world, *arguments)`, a function at the top of its file."""
 
-PRELOAD = [
-    "harness.testing.ranks",
-    "harness.distributed.build",
-    "harness.distributed.follower",
-    "harness.training.trainer",
-]
-
 SECONDS = 120
 """After which a rank is stuck."""
 
@@ -41,7 +34,7 @@ SECONDS = 120
 def run_ranks(num_ranks: int, body: Body, overrides: Sequence[str], *arguments: Any) -> list[Any]:
     """What `body` returned on every rank. Raises AssertionError for a rank that does not return."""
     file = body.__code__.co_filename  # test files are no package that a process could import
-    context = _context()
+    context = fork_server(__name__)
     started = []
     lines = [*overrides, f"cluster.student_gpus={num_ranks}", f"data.batch_size={4 * num_ranks}", "device=cpu"]
     for place in _places(num_ranks):
@@ -68,7 +61,7 @@ class RankedRun:
     """`zppo train` on ranks that a test may kill or stop; what each says is in `text`."""
 
     def __init__(self, num_ranks: int, overrides: Sequence[str], folder: Path) -> None:
-        context = _context()
+        context = fork_server(__name__)
         lines = [*overrides, f"cluster.student_gpus={num_ranks}", "device=cpu"]
         self._logs = [folder / f"rank-{uuid.uuid4().hex}.log" for _ in range(num_ranks)]
         self.processes = []
@@ -101,12 +94,6 @@ class RankedRun:
     @property
     def text(self) -> str:
         return "".join(log.read_text(encoding="utf-8") for log in self._logs if log.exists())
-
-
-def _context() -> multiprocessing.context.ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    return context
 
 
 def _places(num_ranks: int) -> list[Place]:

@@ -27,7 +27,7 @@ class Broken:
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory) -> Callable[..., tuple[Path, list[str]]]:
+def unbroken(tmp_path_factory, fork_server) -> Callable[..., tuple[Path, list[str]]]:
     made: dict[tuple[str, ...], tuple[Path, list[str]]] = {}
 
     def make(*overrides: str) -> tuple[Path, list[str]]:

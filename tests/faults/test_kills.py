@@ -34,8 +34,8 @@ def options(method: str) -> list[str]:
 
 def test_a_run_killed_four_times_is_the_unbroken_run(broken):
     """While the teacher samples, behind a stored step, between two updates, and while a checkpoint is written."""
-    run = broken(*options("zppo"))
-    places = [("sampled-teacher", 2), ("stored", 3), ("update-1", 2), ("checkpoint-tensors", 2)]
+    run = broken(*options("zppo"), "steps=4", "data.batch_size=3", "rollout.max_response_tokens=16")
+    places = [("sampled-teacher", 2), ("stored", 3), ("update-1", 2), ("checkpoint-tensors", 1)]
     tally = survive(run.launcher, [Fault(point=p, number=n) for p, n in places], run.folder, run.whole)
     assert tally.kills == 4
 

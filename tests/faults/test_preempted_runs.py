@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -22,28 +23,31 @@ def checkpoints(folder: Path) -> set[str]:
     return {p.name for p in (folder / "checkpoints").glob("*")}
 
 
+PLACES = [
+    ("sampled-student", 4, "step-000003"),  # in the fourth step: the third is saved, though only every second is due
+    ("update-1", 3, "step-000002.1"),  # between two updates of the third step
+    ("update-2", 1, "step-000000.2"),  # of the first, before there is a checkpoint
+    ("buffer-records", 3, "step-000003"),  # a step's records are finished
+]
+FAST = {(PLACES[0], signal.SIGUSR1), (PLACES[1], signal.SIGTERM)}
+"""Each signal: at a complete step without a checkpoint, and in the middle of one."""
+
+
 @pytest.mark.parametrize(
-    ("point", "number", "left"),
+    ("place", "number_of_signal"),
     [
-        (
-            "sampled-student",
-            4,
-            "step-000003",
-        ),  # in the fourth step: the third is saved, though only every second is due
-        ("update-1", 3, "step-000002.1"),  # between two updates of the third step
-        ("update-2", 1, "step-000000.2"),  # of the first, before there is a checkpoint
-        ("buffer-records", 3, "step-000003"),  # a step's records are finished
+        pytest.param(*pair, marks=[] if pair in FAST else [pytest.mark.slow])
+        for pair in itertools.product(PLACES, (signal.SIGTERM, signal.SIGUSR1))
     ],
 )
-def test_the_state_is_written_and_the_run_goes_on_from_there(broken, point, number, left):
+def test_the_state_is_written_and_the_run_goes_on_from_there(broken, place, number_of_signal):
+    point, number, left = place
     run = broken(*GRPO)
-    for number_of_signal in (signal.SIGTERM, signal.SIGUSR1):
-        again = broken(*GRPO)
-        assert again.launcher.launch(Fault(point=point, number=number, signal=number_of_signal)) == os.EX_TEMPFAIL
-        assert left in checkpoints(again.folder)
-        info = RunFolder.read_info(again.folder)
-        assert info["status"] == "interrupted" and number_of_signal.name in info["error"]
-        survive(again.launcher, [], again.folder, run.whole)
+    assert run.launcher.launch(Fault(point=point, number=number, signal=number_of_signal)) == os.EX_TEMPFAIL
+    assert left in checkpoints(run.folder)
+    info = RunFolder.read_info(run.folder)
+    assert info["status"] == "interrupted" and number_of_signal.name in info["error"]
+    survive(run.launcher, [], run.folder, run.whole)
 
 
 def test_an_update_that_was_made_is_not_made_again(broken):

@@ -12,8 +12,7 @@ import pytest
 WriteRun = Callable[..., Path]
 
 
-@pytest.fixture
-def write_run(tmp_path: Path) -> WriteRun:
+def writer(root: Path) -> WriteRun:
     """Writes `study/<label>/<student>/seed<k>` and returns it; `scores` is {benchmark: score} of suite `mini`, `judged`
     how many replies the judge gave on each, and how many of them were malformed.
 
@@ -31,7 +30,7 @@ def write_run(tmp_path: Path) -> WriteRun:
         judged: dict[str, tuple[int, int]] | None = None,
         **info: Any,
     ) -> Path:
-        folder = tmp_path / "study" / label / student / f"seed{seed}"
+        folder = root / "study" / label / student / f"seed{seed}"
         folder.mkdir(parents=True)
         record = {
             "status": "done", "error": None, "label": label, "method": label.split(",")[0], "student": student,
@@ -54,3 +53,8 @@ def write_run(tmp_path: Path) -> WriteRun:
         return folder
 
     return write
+
+
+@pytest.fixture
+def write_run(tmp_path: Path) -> WriteRun:
+    return writer(tmp_path)

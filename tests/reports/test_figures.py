@@ -11,6 +11,7 @@ from matplotlib.text import Text
 import reports.figures
 from reports.figures import draw_figures
 from reports.runs.collect import collect, find_runs
+from tests.reports.conftest import writer
 
 ALL = ["macro_gain", "dynamics", "buffer_occupancy", "graduation", "batch_composition", "recipe"]
 SCORES = {"level1": 40.0, "level2": 20.0, "VLM_level1": 30.0}
@@ -40,8 +41,24 @@ def draw(tmp_path, name="figures"):
     return draw_figures(find_runs(study), collect(study), tmp_path / name)
 
 
-def drawn_texts(study, monkeypatch):
-    """Every text in each figure, as it stands when the figure has been saved."""
+def write_study(root):
+    write_run = writer(root)
+    write_run("base", SCORES)
+    for label in ("zppo,updates_per_step=4", "zppo,updates_per_step=16"):
+        for seed in (0, 1):
+            folder = write_run(label, {name: score + 5 + seed for name, score in SCORES.items()}, seed=seed)
+            write_training(folder)
+    return root
+
+
+@pytest.fixture
+def study(tmp_path):
+    return write_study(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """The figures of the study, and every text in each, as it stands when the figure has been saved."""
     texts = {}
     save = reports.figures.save
 
@@ -50,54 +67,45 @@ def drawn_texts(study, monkeypatch):
         texts[drawing.name] = [text for text in drawing.canvas.findobj(Text) if text.get_text()]
         return figure
 
-    monkeypatch.setattr(reports.figures, "save", record)
-    draw(study)
-    return texts
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reports.figures, "save", record)
+        figures = draw(write_study(tmp_path_factory.mktemp("drawn")))
+    return figures, texts
 
 
-@pytest.fixture
-def study(write_run, tmp_path):
-    write_run("base", SCORES)
-    for label in ("zppo,updates_per_step=4", "zppo,updates_per_step=16"):
-        for seed in (0, 1):
-            folder = write_run(label, {name: score + 5 + seed for name, score in SCORES.items()}, seed=seed)
-            write_training(folder)
-    return tmp_path
-
-
-def test_every_figure_is_written_as_png_and_svg(study):
-    figures = draw(study)
+def test_every_figure_is_written_as_png_and_svg(drawn):
+    figures, _ = drawn
     assert [figure.name for figure in figures] == ALL
     for figure in figures:
         assert [file.name for file in figure.files] == [f"{figure.name}.png", f"{figure.name}.svg"]
         assert all(file.stat().st_size > 1000 for file in figure.files)
         assert figure.title and figure.caption.endswith(".")
-    assert len(list((study / "figures").iterdir())) == 2 * len(ALL)
+    assert len(list(figures[0].files[0].parent.iterdir())) == 2 * len(ALL)
 
 
-def test_the_same_study_gives_the_same_bytes(study):
-    first, second = draw(study, "a"), draw(study, "b")
+def test_the_same_study_gives_the_same_bytes(study, drawn):
+    first, second = drawn[0], draw(study)
     for one, other in zip(first, second, strict=True):
         assert [file.read_bytes() for file in one.files] == [file.read_bytes() for file in other.files]
 
 
-def test_figures_are_opaque_white_and_narrow_enough_for_a_telephone(study):
-    for figure in draw(study):
+def test_figures_are_opaque_white_and_narrow_enough_for_a_telephone(drawn):
+    for figure in drawn[0]:
         image = imread(figure.files[0])
         assert (image[..., 3:] == 1.0).all() and (image[0, 0] == 1.0).all()
         # 5.2 inches at 200 dots: shown 390 pixels wide an 8 point letter is 8/72 * 390/5.2 = 8.3 pixels.
         assert image.shape[1] == 1040
 
 
-def test_no_text_is_smaller_than_8_points(study, monkeypatch):
-    texts = drawn_texts(study, monkeypatch)
+def test_no_text_is_smaller_than_8_points(drawn):
+    _, texts = drawn
     assert list(texts) == ALL
     assert min(text.get_fontsize() for in_figure in texts.values() for text in in_figure) >= 8
 
 
-def test_a_label_has_one_colour_in_all_figures(study):
+def test_a_label_has_one_colour_in_all_figures(drawn):
     # The first two trained labels: the first two colours of the palette; base takes none.
-    figures = {figure.name: figure for figure in draw(study)}
+    figures = {figure.name: figure for figure in drawn[0]}
     for name in ("macro_gain", "dynamics", "recipe"):
         svg = figures[name].files[1].read_text()
         for colour in ("#0072b2", "#d55e00"):
@@ -154,9 +162,9 @@ def test_runs_of_two_studies_are_not_pooled(study, tmp_path, monkeypatch):
     assert sorted(seen) == [f"{name}/zppo,updates_per_step={n}" for name in ("other", "study") for n in (16, 4)]
 
 
-def test_an_unfinished_run_counts_and_half_a_line_does_not(study):
+def test_an_unfinished_run_counts_and_half_a_line_does_not(study, drawn):
     file = study / "study" / "zppo,updates_per_step=4" / "tiny_s" / "seed0" / "metrics.jsonl"
-    whole = draw(study, "whole")
+    whole, _ = drawn
     with file.open("a") as handle:
         handle.write('{"step": 4, "rollout/accu')
     assert [f.files[0].read_bytes() for f in draw(study, "half")] == [f.files[0].read_bytes() for f in whole]
@@ -165,8 +173,8 @@ def test_an_unfinished_run_counts_and_half_a_line_does_not(study):
     assert [f.files[0].read_bytes() for f in draw(study, "broken")] == [f.files[0].read_bytes() for f in whole]
 
 
-def test_numbers_of_macro_gain_are_in_the_picture(study, monkeypatch):
-    texts = {name: [text.get_text() for text in found] for name, found in drawn_texts(study, monkeypatch).items()}
+def test_numbers_of_macro_gain_are_in_the_picture(drawn):
+    texts = {name: [text.get_text() for text in found] for name, found in drawn[1].items()}
     # Every score is 5 above base for seed 0 and 6 for seed 1: 5.5 for two labels and two families.
     assert texts["macro_gain"].count("+5.5") == 4
     assert "0 of 8 right" in texts["graduation"] and "1 of 8 right" in texts["graduation"]

@@ -257,7 +257,9 @@ ALLOWED = {
 }
 
 
-@pytest.mark.parametrize("method", ["grpo", "zppo", "on_policy_kd", "base"])
+@pytest.mark.parametrize(
+    "method", ["zppo", "base", *(pytest.param(m, marks=pytest.mark.slow) for m in ("grpo", "on_policy_kd"))]
+)
 def test_no_other_function_that_refuses_is_called_before_the_first_token(tmp_path, monkeypatch, method):
     from harness.rollout.transformers_engine import TransformersEngine
 

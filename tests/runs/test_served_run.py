@@ -32,7 +32,7 @@ SMALL = [
 ]  # fmt: skip
 ZPPO = [
     "method=zppo", "method.augment_ratio=0.5", "method.teacher_group_size=2", "method.compress_max_tokens=48",
-    "rollout.temperature=1.5",  # at 1 the tiny teacher draws the same reply whatever the seed
+    "data.batch_size=5", "rollout.temperature=1.5",  # at 1 the tiny teacher draws the same reply whatever the seed
 ]  # fmt: skip
 OFF_POLICY = ["method=off_policy_kd", "method.teacher_group_size=2"]
 ON_POLICY = ["method=on_policy_kd"]

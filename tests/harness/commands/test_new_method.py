@@ -16,12 +16,14 @@ from harness.config.compose import compose
 from harness.config.schema import from_hydra
 from harness.errors import UserError
 from harness.testing import CHECKS
+from harness.testing.fork_server import run_module
 from methods.registry import build, provenance
 
 ROOT = Path(__file__).parents[3]
 BUILD = "from setuptools import build_meta; build_meta.build_wheel('dist')"
 
 
+@pytest.mark.usefixtures("fork_server")
 def test_the_package_builds_is_found_and_passes_its_tests(tmp_path, monkeypatch):
     new_method("my_idea", str(tmp_path))
     folder = tmp_path / "zppo-my_idea"
@@ -40,11 +42,9 @@ def test_the_package_builds_is_found_and_passes_its_tests(tmp_path, monkeypatch)
     (row,) = [line for line in methods_text().splitlines() if line.startswith("my_idea ")]
     assert row.split()[:5] == ["my_idea", "my_idea", "zppo-my_idea", "0.1.0", "?"]
 
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "advantages or moves_the_student"]
-    result = subprocess.run(
-        [*command, str(folder / "tests")],
-        cwd=tmp_path, env={"PYTHONPATH": f"{site}:{ROOT}", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
+    words = ["-q", "-p", "no:cacheprovider", "-k", "advantages or moves_the_student", str(folder / "tests")]
+    env = {"PYTHONPATH": f"{site}:{ROOT}", "OMP_NUM_THREADS": "1"}
+    result = run_module("pytest", words, cwd=tmp_path, env=env)
     assert f"2 passed, {len(CHECKS) - 1} deselected" in result.stdout, result.stdout
 
 

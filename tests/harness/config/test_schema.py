@@ -70,9 +70,23 @@ def test_the_judge_of_training_and_evaluation_is_the_published_teacher(student):
         assert (judge.model, judge.temperature, judge.top_p, judge.max_tokens) == (config.teacher.path, 0.0, 1.0, 512)
 
 
-@pytest.mark.parametrize("name", SWEEPS)
+ALIKE = ("learning_rates", "methods_smoke", "paper_ablation", "paper_teacher_size", "tiny_main", "tiny_methods")
+"""Sweeps over many options that `test_every_option_composes` has met; a cell of another option takes 0.2 s."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(s, marks=[pytest.mark.slow] if s in ALIKE else []) for s in SWEEPS])
 def test_every_sweep_expands(name):
     params, rest = compose_sweep(name, [])
+    assert expand(params, rest, resolve=resolved)
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_a_long_sweep_expands_with_its_first_method_and_student(name):
+    params, rest = compose_sweep(name, [])
+    for key in ("method", "student"):
+        chosen = group_options(key) if params[key] == "glob(*)" else params[key].split(",")
+        assert set(chosen) <= set(group_options(key))
+        params[key] = chosen[0]
     assert expand(params, rest, resolve=resolved)
 
 
@@ -88,14 +102,14 @@ from harness.config.compose import compose, compose_sweep, group_options
 from harness.config.schema import from_hydra
 from harness.config.deployment import build_method, resolved
 from harness.study.cells import expand
-from harness.commands.methods import methods_text
-import harness.app, harness.study.scheduler, reports.report
-for method in group_options("method"):
+from methods import registry
+import harness.app, harness.commands.methods, harness.study.scheduler, reports.report
+for method in ("zppo", "on_policy_kd"):
     build_method(from_hydra(compose([f"method={method}", "student=qwen3_5_0_8b"])))
+assert registry.built_in()  # imports every class
 for student in ("tiny_s", "smollm2_135m"):
     build_method(from_hydra(compose([f"student={student}", "method=grpo"])))
-expand(*compose_sweep("quickstart", []), resolve=resolved)
-methods_text()
+expand(*compose_sweep("quickstart", ["method=base,grpo"]), resolve=resolved)
 assert "torch" not in sys.modules
 print("composed")
 """

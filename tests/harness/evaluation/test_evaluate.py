@@ -94,6 +94,7 @@ def two_lost_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Worker, "run", run_killed)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_lost_workers")
 def test_a_row_whose_grader_was_lost_twice_goes_to_the_judge(make_engine: MakeEngine, tmp_path: Path) -> None:
     engine = make_engine(lambda p: (f"\\boxed{{{p.question.answer}{'.0' if p.uid.endswith('/0') else ''}}}", "stop"))

@@ -14,6 +14,8 @@ from harness.models.loading import load_tokenizer
 from harness.testing.model_server import serve
 from harness.training import models as build
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 @pytest.fixture(scope="module")
 def chat() -> Chat:

@@ -35,6 +35,7 @@ from methods.base import jsd_loss, jsd_topk_loss
 TEACHER = ModelConfig(name="teacher", path="tiny:teacher", dtype="float32")
 CPU = torch.device("cpu")
 TEMPERATURE = 0.7
+pytestmark = pytest.mark.usefixtures("forked")
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def open_process(chat: Any, **changes: Any) -> ProcessScorer:
 
 
 @pytest.fixture(scope="module")
-def process() -> Iterator[ProcessScorer]:
+def process(forked: None) -> Iterator[ProcessScorer]:
     """Starting one takes seconds: tests that leave it alive share it."""
     scorer = open_process(Chat(load_tokenizer(TEACHER), TEACHER))
     yield scorer

@@ -17,6 +17,8 @@ from harness.training.teacher import LocalScorer, ServerScorer, check_same
 from harness.types import TrainingSample
 from methods.base import plain_prompt, rollout_sample
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 @pytest.fixture
 def micro_batches(shown: Any, setup: Any) -> list[list[TrainingSample]]:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,16 +22,15 @@ from harness.builders.corpus.options import BuildOptions
 from harness.config.schema import RunConfig
 from harness.data.files import UNFINISHED, load_parquet
 from harness.errors import UserError
+from harness.testing.fork_server import run_module
 from tests.harness.builders.corpus.conftest import Built, run_build
 
-# Loads everything once; a child a line, which builds and kills itself when it comes by a function for the n-th time.
-CHILDREN = """
+# Builds, and kills itself when it comes by a function for the n-th time.
+CHILD = """
 import importlib, json, os, signal, sys
 from harness.config.compose import compose
 from harness.config.schema import from_hydra
-from harness.builders.corpus import build, examine, options
-
-config = from_hydra(compose(["student=tiny_xs"]))
+from harness.builders.corpus import build, options
 
 def arm(module, owner, name, number):
     place = getattr(importlib.import_module(module), owner) if owner else importlib.import_module(module)
@@ -44,14 +42,10 @@ def arm(module, owner, name, number):
         return original(*args, **kwargs)
     setattr(place, name, counted)
 
-for line in sys.stdin:
-    job = json.loads(line)
-    pid = os.fork()
-    if pid == 0:
-        arm(*job["point"])
-        build.build(options.BuildOptions(**job["options"]), config, report=lambda line: None)
-        os._exit(0)
-    print(os.waitpid(pid, 0)[1], flush=True)
+job = json.loads(sys.argv[1])
+config = from_hydra(compose(["student=tiny_xs"]))
+arm(*job["point"])
+build.build(options.BuildOptions(**job["options"]), config, report=lambda line: None)
 """
 INDEX, SHARDS, BUILD = (
     "harness.builders.corpus.index",
@@ -98,22 +92,19 @@ def unbroken(options: BuildOptions, config: RunConfig, tmp_path_factory: pytest.
 
 
 @pytest.fixture(scope="module")
-def children() -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(
-        [sys.executable, "-c", CHILDREN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as p:
-        yield p
-        assert p.stdin is not None
-        p.stdin.close()
+def place(tmp_path_factory: pytest.TempPathFactory, fork_server: object) -> Path:
+    """The folder of the module `child`."""
+    folder = tmp_path_factory.mktemp("child")
+    (folder / "child.py").write_text(CHILD, encoding="utf-8")
+    return folder
 
 
-def killed(children: subprocess.Popen[str], options: BuildOptions, out: Path, point: tuple[str, str, str, int]) -> bool:
+def killed(place: Path, options: BuildOptions, out: Path, point: tuple[str, str, str, int]) -> bool:
     """Whether the build of a child came by the point."""
-    assert children.stdin is not None and children.stdout is not None
-    print(json.dumps({"options": {**vars(options), "out": str(out)}, "point": point}), file=children.stdin, flush=True)
-    status = int(children.stdout.readline())
-    assert os.WIFSIGNALED(status) or status == 0
-    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    job = json.dumps({"options": {**vars(options), "out": str(out)}, "point": point})
+    ended = run_module("child", [job], env=os.environ | {"PYTHONPATH": str(place)})
+    assert ended.returncode in (0, -signal.SIGKILL), ended.stderr
+    return ended.returncode != 0
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -125,14 +116,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 )
 def test_a_killed_build_goes_on(
     name: str,
-    children: subprocess.Popen[str],
+    place: Path,
     options: BuildOptions,
     unbroken: Built,
     config: RunConfig,
     tmp_path: Path,
 ) -> None:
     out = tmp_path / "out"
-    assert killed(children, options, out, POINTS[name])
+    assert killed(place, options, out, POINTS[name])
     with pytest.raises(UserError, match="a corpus whose build has not ended"):
         load_parquet(replace(config.data, source="parquet", path=str(out)))
     made = run_build(options, config, out)
@@ -143,21 +134,21 @@ def test_a_killed_build_goes_on(
 
 @pytest.mark.slow
 def test_a_build_that_is_killed_again_and_again(
-    children: subprocess.Popen[str], options: BuildOptions, unbroken: Built, tmp_path: Path
+    place: Path, options: BuildOptions, unbroken: Built, tmp_path: Path
 ) -> None:
     """After every second row that is kept: each launch gets one file further, since files are committed."""
     launches = 1
-    while killed(children, options, tmp_path / "out", (INDEX, "Index", "commit", 2)):
+    while killed(place, options, tmp_path / "out", (INDEX, "Index", "commit", 2)):
         launches += 1
     assert launches > 5
     assert contents(tmp_path / "out") == contents(unbroken.folder)
 
 
 def test_a_build_that_is_killed_while_it_tidies_up(
-    children: subprocess.Popen[str], options: BuildOptions, unbroken: Built, config: RunConfig, tmp_path: Path
+    place: Path, options: BuildOptions, unbroken: Built, config: RunConfig, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    assert killed(children, options, out, ("shutil", "", "rmtree", 1))
+    assert killed(place, options, out, ("shutil", "", "rmtree", 1))
     assert contents(out) == contents(unbroken.folder)
     assert [path.name for path in out.iterdir() if path.is_dir()] == [".finished"]
     assert run_build(options, config, out).card == unbroken.card
@@ -165,10 +156,10 @@ def test_a_build_that_is_killed_while_it_tidies_up(
 
 
 def test_an_unfinished_build_is_held_to_its_options(
-    children: subprocess.Popen[str], options: BuildOptions, unbroken: Built, config: RunConfig, tmp_path: Path
+    place: Path, options: BuildOptions, unbroken: Built, config: RunConfig, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    assert killed(children, options, out, POINTS["the row after a few"])
+    assert killed(place, options, out, POINTS["the row after a few"])
     with pytest.raises(UserError, match="holds an unfinished build of other options"):
         run_build(options, config, out, seed=1)
     index = Index(

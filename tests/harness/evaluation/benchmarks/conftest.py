@@ -18,12 +18,16 @@ def own_cache(tmp_path_factory):
         yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def questions_of():
-    """The fixture's questions of a column, under options."""
+    """The fixture's questions of a column, under options; each is read once."""
+    read = {}
 
     def load(name, **options):
-        column, chosen = columns()[name], BenchmarkOptions(**options)
-        return [q for row in load_rows(column, chosen, str(FIXTURES)) for q in recipe(name).questions(row)]
+        key = name, repr(sorted(options.items()))
+        if key not in read:
+            rows = load_rows(columns()[name], BenchmarkOptions(**options), str(FIXTURES))
+            read[key] = [question for row in rows for question in recipe(name).questions(row)]
+        return list(read[key])
 
     return load
