@@ -28,7 +28,7 @@ from harness.models.forward import LanguageModel
 from harness.models.loading import load_model, load_tokenizer
 from harness.rewards.workers import Grader
 from harness.rollout.transformers_engine import TransformersEngine
-from harness.testing.judge_server import serve
+from tests.support.judge_server import serve
 
 CHOICES = ["red", "green", "blue", "white"]
 

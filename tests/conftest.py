@@ -69,16 +69,16 @@ def install(tmp_path, monkeypatch) -> Iterator[Callable[..., Path]]:
 @pytest.fixture(scope="session")
 def fork_server() -> ForkServerContext:
     """Its processes have the libraries loaded. It starts before the first test, so that no test pays for that."""
-    from harness.testing import fork_server
+    from tests.support import fork_server
 
     return fork_server.fork_server()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     if not session.config.option.collectonly and any("fork_server" in item.fixturenames for item in session.items):
-        from harness.testing.fork_server import fork_server
+        from tests.support.fork_server import fork_server
 
-        first = fork_server("harness.testing.faults", "harness.testing.ranks").Process(target=int)
+        first = fork_server("tests.support.faults", "tests.support.ranks").Process(target=int)
         first.start()
         first.join()
 

@@ -21,7 +21,6 @@ PRESETS = {p.stem for p in (layers.ROOT / "conf" / "method").glob("*.yaml")} - s
 KNOWS_MORE = {
     "harness.config.compose": ("methods.plugins",),
     "harness.config.deployment": ("methods.registry",),
-    "harness.config.reference": ("methods.registry",),
     "harness.config.registry": ("methods.plugins",),
     "harness.app": ("methods.registry",),
     "harness.run.run": ("methods.registry",),

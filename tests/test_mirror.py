@@ -50,12 +50,10 @@ ELSEWHERE = {
     "runs/test_run.py": "harness.run: run; harness.records: rollouts; harness.process: modes; harness.training: parts",
     "runs/media/test_packer.py": "harness.models: vision",
     # Need several ranks, vLLM, or are themselves tools of tests.
-    "distributed/test_gradients.py": "harness.distributed: messages ranks sharding weights; harness.testing: ranks",
+    "distributed/test_gradients.py": "harness.distributed: messages ranks sharding weights",
     "distributed/test_runs.py": "harness.distributed: build engine follower links world",
     "vllm/test_vllm_engine.py": "harness.rollout: vllm_engine vllm_media",
-    "faults/test_kills.py": "harness.testing: faults",
     "harness/testing/test_checks.py": "harness.testing: lab witness",
-    "harness/rollout/test_server_engine.py": "harness.testing: http_server model_server",
     # Records and constants, used by nearly every test.
     "harness/models/test_shapes.py": "harness.models.tiny: shapes",
     "harness/data/test_sources.py": "harness: types",

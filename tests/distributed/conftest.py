@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from harness.records.folder import RunFolder
-from harness.testing.ranks import RankedRun
+from tests.support.ranks import RankedRun
 
 SMALL = [
     "student=tiny_xs", "data.batch_size=4", "data.pool_size=16", "data.num_questions=32", "data.epochs=3",

@@ -8,8 +8,8 @@ import pytest
 from harness.config.compose import compose
 from harness.config.deployment import build_method
 from harness.config.schema import RunConfig, from_hydra
-from harness.testing.ranks import run_ranks
 from tests.distributed import bodies
+from tests.support.ranks import run_ranks
 
 pytestmark = pytest.mark.dist
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.testing.faults import Launcher
+from tests.support.faults import Launcher
 
 SMALL = [
     "student=tiny_xs", "eval=none", "data.batch_size=4", "data.pool_size=16", "data.num_questions=32",

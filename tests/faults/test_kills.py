@@ -9,8 +9,8 @@ import pytest
 from harness.config.compose import compose
 from harness.config.deployment import build_method
 from harness.config.schema import from_hydra
-from harness.testing.faults import Fault, Tally, random_faults, survive
 from methods import registry
+from tests.support.faults import Fault, Tally, random_faults, survive
 
 METHODS = sorted(registry.built_in())
 NUM_RANDOM, CHAIN = 50, 10

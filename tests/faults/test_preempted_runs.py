@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from harness.records.folder import RunFolder
-from harness.testing.faults import Fault, Tally, random_faults, survive
+from tests.support.faults import Fault, Tally, random_faults, survive
 
 GRPO = ["method=grpo", "method.updates_per_step=3", "method.group_size=4", "update.old_logprobs=recompute"]
 

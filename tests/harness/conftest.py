@@ -12,8 +12,8 @@ import pytest
 
 if TYPE_CHECKING:
     from harness.rewards.judge.client import JudgeClient
-    from harness.testing.http_server import LoopbackServer, Plan
-    from harness.testing.model_server import ServedModel
+    from tests.support.http_server import LoopbackServer, Plan
+    from tests.support.model_server import ServedModel
 
 Start = Callable[..., "tuple[LoopbackServer, JudgeClient]"]
 
@@ -28,7 +28,7 @@ def stack() -> Iterator[ExitStack]:
 def served_model() -> ServedModel:
     """What the loopback server answers with."""
     from harness.config.schema import ModelConfig
-    from harness.testing.model_server import ServedModel
+    from tests.support.model_server import ServedModel
 
     return ServedModel(ModelConfig(name="teacher", path="tiny:teacher", dtype="float32"))
 
@@ -38,7 +38,7 @@ def start() -> Iterator[Start]:
     """`start(plan, retries=..., ...)`: a server that follows the plan, and a client of it with this configuration."""
     from harness.config.evaluation import JudgeConfig
     from harness.rewards.judge.client import JudgeClient
-    from harness.testing.judge_server import serve
+    from tests.support.judge_server import serve
 
     with ExitStack() as stack:
 

@@ -28,9 +28,9 @@ from harness.preflight.parts import actors_of
 from harness.preflight.plan import costs
 from harness.preflight.plan.cells import memory_of
 from harness.preflight.plan.counting import Assumptions, StepCount, count_step
-from harness.testing.model_server import ServedModel, serve
 from harness.training import models as build
 from methods.base import Method
+from tests.support.model_server import ServedModel, serve
 
 XS = ModelConfig(name="xs", path="tiny:xs", dtype="float32")
 METHODS = ("grpo", "zppo", "grpo_teacher_response", "on_policy_kd", "off_policy_kd")

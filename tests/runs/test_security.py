@@ -26,10 +26,10 @@ from harness.records.folder import RunFolder
 from harness.rewards.workers import Grader
 from harness.run.run import run
 from harness.serving import server as serving
-from harness.testing.http_server import Fault
-from harness.testing.judge_server import serve as serve_judge
 from harness.types import Question
 from methods.base import plain_prompt
+from tests.support.http_server import Fault
+from tests.support.judge_server import serve as serve_judge
 
 ROOT = Path(harness.__file__).parents[1]
 SMALL = [

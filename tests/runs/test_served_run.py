@@ -22,9 +22,9 @@ from harness.records.folder import RunFolder
 from harness.run.run import run
 from harness.testing import assert_same_run
 from harness.testing import run_metrics as metrics
-from harness.testing.http_server import Fault, LoopbackServer, Plan
-from harness.testing.model_server import ServedModel, serve
 from methods.base import DistillationMethod
+from tests.support.http_server import Fault, LoopbackServer, Plan
+from tests.support.model_server import ServedModel, serve
 
 SMALL = [
     "student=tiny_xs", "eval=none", "steps=2", "data.batch_size=8", "data.pool_size=24", "data.levels=[2,4]",

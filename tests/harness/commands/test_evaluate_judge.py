@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 
 from harness.app import main
-from harness.testing.http_server import Body, Fault, LoopbackServer, running
-from harness.testing.judge_server import make_server, saying, serve
 from reports.runs.collect import collect, find_runs
 from reports.sections import comparison_section
 from reports.significance import read_rows
 from reports.tables import compare
+from tests.support.http_server import Body, Fault, LoopbackServer, running
+from tests.support.judge_server import make_server, saying, serve
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "benchmarks"
 

@@ -16,8 +16,8 @@ from harness.config.compose import compose
 from harness.config.schema import from_hydra
 from harness.errors import UserError
 from harness.testing import CHECKS
-from harness.testing.fork_server import run_module
 from methods.registry import build, provenance
+from tests.support.fork_server import run_module
 
 ROOT = Path(__file__).parents[3]
 BUILD = "from setuptools import build_meta; build_meta.build_wheel('dist')"

@@ -22,9 +22,9 @@ from harness.evaluation.protocol import Setup, card_hash, eval_sampling, evaluat
 from harness.evaluation.suites import load_suite
 from harness.rewards.process import Worker
 from harness.rewards.workers import Grader
-from harness.testing.judge_server import serve
 from harness.types import Prompt
 from methods.prompts import plain_messages
+from tests.support.judge_server import serve
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "benchmarks"
 MakeEngine = Callable[..., Any]

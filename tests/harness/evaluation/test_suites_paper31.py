@@ -20,8 +20,8 @@ from harness.errors import UserError
 from harness.evaluation.benchmarks.columns import columns
 from harness.evaluation.evaluate import evaluate
 from harness.evaluation.suites import load_suite, spread
-from harness.testing.judge_server import serve
 from harness.types import Prompt
+from tests.support.judge_server import serve
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "benchmarks"
 MakeEngine = Callable[..., Any]

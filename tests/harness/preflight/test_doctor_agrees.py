@@ -24,10 +24,10 @@ from harness.models import loading
 from harness.preflight.doctor import checks_of, run_checks
 from harness.records.lock import RunLock
 from harness.run.run import run
-from harness.testing.http_server import Fault
-from harness.testing.model_server import ServedModel, serve
 from methods.base import Method
 from tests.runs.test_deployment import XS, combinations, words_of
+from tests.support.http_server import Fault
+from tests.support.model_server import ServedModel, serve
 
 WEIGHTS = "weights would be read now"
 SMALL = [

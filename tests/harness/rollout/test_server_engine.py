@@ -12,9 +12,9 @@ from harness.rollout.base import Sampling, rollout_seed
 from harness.rollout.server_engine import ServerEngine
 from harness.rollout.transformers_engine import TransformersEngine
 from harness.serving.endpoints import Endpoints
-from harness.testing.http_server import Fault
-from harness.testing.model_server import serve
 from harness.types import Prompt, Question
+from tests.support.http_server import Fault
+from tests.support.model_server import serve
 
 TEXTS = ("Compute 37+8+5.", "What is 2*3?", "Compute 1-9.")
 HARD = "Why is 817*293 what it is?"

@@ -16,8 +16,8 @@ from harness.config.engines import ServerConfig
 from harness.errors import RunInterrupted, UserError
 from harness.serving import endpoints as module
 from harness.serving.endpoints import Endpoints, pause_after
-from harness.testing.http_server import Fault, LoopbackServer
-from harness.testing.model_server import serve
+from tests.support.http_server import Fault, LoopbackServer
+from tests.support.model_server import serve
 
 BODIES = [{"prompt": [first, 120, 130], "max_tokens": 1, "return_token_ids": True} for first in range(105, 125)]
 

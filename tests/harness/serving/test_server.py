@@ -109,7 +109,7 @@ def loopback(monkeypatch):
     """The loopback in the place of vLLM, for the rest of the machinery."""
 
     def command(model, path, config, name, port, arguments):
-        line = [sys.executable, "-m", "harness.testing.model_server", "--model", path, "--served-model-name", name]
+        line = [sys.executable, "-m", "tests.support.model_server", "--model", path, "--served-model-name", name]
         return [*line, "--port", str(port), *arguments]
 
     monkeypatch.setattr(serving, "command", command)

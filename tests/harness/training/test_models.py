@@ -11,8 +11,8 @@ from harness.config.deployment import Deployment, build_method
 from harness.config.schema import ModelConfig, from_hydra
 from harness.models.chat import Chat
 from harness.models.loading import load_tokenizer
-from harness.testing.model_server import serve
 from harness.training import models as build
+from tests.support.model_server import serve
 
 pytestmark = pytest.mark.usefixtures("forked")
 

@@ -22,8 +22,8 @@ from harness.builders.corpus.options import BuildOptions
 from harness.config.schema import RunConfig
 from harness.data.files import UNFINISHED, load_parquet
 from harness.errors import UserError
-from harness.testing.fork_server import run_module
 from tests.harness.builders.corpus.conftest import Built, run_build
+from tests.support.fork_server import run_module
 
 # Builds, and kills itself when it comes by a function for the n-th time.
 CHILD = """

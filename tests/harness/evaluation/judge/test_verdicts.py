@@ -27,9 +27,9 @@ from harness.evaluation.judge.verdicts import (
 )
 from harness.rewards.judge.client import JudgeClient
 from harness.rewards.judge.forms import SHARED
-from harness.testing.http_server import Fault, LoopbackServer
-from harness.testing.judge_server import saying
 from harness.types import Question
+from tests.support.http_server import Fault, LoopbackServer
+from tests.support.judge_server import saying
 
 Start = Callable[..., tuple[LoopbackServer, JudgeClient]]
 CORRECT, WRONG = '{"verdict": "correct"}', '{"verdict": "wrong"}'

@@ -14,8 +14,8 @@ from harness.errors import UserError
 from harness.rewards.judge.client import JudgeClient, JudgeFailure, JudgeGone
 from harness.rewards.judge.forms import SHARED
 from harness.serving import endpoints
-from harness.testing.http_server import Fault, LoopbackServer
 from harness.types import Message, Question
+from tests.support.http_server import Fault, LoopbackServer
 
 Start = Callable[..., tuple[LoopbackServer, JudgeClient]]
 CORRECT, WRONG = '{"verdict": "correct"}', '{"verdict": "wrong"}'

@@ -30,12 +30,12 @@ from harness.rewards.rules import Grade
 from harness.rewards.workers import Grader
 from harness.run.run import run
 from harness.testing import assert_same_run, run_metrics
-from harness.testing.http_server import Fault, LoopbackServer, Plan
-from harness.testing.judge_server import saying, serve
 from harness.training.trainer import Trainer
 from harness.types import Question
 from reports.page.rollouts import collect_rollouts
 from reports.runs.collect import find_runs
+from tests.support.http_server import Fault, LoopbackServer, Plan
+from tests.support.judge_server import saying, serve
 
 Start = Callable[..., tuple[LoopbackServer, JudgedGrader]]
 

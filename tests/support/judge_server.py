@@ -1,6 +1,6 @@
 """A judge without a model, behind an OpenAI-compatible endpoint on this machine: for tests and demonstrations.
 
-`python -m harness.testing.judge_server --port 8123`, then `eval.judge.url=http://127.0.0.1:8123/v1`. It compares
+`python -m tests.support.judge_server --port 8123`, then `eval.judge.url=http://127.0.0.1:8123/v1`. It compares
 the gold answer with the student's text and answers in the form that the prompt asks for. It knows no synonyms and no
 arithmetic beyond equal numbers: its verdicts show that judging works and are no results.
 """
@@ -18,7 +18,7 @@ from harness.rewards.boxed import last_boxed
 from harness.rewards.choice import choice_letter, normal_text
 from harness.rewards.judge import forms as shared
 from harness.rewards.judge.sections import read_sections
-from harness.testing.http_server import Body, Fault, LoopbackServer, Plan, running, until_interrupted
+from tests.support.http_server import Body, Fault, LoopbackServer, Plan, running, until_interrupted
 
 MODEL = "loopback-judge"
 _WORD = re.compile(r"[^\W_]{4,}")
@@ -148,7 +148,7 @@ def _says(text: str, phrase: str) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m harness.testing.judge_server", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.support.judge_server", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="default: a free one")
     server = make_server(parser.parse_args().port)
     until_interrupted(server, f"eval.judge.url={server.url}")

@@ -1,4 +1,4 @@
-"""The page of all options, docs/configuration.md, read off the dataclasses: `python -m harness.config.reference`.
+"""The page of all options, docs/configuration.md, read off the dataclasses: `python docs/options/page.py`.
 
 A meaning is the docstring below a field and stands nowhere else. Imports no torch.
 """
@@ -28,7 +28,7 @@ from methods.base import Method, MethodConfig
 from methods.options import section as section_of
 
 HEAD = (
-    "This page is made by `python -m harness.config.reference > docs/configuration.md` from the dataclasses in "
+    "This page is made by `python docs/options/page.py > docs/configuration.md` from the dataclasses in "
     "`harness/config/` and `methods/`. It is not edited by hand: a meaning is the docstring below a field there.",
     "An option is set as `key=value` on the command line of `zppo train`. A default is shown as it is typed. "
     "`required` means that an option file or the user sets it. Defaults are the published setting where there is one, "

@@ -1,6 +1,6 @@
 """A model of the harness behind the part of vLLM's API that the harness uses: for tests and demonstrations, no vLLM.
 
-`python -m harness.testing.model_server --model tiny:teacher --port 8124`, then `teacher.urls=[http://127.0.0.1:8124/v1]`.
+`python -m tests.support.model_server --model tiny:teacher --port 8124`, then `teacher.urls=[http://127.0.0.1:8124/v1]`.
 The numbers are the model's own, computed as `TransformersEngine` computes them, one request at a time. Of a
 `logit_bias` only bans (-100 and below) are taken. As at vLLM, `prompt_logprobs` are those of the plain logits: no bans,
 no temperature.
@@ -23,8 +23,8 @@ from harness.models.forward import LanguageModel
 from harness.models.loading import load_model, load_tokenizer
 from harness.rollout.base import Sampling
 from harness.rollout.transformers_engine import TransformersEngine
-from harness.testing.http_server import Body, LoopbackServer, NotServed, Plan, running, until_interrupted
 from harness.types import Prompt, Question, Rollout
+from tests.support.http_server import Body, LoopbackServer, NotServed, Plan, running, until_interrupted
 
 
 class ServedModel:
@@ -142,7 +142,7 @@ def serve(model: ServedModel, port: int = 0, plan: Plan | None = None) -> Abstra
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m harness.testing.model_server", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.support.model_server", description=__doc__)
     parser.add_argument("--model", default="tiny:teacher", help="as in teacher.path; default: tiny:teacher")
     parser.add_argument("--served-model-name", help="default: --model")
     parser.add_argument("--port", type=int, default=0, help="default: a free one")

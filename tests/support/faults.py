@@ -21,7 +21,7 @@ import psutil
 
 from harness.process import preemption
 from harness.testing.checks import assert_same_run
-from harness.testing.fork_server import fork_server
+from tests.support.fork_server import fork_server
 
 SECONDS = 300
 """After which a run is stuck. Time does not count while somebody has stopped the process (SIGSTOP)."""

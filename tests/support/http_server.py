@@ -1,5 +1,5 @@
 """An OpenAI-compatible endpoint on this machine, in a thread, that can be set to misbehave: for tests and
-demonstrations. What it answers comes from `harness.testing.judge_server` and `harness.testing.model_server`.
+demonstrations. What it answers comes from `tests.support.judge_server` and `tests.support.model_server`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from harness.testing.fork_server import run_module
+from tests.support.fork_server import run_module
 
 pytestmark = pytest.mark.usefixtures("fork_server")
 

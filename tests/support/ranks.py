@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.distributed.place import Place
-from harness.testing.fork_server import fork_server
+from tests.support.fork_server import fork_server
 
 if TYPE_CHECKING:
     from harness.config.schema import RunConfig

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from harness.evaluation.judge.formats import FORMATS
-from harness.testing.judge_server import verdict
 from harness.types import Question
+from tests.support.judge_server import verdict
 
 COLOURS = {"choices": ["red", "blue"]}
 REASONING = {"kind": "reasoning", "category": 1}
@@ -65,7 +65,7 @@ def test_another_harness_is_refused() -> None:
 
 @pytest.mark.slow
 def test_the_command_serves() -> None:
-    command = [sys.executable, "-m", "harness.testing.judge_server"]
+    command = [sys.executable, "-m", "tests.support.judge_server"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         url = process.stdout.readline().strip().removeprefix("eval.judge.url=")
