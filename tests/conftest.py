@@ -78,7 +78,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if not session.config.option.collectonly and any("fork_server" in item.fixturenames for item in session.items):
         from tests.support.fork_server import fork_server
 
-        first = fork_server("tests.support.faults", "tests.support.ranks").Process(target=int)
+        first = fork_server().Process(target=int)
         first.start()
         first.join()
 

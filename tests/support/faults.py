@@ -45,7 +45,7 @@ class Launcher:
 
     def __init__(self, overrides: Sequence[str]) -> None:
         self.overrides = list(overrides)
-        self._context = fork_server(__name__)
+        self._context = fork_server()
         self._stacks = tempfile.NamedTemporaryFile(prefix="stacks-")  # noqa: SIM115
 
     def launch(self, fault: Fault | None = None) -> int:

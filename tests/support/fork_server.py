@@ -27,13 +27,10 @@ PRELOAD = [
 SECONDS = 300
 
 
-def fork_server(*modules: str) -> ForkServerContext:
-    """The context of the one server of this process, which starts with the first process that is asked of it.
-
-    `modules` are loaded as well as `PRELOAD` where the server has not started yet.
-    """
+def fork_server() -> ForkServerContext:
+    """The context of the one server of this process, which starts with the first process that is asked of it."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*PRELOAD, *modules])
+    context.set_forkserver_preload(PRELOAD)
     return context
 
 

@@ -34,7 +34,7 @@ SECONDS = 120
 def run_ranks(num_ranks: int, body: Body, overrides: Sequence[str], *arguments: Any) -> list[Any]:
     """What `body` returned on every rank. Raises AssertionError for a rank that does not return."""
     file = body.__code__.co_filename  # test files are no package that a process could import
-    context = fork_server(__name__)
+    context = fork_server()
     started = []
     lines = [*overrides, f"cluster.student_gpus={num_ranks}", f"data.batch_size={4 * num_ranks}", "device=cpu"]
     for place in _places(num_ranks):
@@ -61,7 +61,7 @@ class RankedRun:
     """`zppo train` on ranks that a test may kill or stop; what each says is in `text`."""
 
     def __init__(self, num_ranks: int, overrides: Sequence[str], folder: Path) -> None:
-        context = fork_server(__name__)
+        context = fork_server()
         lines = [*overrides, f"cluster.student_gpus={num_ranks}", "device=cpu"]
         self._logs = [folder / f"rank-{uuid.uuid4().hex}.log" for _ in range(num_ranks)]
         self.processes = []
