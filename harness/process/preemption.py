@@ -117,7 +117,7 @@ def check() -> None:
         raise Preempted
 
 
-def at(name: str) -> None:
+def fault_point(name: str) -> None:
     """A boundary that a test may want to end the process at: it sets `watch`."""
     if _state.watch is not None:
         _state.watch(name)

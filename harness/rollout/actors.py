@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from harness.config.schema import RolloutConfig
 from harness.errors import UserError
 from harness.models.chat import Chat
-from harness.process.preemption import at
+from harness.process.preemption import fault_point
 from harness.process.step_clock import Activity, StepClock
 from harness.rewards.boxed import ends_with_box, last_boxed
 from harness.rewards.judge.judged import JudgedGrader
@@ -272,7 +272,7 @@ class LiveActors:
                 self.count(f"tokens/{name}_generated", num_tokens)
                 self.count(f"tokens/{name}_prompt", len(group.rollouts[0].prompt_ids) + group.rollouts[0].num_prefix)
                 yield group
-            at(f"sampled-{name}")
+            fault_point(f"sampled-{name}")
         finally:
             self.clock.leave(activity, len(taken) - num_done)
 

@@ -15,7 +15,7 @@ from harness.config.deployment import Deployment, build_method, check_devices, r
 from harness.config.schema import RunConfig
 from harness.distributed.place import check_place, this_place
 from harness.errors import UserError, disk_error, first_line
-from harness.process.preemption import Preempted, Stopped, at, interruptible, listening, received
+from harness.process.preemption import Preempted, Stopped, fault_point, interruptible, listening, received
 from harness.records.files import write_sums
 from harness.records.folder import RunFolder, log_prefix, run_dir
 from harness.records.log import RunLog
@@ -128,7 +128,7 @@ def _save(parts: Preparation) -> None:
     # The weights alone: what else is there may be edited, such as a chat template, and is part of what an evaluation
     # says that it has scored.
     write_sums(aside, "*.safetensors")
-    at("model")
+    fault_point("model")
     parts.folder.replace_model(aside)
 
 

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from harness.errors import UserError
-from harness.process.preemption import at
+from harness.process.preemption import fault_point
 from harness.records.files import SUMS, read_sums, sha256, sums_text, sync
 from harness.training.weights import Weights, write_tensors
 
@@ -56,7 +56,7 @@ def save(
         sums |= write_tensors(aside / "rng.safetensors", rng["torch"])
         if tensors is not None:
             sums |= write_tensors(aside / "update.safetensors", tensors)
-        at("checkpoint-tensors")
+        fault_point("checkpoint-tensors")
         described = {"format": FORMAT, "step": step, "updates": updates, "machine": machine(), "rng": rng["python"]}
         _write(aside / STATE, json.dumps(described | state))
         sums |= {STATE: sha256(aside / STATE)}
@@ -69,10 +69,10 @@ def save(
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.replace(old)
-        at("checkpoint-replaced")
+        fault_point("checkpoint-replaced")
     aside.replace(target)
     sync(folder)
-    at("checkpoint-renamed")
+    fault_point("checkpoint-renamed")
     shutil.rmtree(old, ignore_errors=True)
     return target
 
@@ -87,7 +87,7 @@ def prune(folder: Path, *, keep_last: int, keep_every: int | None) -> None:
     for path in found:
         if path not in kept:
             _remove(path)
-            at("checkpoint-pruned")
+            fault_point("checkpoint-pruned")
 
 
 def complete(folder: Path) -> list[Path]:

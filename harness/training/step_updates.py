@@ -11,7 +11,7 @@ import torch
 
 from harness.config.schema import UpdateConfig
 from harness.errors import UserError
-from harness.process.preemption import at, check, interruptible
+from harness.process.preemption import check, fault_point, interruptible
 from harness.records.folder import RunFolder
 from harness.training import metrics
 from harness.training.alarms import Alarms
@@ -135,7 +135,7 @@ class StepUpdates:
             self._note_nonfinite(step, number, error)
             progress.num_skipped += 1
         progress.note(number, self._updater.gap.state_dict())
-        at(f"update-{number}")
+        fault_point(f"update-{number}")
         check()
 
     def _note_nonfinite(self, step: int, number: int, error: NonFinite) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from harness.data.sampler import Batch
 from harness.errors import RunInterrupted
-from harness.process.preemption import Preempted, at, check, interruptible
+from harness.process.preemption import Preempted, check, fault_point, interruptible
 from harness.training import checkpoint, metrics
 from harness.training.alarms import Alarms
 from harness.training.batching import Dealt, deal
@@ -122,14 +122,14 @@ class Trainer:
         row |= metrics.process()
         written = [*groups, *sampled.rewritten]
         texts = {g.uid: parts.chat.decode_prompt(g.rollouts[0].prompt_ids) for g in written if g.rollouts}
-        at("transfer")
+        fault_point("transfer")
         self._folder.write_rollouts(step, written, samples, texts)
-        at("rollout-records")
+        fault_point("rollout-records")
         self._folder.write_buffer_events(step, events)
         row |= clock.finish()
-        at("buffer-records")
+        fault_point("buffer-records")
         self._folder.write_metrics(step, row)
-        at("records")
+        fault_point("records")
         self._folder.add_cost(row)
         if self._config.rollouts.keep is not None:
             self._folder.keep_rollouts(self._config.rollouts.keep)
@@ -156,7 +156,7 @@ class Trainer:
         replayed = {entry.question.id for entry in batch.replayed}
         for group in groups:
             group.replayed = group.prompt.question.id in replayed
-        at("rollouts")
+        fault_point("rollouts")
         sampled = SampledStep(
             groups=groups,
             rewritten=actors.rewritten,
@@ -166,7 +166,7 @@ class Trainer:
             rng=checkpoint.rng_state(),
         )
         self._resume.store(step, sampled)
-        at("stored")
+        fault_point("stored")
         return sampled
 
     def _batch(self, step: int) -> Batch:

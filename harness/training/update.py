@@ -19,7 +19,7 @@ import torch
 from harness.config.schema import UpdateConfig
 from harness.models.cpu import keep_freed_memory
 from harness.models.forward import LanguageModel
-from harness.process.preemption import at
+from harness.process.preemption import fault_point
 from harness.process.step_clock import StepClock
 from harness.training.batching import MicroBatch, PaddedBatch, micro_batches, one_pass, pad, tokens_between
 from harness.training.memory import tile_tokens
@@ -228,7 +228,7 @@ class Updater:
             with self._clock.running("teacher"):
                 scores = next(scored)
                 check_same(scores, batch)
-            at("scored")
+            fault_point("scored")
         gradient_NH = torch.empty_like(hidden_NH)
         measured: list[torch.Tensor] = []
         for start, stop in self._tiles(len(hidden_NH)):
