@@ -23,7 +23,7 @@ from harness.config.schema import RunConfig
 from harness.distributed.links import GOES_ON, LEAVE, Follower, Leader, RankLost
 from harness.distributed.place import VARIABLES, Place
 from harness.errors import UserError, first_line
-from harness.process.preemption import handling, received, whole
+from harness.process.preemption import handling, received, uninterrupted
 from harness.training.models import device_of
 
 Command = Callable[..., Any]
@@ -68,7 +68,7 @@ class World:
         """
         leader = self.leader
         each = [{**common, **own} for own in arguments or [{}] * self.size]
-        with whole(), self._lock, self._collective():
+        with uninterrupted(), self._lock, self._collective():
             for rank in range(1, self.size):
                 leader.send("work", rank, (name, each[rank]))
             own = self.commands[name](**each[0])

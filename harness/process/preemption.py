@@ -98,7 +98,7 @@ def interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def whole() -> Iterator[None]:
+def uninterrupted() -> Iterator[None]:
     """A part of such a phase that is not abandoned, because other processes take part: a signal raises after it."""
     if threading.current_thread() is not threading.main_thread():
         yield
