@@ -91,7 +91,7 @@ def interruptible() -> Iterator[None]:
         return
     try:
         _state.is_open = True
-        check()
+        raise_if_preempted()
         yield
     finally:
         _state.is_open = False
@@ -107,10 +107,10 @@ def uninterrupted() -> Iterator[None]:
     yield
     if was_open:
         _state.is_open = True
-        check()
+        raise_if_preempted()
 
 
-def check() -> None:
+def raise_if_preempted() -> None:
     """Raises Preempted where a signal has come."""
     if _state.received is not None:
         _state.is_open = False

@@ -11,7 +11,7 @@ import torch
 
 from harness.config.schema import UpdateConfig
 from harness.errors import UserError
-from harness.process.preemption import check, fault_point, interruptible
+from harness.process.preemption import fault_point, interruptible, raise_if_preempted
 from harness.records.folder import RunFolder
 from harness.training import metrics
 from harness.training.alarms import Alarms
@@ -136,7 +136,7 @@ class StepUpdates:
             progress.num_skipped += 1
         progress.note(number, self._updater.gap.state_dict())
         fault_point(f"update-{number}")
-        check()
+        raise_if_preempted()
 
     def _note_nonfinite(self, step: int, number: int, error: NonFinite) -> None:
         """Save the sample of the step's update of this number from 1, 0 for all of them. Raises UserError unless such

@@ -9,7 +9,7 @@ import numpy as np
 
 from harness.data.sampler import Batch
 from harness.errors import RunInterrupted
-from harness.process.preemption import Preempted, check, fault_point, interruptible
+from harness.process.preemption import Preempted, fault_point, interruptible, raise_if_preempted
 from harness.training import checkpoint, metrics
 from harness.training.alarms import Alarms
 from harness.training.batching import Dealt, deal
@@ -66,7 +66,7 @@ class Trainer:
         try:
             self._evaluate_after(point.step)
             while not self._is_last(point.step):
-                check()
+                raise_if_preempted()
                 self._step(point.step + 1)
                 point = self._resume.point(point.step + 1)
                 if point.step % self._config.checkpoint.every == 0 or self._is_last(point.step):

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from harness.process import preemption
-from harness.process.preemption import Preempted, check, interruptible, listening, received
+from harness.process.preemption import Preempted, interruptible, listening, raise_if_preempted, received
 
 
 def send(number: int = signal.SIGTERM) -> None:
@@ -36,7 +36,7 @@ def test_elsewhere_a_signal_waits(listen):
     send()
     done.append("a critical section")
     with pytest.raises(Preempted):
-        check()
+        raise_if_preempted()
     with pytest.raises(Preempted), interruptible():
         done.append("the next phase begins")
     assert done == ["a critical section"]
@@ -99,7 +99,7 @@ def test_afterwards_all_is_as_before():
         send()
     assert [signal.getsignal(number) for number in preemption.SIGNALS] == before
     assert received() is None
-    check()
+    raise_if_preempted()
 
 
 def test_the_limit_ends_the_process_with_75():
