@@ -193,7 +193,7 @@ class LanguageModel:
         layers = DynamicCache(config=self.module.config).layers
         return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
 
-    def hidden_behind(
+    def hidden_after_prompt(
         self, prompt_ids_PT: torch.Tensor, prompt_mask_PT: torch.Tensor, rows_B: torch.Tensor, ids_BT: torch.Tensor,
         mask_BT: torch.Tensor, cache: Cache | None = None,
     ) -> torch.Tensor:  # fmt: skip

@@ -219,7 +219,7 @@ class _State:
             ids_1T = torch.tensor([prompts[0][:common]], device=device)
             rows_P = torch.zeros(len(prompts), dtype=torch.long, device=device)
             mask_1T = torch.ones_like(ids_1T)
-            hidden_PTH = model.hidden_behind(ids_1T, mask_1T, rows_P, ids_PT, self._mask_RT, self._cache)
+            hidden_PTH = model.hidden_after_prompt(ids_1T, mask_1T, rows_P, ids_PT, self._mask_RT, self._cache)
             self._mask_RT = torch.cat([mask_1T[rows_P], self._mask_RT], 1)
         else:
             inputs = [None if item is None else item.inputs() for item in media]

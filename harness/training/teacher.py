@@ -122,7 +122,9 @@ def hidden_of(model: LanguageModel, batch: ModelInputs) -> torch.Tensor:
     if (shared := batch.prompts) is None:
         hidden_BTH = model.hidden(batch.ids_BT, batch.mask_BT, media=batch.media)
     else:
-        hidden_BTH = model.hidden_behind(shared.ids_PT, shared.mask_PT, shared.rows_B, batch.ids_BT, batch.mask_BT)
+        hidden_BTH = model.hidden_after_prompt(
+            shared.ids_PT, shared.mask_PT, shared.rows_B, batch.ids_BT, batch.mask_BT
+        )
     return hidden_BTH[batch.rows_N, batch.columns_N]
 
 
