@@ -27,7 +27,7 @@ from harness.config.schema import RunConfig
 from harness.data.replay import BufferEvent
 from harness.errors import UserError
 from harness.records.files import append_rows, write_atomically
-from harness.records.lock import RunLock, Taken, clear, owner_of
+from harness.records.lock import FolderInUse, RunLock, clear, owner_of
 from harness.records.read import Damaged, digest, read_config, read_json, read_rows
 from harness.records.refusals import refuse
 from harness.records.rollouts import is_readable, write_rollouts
@@ -54,7 +54,7 @@ def earlier_run(path: Path, config: RunConfig) -> dict[str, Any]:
     `RunFolder` does."""
     _refuse_other(path, config)
     if (owner := owner_of(path)) is not None:
-        raise Taken(path, owner)
+        raise FolderInUse(path, owner)
     return RunFolder.read_info(path)
 
 
@@ -78,7 +78,7 @@ class RunFolder:
     """Opens the folder of a run and holds its lock until `close`. Until `start` nothing else is written.
 
     With `anew` what is there is nobody's: `start` removes it. Raises UserError when the folder belongs to another
-    configuration, and `lock.Taken` when another process writes it.
+    configuration, and `lock.FolderInUse` when another process writes it.
     """
 
     def __init__(self, path: Path, config: RunConfig, *, anew: bool = False) -> None:

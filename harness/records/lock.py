@@ -70,7 +70,7 @@ UNKNOWN = Owner(host="", machine="", pid=0, token="")
 """Holds the lock, and has not yet written who it is."""
 
 
-class Taken(UserError):
+class FolderInUse(UserError):
     """Another process writes this run folder."""
 
     exit_code = os.EX_TEMPFAIL
@@ -85,7 +85,7 @@ class Taken(UserError):
 class RunLock:
     """The lock of a run folder, held from construction to `release`, to the end of the process, or until it is lost.
 
-    Raises Taken where another process, or another lock of this one, holds it, and UserError where the folder cannot be
+    Raises FolderInUse where another process, or another lock of this one, holds it, and UserError where the folder cannot be
     written. It takes `STALE_SECONDS` where a process of another machine, or from before a reboot, left its claim.
     Children do not hold it: the descriptor is closed in forks and in what is executed.
     """
@@ -128,7 +128,7 @@ class RunLock:
             aside.unlink(missing_ok=True)
         other = _read(self._path)
         if other is UNKNOWN:
-            raise Taken(run_dir, UNKNOWN)
+            raise FolderInUse(run_dir, UNKNOWN)
         if other is None or (other.here and reaches):
             _write(self._path, self._owner)
             return
@@ -140,12 +140,12 @@ class RunLock:
             if now is None:
                 break
             if (now.token, now.counter) != (other.token, other.counter):
-                raise Taken(run_dir, now)
+                raise FolderInUse(run_dir, now)
         _write(self._path, self._owner)
         time.sleep(SETTLE_SECONDS)
         now = _read(self._path)
         if now is None or now.token != self._owner.token:
-            raise Taken(run_dir, now or UNKNOWN)
+            raise FolderInUse(run_dir, now or UNKNOWN)
 
 
 class Watch:
@@ -217,14 +217,14 @@ def _take(run_dir: Path) -> tuple[int, bool]:
     while True:
         descriptor = _opened(run_dir, end)
         if descriptor is None:
-            raise Taken(run_dir, UNKNOWN)
+            raise FolderInUse(run_dir, UNKNOWN)
         got = _flock(descriptor, fcntl.LOCK_EX)
         if got is not False and _is_at(descriptor, run_dir / LOCK):
             _descriptors.add(descriptor)
             return descriptor, got is not None
         os.close(descriptor)  # held, or its holder has removed it meanwhile
         if time.monotonic() >= end:
-            raise Taken(run_dir, _read(run_dir / OWNER) or UNKNOWN)
+            raise FolderInUse(run_dir, _read(run_dir / OWNER) or UNKNOWN)
         time.sleep(TRY_SECONDS / 20)
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from harness.app import main
 from harness.commands.evaluate import data_text, eval_command, list_text
 from harness.models.tiny import tiny_path
-from harness.records.lock import RunLock, Taken
+from harness.records.lock import FolderInUse, RunLock
 from reports.runs.collect import collect, find_runs
 from reports.tables import compare
 from tests.harness.commands.conftest import FIXTURES, SMALL
@@ -40,7 +40,7 @@ def test_a_run_is_scored_again_on_its_own_suite_from_what_is_there(run: Path) ->
 
 def test_one_process_at_a_time_evaluates_on_a_suite(run: Path) -> None:
     lock = RunLock(run / "eval" / "mini")
-    with pytest.raises(Taken, match=r"mini is being written by"):
+    with pytest.raises(FolderInUse, match=r"mini is being written by"):
         eval_command([f"run={run}"])
     lock.release()
     assert "arithmetic_l1" in eval_command([f"run={run}"])

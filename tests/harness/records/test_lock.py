@@ -22,7 +22,7 @@ from harness.config.schema import from_hydra
 from harness.errors import UserError
 from harness.records import lock
 from harness.records.folder import RunFolder
-from harness.records.lock import LOCK, OWNER, Owner, RunLock, Taken, Watch, clear, owner_of
+from harness.records.lock import LOCK, OWNER, FolderInUse, Owner, RunLock, Watch, clear, owner_of
 
 FOREIGN = Owner(host="far", machine="another kernel", pid=7, token="t")
 
@@ -61,7 +61,7 @@ def write(folder: Path, owner: Owner) -> None:
 
 def test_a_held_folder_is_refused_in_one_line_and_free_after_its_release(tmp_path, short):
     first = RunLock(tmp_path / "run")
-    with pytest.raises(Taken) as caught:
+    with pytest.raises(FolderInUse) as caught:
         RunLock(tmp_path / "run")
     assert str(caught.value) == (
         f"{tmp_path}/run is being written by process {os.getpid()} on {os.uname().nodename}: "
@@ -175,7 +175,7 @@ def test_a_holder_on_another_machine_that_counts_is_alive(tmp_path, short):
             owner = watch.owner()
             assert owner is not None and owner.token == "t"
             time.sleep(0.05)
-        with pytest.raises(Taken, match="process 7 on far"):
+        with pytest.raises(FolderInUse, match="process 7 on far"):
             RunLock(tmp_path)
     finally:
         stop.set()
@@ -189,7 +189,7 @@ def test_without_flock_the_claim_decides(tmp_path, short, monkeypatch):
 
     monkeypatch.setattr(lock.fcntl, "flock", refuse)
     held = RunLock(tmp_path)
-    with pytest.raises(Taken):
+    with pytest.raises(FolderInUse):
         RunLock(tmp_path)
     held.release()
     RunLock(tmp_path).release()
@@ -248,7 +248,7 @@ def test_two_runs_in_one_folder_nothing_is_overwritten(tmp_path, short):
     config = from_hydra(compose(["student=tiny_xs", "steps=5"]))
     folder = RunFolder(tmp_path / "run", config)
     before = {file: file.read_bytes() for file in folder.path.rglob("*") if file.is_file() and file.name != OWNER}
-    with pytest.raises(Taken):
+    with pytest.raises(FolderInUse):
         RunFolder(folder.path, from_hydra(compose(["student=tiny_xs", "steps=7"])))
     assert {file: file.read_bytes() for file in before} == before
     folder.close()
@@ -278,6 +278,6 @@ def test_a_file_system_that_cannot_say_means_somebody_holds_it(tmp_path, short, 
 
     monkeypatch.setattr(lock.os if where == "open" else lock.fcntl, where, fail)
     assert owner_of(tmp_path) is lock.UNKNOWN
-    with pytest.raises(Taken, match="is being written by another process"):
+    with pytest.raises(FolderInUse, match="is being written by another process"):
         RunLock(tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {LOCK, "run.json"}
