@@ -17,7 +17,7 @@ from harness.errors import UserError
 from harness.evaluation.library.isolation import preserved_state, quiet_lm_eval, quiet_lmms_eval
 from harness.evaluation.protocol import UNKNOWN, Setup, card_hash, evaluation_card
 from harness.evaluation.store import SampleStore
-from harness.evaluation.student import Response, Student
+from harness.evaluation.student import Respondent, Response
 from harness.evaluation.suites import Benchmark, load_suite
 from harness.records.files import write_atomically
 from harness.rollout.base import RolloutEngine
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Library = Callable[[Sequence[Benchmark], Student], dict[str, float]]
+Library = Callable[[Sequence[Benchmark], Respondent], dict[str, float]]
 """Runs benchmarks on the student, which keeps the responses. Returns the mean mark in [0, 1] of each."""
 
 SCORE_COLUMNS = (
@@ -90,7 +90,7 @@ def evaluate(
     suite = load_suite(config)
     holes = dict(suite.holes)
     with SampleStore(out_dir / "responses.jsonl") as store, preserved_state():
-        student = Student(engine, grader, config, suite.benchmarks, store=store, identity=identity, setup=setup)
+        student = Respondent(engine, grader, config, suite.benchmarks, store=store, identity=identity, setup=setup)
         for benchmark in suite.benchmarks:
             try:
                 _run(benchmark, student)
@@ -149,7 +149,7 @@ def _stored_model(out_dir: Path) -> tuple[str, Setup]:
         raise UserError(f"{out_dir / MODEL_FILE} is damaged: {again}") from error
 
 
-def _run(benchmark: Benchmark, student: Student) -> None:
+def _run(benchmark: Benchmark, student: Respondent) -> None:
     """One benchmark through its library, by itself, so that what one of them lacks is no matter of the others."""
     mean = LIBRARIES[benchmark.library]([benchmark], student)[benchmark.name]
     marks = [student.responses[uid].mark.score for uid in benchmark.uids()]
@@ -159,14 +159,14 @@ def _run(benchmark: Benchmark, student: Student) -> None:
 # A library is imported where it has a benchmark: each takes seconds to load, and changes the process.
 
 
-def _lm_eval(benchmarks: Sequence[Benchmark], student: Student) -> dict[str, float]:
+def _lm_eval(benchmarks: Sequence[Benchmark], student: Respondent) -> dict[str, float]:
     from harness.evaluation.lm_eval_adapter import run_benchmarks
 
     with quiet_lm_eval():
         return run_benchmarks(benchmarks, student)
 
 
-def _lmms_eval(benchmarks: Sequence[Benchmark], student: Student) -> dict[str, float]:
+def _lmms_eval(benchmarks: Sequence[Benchmark], student: Respondent) -> dict[str, float]:
     with quiet_lmms_eval():
         from harness.evaluation.lmms_eval_adapter import run_benchmarks
 

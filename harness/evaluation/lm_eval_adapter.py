@@ -17,7 +17,7 @@ from harness.evaluation.protocol import generation_kwargs
 from harness.evaluation.student import (
     NO_LOG_LIKELIHOODS,
     RUN_OPTIONS,
-    Student,
+    Respondent,
     mean_scores,
     task_config,
     task_rows,
@@ -29,7 +29,7 @@ from methods.prompts import plain_messages
 class StudentLM(LM):
     """lm-eval's view of the student: only generation, by the one protocol, through the engine that also trains."""
 
-    def __init__(self, student: Student) -> None:
+    def __init__(self, student: Respondent) -> None:
         super().__init__()
         self._student = student
 
@@ -54,7 +54,7 @@ class StudentLM(LM):
 class BenchmarkTask(ConfigurableTask):
     """An lm-eval task over questions in memory, scored by the reward of the graded response."""
 
-    def __init__(self, benchmark: Benchmark, student: Student) -> None:
+    def __init__(self, benchmark: Benchmark, student: Respondent) -> None:
         self._rows = task_rows(benchmark)
         super().__init__(config=task_config(benchmark, student))
 
@@ -63,7 +63,7 @@ class BenchmarkTask(ConfigurableTask):
         self.dataset = {"held_out": datasets.Dataset.from_list(self._rows)}
 
 
-def run_benchmarks(benchmarks: Sequence[Benchmark], student: Student) -> dict[str, float]:
+def run_benchmarks(benchmarks: Sequence[Benchmark], student: Respondent) -> dict[str, float]:
     """Generate, grade and aggregate. Returns lm-eval's mean score in [0, 1] of each benchmark."""
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager

@@ -20,7 +20,7 @@ from harness.evaluation.protocol import generation_kwargs
 from harness.evaluation.student import (
     NO_LOG_LIKELIHOODS,
     RUN_OPTIONS,
-    Student,
+    Respondent,
     mean_scores,
     task_config,
     task_rows,
@@ -35,7 +35,7 @@ class StudentLMM(lmms):
 
     is_simple = False
 
-    def __init__(self, student: Student) -> None:
+    def __init__(self, student: Respondent) -> None:
         super().__init__()
         self._student = student
 
@@ -67,7 +67,7 @@ class StudentLMM(lmms):
 class MediaBenchmarkTask(ConfigurableMessagesTask):
     """An lmms-eval chat task over questions in memory, scored by the reward of the graded response."""
 
-    def __init__(self, benchmark: Benchmark, student: Student) -> None:
+    def __init__(self, benchmark: Benchmark, student: Respondent) -> None:
         self._rows = task_rows(benchmark)
         self._questions = student.questions
         super().__init__(config=task_config(benchmark, student), model_name="student")
@@ -98,7 +98,7 @@ def chat_messages(question: Question) -> list[dict[str, Any]]:
     return messages
 
 
-def run_benchmarks(benchmarks: Sequence[Benchmark], student: Student) -> dict[str, float]:
+def run_benchmarks(benchmarks: Sequence[Benchmark], student: Respondent) -> dict[str, float]:
     """Generate, grade and aggregate. Returns lmms-eval's mean score in [0, 1] of each benchmark."""
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.tasks import TaskManager

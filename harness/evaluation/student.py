@@ -62,7 +62,7 @@ RUN_OPTIONS: dict[str, Any] = {
 CUDA starts; samples are kept by `Student`."""
 
 
-class Student:
+class Respondent:
     """The live student as the libraries use it: uids of questions in, texts out, marked.
 
     Every response goes to the store as it comes, and what is there already is not asked again. Fills `responses` with
@@ -191,7 +191,7 @@ class _Progress:
         )  # fmt: skip
 
 
-def task_config(benchmark: Benchmark, student: Student) -> dict[str, Any]:
+def task_config(benchmark: Benchmark, student: Respondent) -> dict[str, Any]:
     """The configuration of a benchmark's task, in the form that both libraries read: zero-shot, rows of `task_rows`."""
 
     def score(doc: dict[str, Any], results: list[str]) -> dict[str, float]:

@@ -13,7 +13,7 @@ import pytest
 
 from harness.config.schema import EvalConfig, RewardConfig
 from harness.evaluation.store import SampleStore
-from harness.evaluation.student import Student
+from harness.evaluation.student import Respondent
 from harness.evaluation.suites import Benchmark
 from harness.rewards.workers import Grader
 from harness.rollout.base import Sampling
@@ -83,14 +83,14 @@ def all_tasks(two_levels: EvalConfig) -> EvalConfig:
 
 
 @pytest.fixture
-def student_of(tmp_path: Path) -> Iterator[Callable[..., Student]]:
+def student_of(tmp_path: Path) -> Iterator[Callable[..., Respondent]]:
     """Students with a store each."""
     with ExitStack() as stack:
         num = count()
 
-        def make(engine: Any, grader: Grader, config: EvalConfig, benchmarks: Sequence[Benchmark]) -> Student:
+        def make(engine: Any, grader: Grader, config: EvalConfig, benchmarks: Sequence[Benchmark]) -> Respondent:
             store = stack.enter_context(SampleStore(tmp_path / f"store-{next(num)}.jsonl"))
-            return Student(engine, grader, config, benchmarks, store=store, identity="scripted")
+            return Respondent(engine, grader, config, benchmarks, store=store, identity="scripted")
 
         yield make
 

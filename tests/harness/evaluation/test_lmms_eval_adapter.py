@@ -9,7 +9,7 @@ import pytest
 from harness.config.schema import EvalConfig
 from harness.data.bars import BarClip, BarImage
 from harness.evaluation.library.isolation import quiet_lmms_eval
-from harness.evaluation.student import Student
+from harness.evaluation.student import Respondent
 from harness.evaluation.suites import Benchmark, load_suite
 from harness.types import Prompt, Question
 
@@ -28,7 +28,7 @@ def adapter() -> Iterator[Any]:
         yield lmms_eval_adapter
 
 
-def asked(adapter: Any, student: Student, task: Any) -> list[str]:
+def asked(adapter: Any, student: Respondent, task: Any) -> list[str]:
     """The texts that lmms-eval would get for a task."""
     model = adapter.StudentLMM(student)
     model.task_dict[task.config.task] = task.dataset
