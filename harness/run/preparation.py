@@ -23,7 +23,7 @@ from methods.base import Method
 if TYPE_CHECKING:
     from harness.distributed.world import World
     from harness.models.chat import Chat
-    from harness.training.models import Models
+    from harness.training.models import RunModels
     from harness.training.parts import RunParts
     from harness.training.trainer import Trainer
 
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 class Preparation(Preflight):
     """The parts of one run. `CHECKS` makes them, each from those before it; `stack` ends what they start."""
 
-    models: Models | None = None
+    models: RunModels | None = None
     """None where nothing is trained and no response generated."""
     parts: RunParts | None = None
     """What is trained with; None without training."""
@@ -99,7 +99,7 @@ def prepare_process(config: RunConfig) -> None:
 
 def make_models(
     config: RunConfig, deployment: Deployment, chat: Chat, world: World | None, *, logs: Path, stack: ExitStack
-) -> Models:
+) -> RunModels:
     """In this process, or over the ranks of `world`. `logs` is what the names of their logs begin with."""
     if world is None:
         from harness.training.models import LocalModels

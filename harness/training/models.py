@@ -41,7 +41,7 @@ def server_log(logs: Path, role: str, node: int = 0) -> Path:
     return logs.with_name(f"{logs.name}.{role}.server{f'.{node}' if node else ''}.log")
 
 
-class Models(Protocol):
+class RunModels(Protocol):
     """The models of a run: in this process, or over ranks (`harness.distributed.build`)."""
 
     student: LanguageModel | None
