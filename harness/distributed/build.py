@@ -40,7 +40,7 @@ from methods.base import Method
 
 
 class RankModels:
-    """This rank's part of `harness.training.models.Models`. On rank 0 engines and updater stand for those of all."""
+    """This rank's part of `harness.training.models.RunModels`. On rank 0 engines and updater stand for those of all."""
 
     def __init__(
         self,

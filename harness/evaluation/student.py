@@ -59,7 +59,7 @@ RUN_OPTIONS: dict[str, Any] = {
     "torch_random_seed": None,
 }
 """Options of both libraries' `simple_evaluate`. With seeds they would reset the global generators, even CUDA's before
-CUDA starts; samples are kept by `Student`."""
+CUDA starts; samples are kept by `Respondent`."""
 
 
 class Respondent:

@@ -86,7 +86,8 @@ class RunLock:
     """The lock of a run folder, held from construction to `release`, to the end of the process, or until it is lost.
 
     Raises FolderInUse where another process, or another lock of this one, holds it, and UserError where the folder
-    cannot be written. It takes `STALE_SECONDS` where a process of another machine, or from before a reboot, left its claim.
+    cannot be written. It takes `STALE_SECONDS` where a process of another machine, or from before a reboot, left its
+    claim.
     Children do not hold it: the descriptor is closed in forks and in what is executed.
     """
 
