@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if debug:
             raise
-        from harness.distributed.place import speaks
+        from harness.distributed.rank import speaks
 
         if speaks():
             _say(str(error))

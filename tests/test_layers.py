@@ -36,7 +36,7 @@ NAMES_METHODS = {
 
 WITHOUT_TORCH = (
     "harness.app", "harness.commands", "harness.config", "harness.distributed.balance", "harness.distributed.launch",
-    "harness.distributed.place", "harness.preflight.plan", "harness.process", "harness.run", "harness.study",
+    "harness.distributed.rank", "harness.preflight.plan", "harness.process", "harness.run", "harness.study",
     "methods", "reports",
 )  # fmt: skip
 """What checks a configuration, plans or runs a study, or reads one: folders with all their modules."""

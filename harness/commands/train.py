@@ -32,7 +32,7 @@ def run_train(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     from harness.config.deployment import check_devices, resolved, run_label
     from harness.config.schema import from_hydra
     from harness.distributed.launch import launch, rank_command
-    from harness.distributed.place import this_place
+    from harness.distributed.rank import this_place
     from harness.process.preemption import Stopped
     from harness.records.folder import run_dir
     from harness.run.run import run

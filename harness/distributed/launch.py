@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from types import FrameType
 
 from harness.config.schema import RunConfig
-from harness.distributed.place import Place
+from harness.distributed.rank import Place
 from harness.errors import UserError
 
 POLL = 0.1

@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from harness.config.deployment import Deployment, gpu_problems
 from harness.config.schema import RunConfig
 from harness.distributed.links import GOES_ON, LEAVE, Follower, Leader, RankLost
-from harness.distributed.place import VARIABLES, Place
+from harness.distributed.rank import VARIABLES, Place
 from harness.errors import UserError, first_line
 from harness.process.preemption import handling, received, uninterrupted
 from harness.training.models import device_of

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from harness.config.deployment import Deployment, build_method, check_devices, resolved, run_label
 from harness.config.schema import RunConfig
-from harness.distributed.place import check_place, this_place
+from harness.distributed.rank import check_place, this_place
 from harness.errors import UserError, disk_error, first_line
 from harness.process.preemption import Preempted, Stopped, fault_point, interruptible, listening, received
 from harness.records.files import write_sums

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.distributed.place import Place
+from harness.distributed.rank import Place
 from tests.support.fork_server import fork_server
 
 if TYPE_CHECKING:

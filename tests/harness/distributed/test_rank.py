@@ -4,7 +4,7 @@ import pytest
 
 from harness.config.compose import compose
 from harness.config.schema import from_hydra
-from harness.distributed.place import Place, check_place, this_place
+from harness.distributed.rank import Place, check_place, this_place
 from harness.errors import UserError
 from harness.run.run import run
 
