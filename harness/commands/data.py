@@ -101,7 +101,7 @@ def _with_fixture(given: dict[str, Any]) -> BuildOptions:
 
 
 def _hash(args: argparse.Namespace) -> int:
-    from harness.builders.corpus.benchmarks import hash_benchmarks
+    from harness.builders.corpus.benchmark_hashes import hash_benchmarks
 
     columns = [name for name in args.columns.split(",") if name]
     out = Path(args.out).expanduser()
