@@ -40,7 +40,7 @@ ELSEWHERE = {
     "reports/test_tables.py": "reports.runs: cards",
     "reports/test_view.py": "reports.runs: rollouts",
     # Seen only in whole commands and runs.
-    "harness/commands/test_data.py": "harness.builders.corpus: benchmarks",
+    "harness/commands/test_data.py": "harness.builders.corpus: benchmark_hashes",
     "harness/test_app.py": "harness.commands: machine options reports train",
     "runs/test_nonfinite.py": "harness.training: nonfinite",
     "runs/test_damaged.py": "harness.records: read; reports.runs: damage",
