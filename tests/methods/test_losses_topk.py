@@ -227,7 +227,7 @@ def test_what_a_form_does_not_have_is_refused() -> None:
         ValueError, match=r"top-k log-probabilities, not logits_NV: use methods\.base\.distillation_loss"
     ):
         _ = partial.logits_NV
-    with pytest.raises(ValueError, match="its whole distribution: read logits_NV"):
+    with pytest.raises(ValueError, match="its complete distribution: read logits_NV"):
         _ = TeacherDistribution(logits_NV=torch.zeros(1, 2)).topk_ids_NK
     for wrong in ({}, {"topk_ids_NK": ids_NK}, {"logits_NV": ids_NK, "topk_ids_NK": ids_NK}):
         with pytest.raises(ValueError, match="give logits_NV, or topk_ids_NK with topk_logprobs_NK"):

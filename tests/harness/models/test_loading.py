@@ -290,7 +290,7 @@ def test_a_pickle_behind_another_name_is_refused(pickled, unread, named):
         message = r"has weights in adapter_model\.bin"
     else:
         (pickled / "adapter_config.json").write_text("{}")
-        message = "has an adapter, not a whole model"
+        message = "has an adapter, not a complete model"
     with pytest.raises(UserError, match=message):
         load_model(config(pickled), "cpu")
 

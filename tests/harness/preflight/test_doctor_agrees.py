@@ -172,7 +172,7 @@ MODELS = [
     (damaged_tokenizer, "cannot load the tokenizer of"),
     (base_model, "has no chat template"),
     (broken_template, "cannot be rendered"),
-    (adapter, "has an adapter, not a whole model"),
+    (adapter, "has an adapter, not a complete model"),
     (pickled, "has its weights as a pickle"),
     (without_weights, "has no weights"),
     (whole, ""),

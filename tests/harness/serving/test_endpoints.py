@@ -223,9 +223,9 @@ def test_a_restart_that_fails_ends_what_is_asked(connect):
         (404, r"status 404, told to fail: is http://127\.0\.0\.1:\d+/v1 the right address"),
         (307, r"status 307, told to fail: is http://127\.0\.0\.1:\d+/v1 the right address \(teacher\.urls="),
         (405, r"status 405, told to fail: is http://127\.0\.0\.1:\d+/v1 the right address"),
-        (400, r"status 400, told to fail: does it speak vLLM's API\? teacher\.api=text"),
-        (422, r"status 422, told to fail: does it speak vLLM's API\?"),
-        (204, r"status 204, .*: does it speak vLLM's API\?"),
+        (400, r"status 400, told to fail: does it have vLLM's API\? teacher\.api=text"),
+        (422, r"status 422, told to fail: does it have vLLM's API\?"),
+        (204, r"status 204, .*: does it have vLLM's API\?"),
     ],
 )
 def test_a_refusal_ends_everything_at_once(served_model, stack, connect, status, message):
