@@ -17,7 +17,7 @@ from harness.commands.options import show, start_logging
 from harness.config.cluster import ClusterConfig
 from harness.config.evaluation import MediaConfig
 from harness.config.schema import EvalConfig, RunConfig, from_hydra
-from harness.errors import UserError
+from harness.errors import UserError, did_you_mean
 from harness.records.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -73,7 +73,13 @@ def _evaluate_run(path: Path, suite: str | None, overrides: list[str], config_di
         raise UserError(f"{path} was run without an evaluation: name one, suite=mini")
     # Another suite has its own decoding; what the student is shown stays the run's.
     taken = {k: v for k, v in run.options.items() if suite == own or not k.startswith("eval.") or "media." in k}
-    words = ["method=base", "student=hf", "student.path=''", "student.name=student", f"eval={suite}"]
+    words = [
+        "method=base",
+        "student=hf",
+        "student.path=''",
+        "student.name=student",
+        *_suite_words(suite, overrides, config_dir),
+    ]
     words += [f"{key}={json.dumps(value)}" for key, value in taken.items()]
     config = from_hydra(compose([*words, *overrides], config_dir=config_dir))
     student = dataclasses.replace(config.student, name=run.student)
@@ -85,7 +91,7 @@ def _evaluate_run(path: Path, suite: str | None, overrides: list[str], config_di
             "%s also sets %s, which no folder decides: give KEY=VALUE where you mean it",
             path / "config.yaml", ", ".join(left_out),
         )  # fmt: skip
-    scores = path / "eval" / str(suite) / "scores.csv"
+    scores = path / "eval" / str(config.eval.suite) / "scores.csv"
     if config.eval.limit is not None and scores.exists():
         logger.warning("limit=%d: its scores take the place of those in %s", config.eval.limit, scores)
     return _evaluate(config, scores.parent, run.label)
@@ -105,18 +111,33 @@ def _evaluate_model(model: str, suite: str, overrides: list[str], config_dir: st
             raise UserError(f"model={model} is neither a student ({known}) nor a folder nor a hub id (owner/name)")
         student = ["student=hf", f"student.path={model}", f"student.name={Path(model).name.replace(':', '_').lower()}"]
     study = [] if any(word.startswith("study=") for word in overrides) else ["study=eval"]
-    chosen = ["method=base", *student, f"eval={suite}", *study]
+    chosen = ["method=base", *student, *_suite_words(suite, overrides, config_dir), *study]
     if (path := Path(model).expanduser()).is_dir():
         chosen += _folder_words(path, compose([*chosen, *overrides], config_dir=config_dir))
     words = [*chosen, *overrides]
     config = from_hydra(compose(words, config_dir=config_dir))
     folder = run_dir(config, run_label(config))
-    out_dir = folder / "eval" / suite
+    out_dir = folder / "eval" / str(config.eval.suite)
     if RunFolder.read_info(folder).get("status") == "done":
         return _evaluate(config, out_dir, run_label(config))
     # A run that trains nothing: its scores are all that it is. Other suites may follow, so the folder keeps none.
     run(config, overrides=words, kept=dataclasses.replace(config, eval=EvalConfig(media=config.eval.media)))
     return _shown(config, out_dir)
+
+
+def _suite_words(suite: str, overrides: Sequence[str], config_dir: str | None) -> list[str]:
+    """The words that choose a suite. One without an option file has its benchmarks on the command line."""
+    from harness.config.compose import group_options
+
+    known = group_options("eval", config_dir)
+    if suite in known:
+        return [f"eval={suite}"]
+    if any(word.startswith("eval.benchmarks=") for word in overrides):
+        return ["eval=none", f"eval.suite={suite}"]
+    raise UserError(
+        f"suite={suite}: no such suite.{did_you_mean(suite, known)} One of your own is the file eval/{suite}.yaml in a "
+        "folder that --config-dir names, or eval.benchmarks=[...]"
+    )
 
 
 def _folder_words(folder: Path, composed: DictConfig) -> list[str]:

@@ -149,12 +149,13 @@ def api_key(option: str, variable: str) -> str:
 
 
 def check_address(option: str, url: str, variable: str) -> None:
-    """Raises UserError for a key or a password in an address, without repeating it. `variable` is the option that names
-    the environment variable of the endpoint's key."""
+    """Raises UserError for what is no address, and for a key or a password in one, without repeating it. `variable` is
+    the option that names the environment variable of the endpoint's key."""
+    no_address = UserError(f"{option} has no address: write http://<host>:<port>/v1")
     try:
         parts = urlsplit(url)
-    except ValueError:
-        return  # no address at all, which others refuse
+    except ValueError as error:
+        raise no_address from error
     options = parse_qsl(f"{parts.query}&{parts.fragment}", keep_blank_values=True)
     named = [name for name, _ in options if _SECRET.search(name)]
     has_user = "@" in (parts.netloc or url.partition("?")[0])
@@ -164,3 +165,9 @@ def check_address(option: str, url: str, variable: str) -> None:
             f"{option} has {what} in an address, which is written to config.yaml and logs: leave it out and put the "
             f"key into the environment variable that {variable} names"
         )
+    try:
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that no machine has
+        is_address = False
+    if not is_address or parts.query or parts.fragment:
+        raise UserError(f"{option}: {url} is no address: write http://<host>:<port>/v1")

@@ -212,9 +212,21 @@ def benchmarks_of(config: EvalConfig) -> list[str]:
 
 def check_suite(config: EvalConfig) -> None:
     """Raises UserError as `benchmarks_of`, and for a suite whose name is no folder's."""
-    if config.suite is not None:
-        check_name("eval.suite", config.suite)
-        benchmarks_of(config)
+    if config.suite is None:
+        if config.benchmarks:
+            raise UserError("eval.benchmarks is a suite without a name: set eval.suite=NAME")
+        return
+    check_name("eval.suite", config.suite)
+    benchmarks_of(config)
+    if (
+        config.benchmarks
+        and config.benchmarks != suites().get(config.suite, [])
+        and config.suite in (*suites(), GENERATED)
+    ):
+        raise UserError(
+            f"eval.suite={config.suite} has benchmarks of its own: set another eval.suite=NAME, or choose some "
+            "of them with eval.columns"
+        )
 
 
 def check_media(section: str, media: MediaConfig) -> None:

@@ -7,6 +7,7 @@ Nothing of a package is imported before it is used. Imports no torch.
 from __future__ import annotations
 
 import importlib
+import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -73,8 +74,26 @@ class Registry:
             raise UserError(
                 f"{self.option}={name}: importing {module_name} fails ({type(error).__name__}: {first_line(error)})"
             ) from error
-        if not callable(found := getattr(module, attribute, None)):
+        if not callable(found := vars(module).get(attribute)):
             own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module_name]
             near = did_you_mean(attribute, own)
             raise UserError(f"{self.option}={name}: {module_name} has nothing to call by the name {attribute}.{near}")
         return found
+
+    def call(self, name: str, *arguments: Any, ours: Mapping[str, str] = MappingProxyType({})) -> Any:
+        """What the function of a name gives. What one of others raises is a UserError that says where."""
+        function = self.load(name, ours)
+        try:
+            return function(*arguments)
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:
+            if name in ours:
+                raise
+            raise self.raised(name, error) from error
+
+    def raised(self, name: str, error: BaseException) -> UserError:
+        """The line for what a function of others raised."""
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"{type(error).__name__}: {first_line(error)}"
+        return UserError(f"{self.option}={name} raised {what} ({frame.filename}:{frame.lineno}): fix it there")

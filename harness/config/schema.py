@@ -273,12 +273,11 @@ def _check_endpoints(config: RunConfig) -> None:
     for role, model in (("student", config.student), ("teacher", config.teacher)):
         for url in model.urls if model is not None else ():
             engines.check_address(f"{role}.urls", url, "server.api_key_env")
-            if not re.match(r"https?://[^/\s]+", url):
-                raise UserError(f"{role}.urls: {url} is no address: http://<host>:<port>/v1")
         if model is not None and model.is_served:
             engines.api_key("server.api_key_env", config.server.api_key_env)
     for option, judge in (("reward.judge", config.reward.judge), ("eval.judge", config.eval.judge)):
-        engines.check_address(f"{option}.url", judge.url or "", f"{option}.api_key_env")
+        if judge.url:
+            engines.check_address(f"{option}.url", judge.url, f"{option}.api_key_env")
         engines.check_variable(f"{option}.api_key_env", judge.api_key_env)
         if judge.url:
             engines.api_key(f"{option}.api_key_env", judge.api_key_env)

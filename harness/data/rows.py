@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any, get_args
 
-from harness.errors import UserError
-from harness.types import Question
+from harness.errors import UserError, did_you_mean
+from harness.types import AnswerType, Question
+
+
+def checked_questions(option: str, given: Iterable[Any]) -> list[Question]:
+    """The questions that a function of others gives. Raises UserError for what is none, and for ids that repeat."""
+    questions = list(given)
+    seen: set[str] = set()
+    for one in questions:
+        if not isinstance(one, Question):
+            raise UserError(f"{option} gave a {type(one).__name__}: a question is a harness.types.Question")
+        for name in ("id", "text", "answer"):
+            if type(value := getattr(one, name)) is not str or not value.strip():
+                raise UserError(f"{option} gave a question whose {name} is {value!r}: it has to be a text")
+        if one.answer_type not in get_args(AnswerType):
+            known = did_you_mean(str(one.answer_type), get_args(AnswerType))
+            raise UserError(f"{option}: question {one.id} has the answer type {one.answer_type!r}.{known}")
+        if not all(hasattr(image, "open") for image in one.images):
+            raise UserError(f"{option}: question {one.id} has images that are no harness.types.ImageRef")
+        if one.id in seen:
+            raise UserError(f"{option} gave two questions of the id {one.id!r}: ids have to differ")
+        seen.add(one.id)
+    return questions
 
 
 @dataclass(kw_only=True)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from harness.config.data import SOURCES, DataConfig
 from harness.data.images import MediaError
-from harness.data.rows import Rows
+from harness.data.rows import Rows, checked_questions
 from harness.errors import UserError
 from harness.types import Question
 
@@ -89,16 +89,21 @@ def load_questions(
 
 def _rows(config: DataConfig) -> Rows:
     """What the source gives. One of others gives questions; ours say which rows gave none, too."""
-    given = SOURCES.load(config.source, LOADERS)(config)
+    option = f"data.source={config.source}"
+    given = SOURCES.call(config.source, config, ours=LOADERS)
     if isinstance(given, Rows):
         return given
-    questions = list(given)
-    name = f"data.source={config.source}"
-    if other := [type(one).__name__ for one in questions if not isinstance(one, Question)]:
-        raise UserError(f"{name} gave a {other[0]}: a source gives harness.types.Question")
-    if twice := [id for id, times in Counter(question.id for question in questions).items() if times > 1]:
-        raise UserError(f"{name} gave two questions of the id {twice[0]!r}: ids have to differ")
-    return Rows(origin=config.source, questions=questions, numbers=list(range(1, len(questions) + 1)))
+    if not isinstance(given, Iterable):
+        raise UserError(f"{option} gave a {type(given).__name__}: a source gives harness.types.Question")
+    try:
+        questions = checked_questions(option, given)
+    except UserError:
+        raise
+    except Exception as error:  # of a generator, half way
+        raise SOURCES.raised(config.source, error) from error
+    if not questions:
+        raise UserError(f"{option} gave no question")
+    return Rows(origin=option, questions=questions, numbers=list(range(1, len(questions) + 1)))
 
 
 def _measure_all(questions: Sequence[Question], measure: Measure) -> list[int | str]:

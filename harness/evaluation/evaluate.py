@@ -18,7 +18,7 @@ from harness.evaluation.library.isolation import preserved_state, quiet_lm_eval,
 from harness.evaluation.protocol import UNKNOWN, Setup, card_hash, evaluation_card
 from harness.evaluation.store import SampleStore
 from harness.evaluation.student import Respondent, Response
-from harness.evaluation.suites import Benchmark, load_suite
+from harness.evaluation.suites import Benchmark, load_suite, refuse_golds
 from harness.records.files import write_atomically
 from harness.rollout.base import RolloutEngine
 
@@ -88,6 +88,7 @@ def evaluate(
     if identity is None:
         identity, setup = _stored_model(out_dir)
     suite = load_suite(config)
+    refuse_golds(suite, grader.gold_errors)
     holes = dict(suite.holes)
     with SampleStore(out_dir / "responses.jsonl") as store, preserved_state():
         student = Respondent(engine, grader, config, suite.benchmarks, store=store, identity=identity, setup=setup)

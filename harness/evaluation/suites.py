@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from harness.config.evaluation import BENCHMARKS, EvalConfig, benchmarks_of
 from harness.config.names import check_name
+from harness.data.rows import checked_questions
 from harness.errors import UserError, did_you_mean
-from harness.evaluation.benchmarks.columns import Column, Scoring, columns
+from harness.evaluation.benchmarks.columns import Column, Family, Scoring, columns
 from harness.evaluation.benchmarks.recipe import Aggregate, Mark, Recipe, Scorer, by_grade, row_mean
 from harness.evaluation.benchmarks.rows import NoGold, Row, load_rows
 from harness.rewards.rules import Grade
@@ -32,6 +33,8 @@ class Benchmark:
     scorer: Scorer = by_grade
     judge: str | None = None
     aggregate: Aggregate = row_mean
+    is_own: bool = False
+    """Of others, and held to more: nobody has looked at its questions."""
     partial: str | None = None
     """What the data lack of the complete benchmark, in words; None where it is all there."""
 
@@ -114,16 +117,19 @@ def listed_suite(config: EvalConfig) -> Suite:
 
 def _own_benchmark(entry: str, config: EvalConfig, taken: Collection[str]) -> Benchmark:
     """What others give by a name of `eval.benchmarks`. Raises UserError for what it lacks: it is no hole."""
-    own, option = BENCHMARKS.load(entry)(), f"eval.benchmarks={entry}"
+    own, option = BENCHMARKS.call(entry), f"eval.benchmarks={entry}"
     if not isinstance(own, OwnBenchmark):
         raise UserError(f"{option} gave a {type(own).__name__}: it has to give a harness.types.OwnBenchmark")
     check_name(f"name of {option}", own.name)
     if own.name in taken:
         raise UserError(f"{option} is named {own.name}, as another benchmark is: choose another name")
-    if not own.questions or len({question.id for question in own.questions}) < len(own.questions):
-        raise UserError(f"{option} needs questions, each with an id of its own")
-    positions = spread(len(own.questions), config.limit)
-    chosen = (replace(own.questions[i], limits=config.media.limits()) for i in positions)
+    if own.family not in get_args(Family):
+        raise UserError(f"{option} is of the family {own.family!r}.{did_you_mean(str(own.family), get_args(Family))}")
+    questions = checked_questions(option, own.questions)
+    if not questions:
+        raise UserError(f"{option} has no questions")
+    positions = spread(len(questions), config.limit)
+    chosen = (replace(questions[i], limits=config.media.limits()) for i in positions)
     return Benchmark(
         name=own.name,
         family=own.family,
@@ -132,18 +138,31 @@ def _own_benchmark(entry: str, config: EvalConfig, taken: Collection[str]) -> Be
         library="lm_eval" if own.family == "LLM" else "lmms_eval",
         dataset=BENCHMARKS.entry(entry) or entry,
         scoring="exact_judge" if own.judged else "det",
-        scorer=by_grade if own.mark is None else _by_mark(own.mark),
+        scorer=by_grade if own.mark is None else _by_mark(own.mark, entry),
+        is_own=True,
         judge="shared" if own.judged else None,
     )
 
 
-def _by_mark(mark: Callable[[Question, str | None], float]) -> Scorer:
+def refuse_golds(suite: Suite, gold_errors: Callable[[Sequence[Question]], list[str | None]]) -> None:
+    """Raises UserError where the grader cannot use a gold answer of a benchmark of others, which would score 0."""
+    for benchmark in suite.benchmarks:
+        if benchmark.is_own and benchmark.scorer is by_grade:
+            for question, error in zip(benchmark.questions, gold_errors(benchmark.questions), strict=True):
+                if error is not None:
+                    raise UserError(f"{benchmark.dataset}: question {question.id}: {error}: give another answer")
+
+
+def _by_mark(mark: Callable[[Question, str | None], float], entry: str) -> Scorer:
     def scorer(question: Question, grade: Grade) -> Mark:
         if grade.answer is None:
             return Mark(score=0.0, outcome="unparsed")
-        score = float(mark(question, grade.answer))
+        try:
+            score = float(mark(question, grade.answer))
+        except Exception as error:  # whatever a function of others does
+            raise BENCHMARKS.raised(entry, error) from error
         if not 0.0 <= score <= 1.0:
-            raise UserError(f"the mark of question {question.id} is {score:g}: marks lie in [0, 1]")
+            raise UserError(f"{entry}: the mark of question {question.id} is {score:g}: marks lie in [0, 1]")
         return Mark(score=score, outcome="match" if score == 1.0 else "mismatch")
 
     return scorer

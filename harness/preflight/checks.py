@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config.deployment import gpu_problems
+from harness.config.engines import ENGINES
 from harness.errors import UserError
 from harness.preflight.parts import Actor, Finding, Preflight, Warn, found_by
 from harness.types import Question, TrainingSample
@@ -173,7 +174,7 @@ def port(run: Preflight) -> Iterator[Finding]:
 
 def suite(run: Preflight) -> Iterator[Finding]:
     """What the evaluation would refuse is refused before the training."""
-    from harness.evaluation.suites import load_suite
+    from harness.evaluation.suites import load_suite, refuse_golds
 
     config = run.config.eval
     if config.suite is None:
@@ -181,12 +182,21 @@ def suite(run: Preflight) -> Iterator[Finding]:
     if run.method is not None and config.stage == "judge":
         raise UserError("eval.stage=judge generates nothing, and a run that trains has no responses yet: set all")
     found = load_suite(config)
+    refuse_golds(found, run.grader.gold_errors)
     num_questions = sum(len(benchmark.questions) for benchmark in found.benchmarks)
     yield f"{config.suite}: {num_questions} questions of {len(found.benchmarks)} benchmarks"
     for hole in dict.fromkeys(found.holes.values()):
         yield Warn(f"not evaluated: {hole}")
     for benchmark in found.benchmarks if found.strict else ():
         run.chat.pack(plain_prompt(benchmark.questions[0]))
+
+
+def engine(run: Preflight) -> Iterator[Finding]:
+    """One of others is found and imported; it is opened with its model."""
+    name = run.config.rollout.engine
+    if (path := ENGINES.entry(name)) is not None:
+        ENGINES.load(name)
+        yield f"{path} is there"
 
 
 def evaluation_judge(run: Preflight) -> Iterator[Finding]:
@@ -329,7 +339,7 @@ def _window(described: Any) -> int | None:
 
 
 CHECKS: tuple[Callable[[Preflight], Iterable[Finding]], ...] = (
-    gpus, model_files, vllm, tokenizer, teacher_tokenizer, endpoints, port, suite, evaluation_judge, grader,
+    gpus, model_files, vllm, tokenizer, teacher_tokenizer, endpoints, port, engine, grader, suite, evaluation_judge,
     judge, questions, media, steps, context,
 )  # fmt: skip
 """All that can refuse a run before its models are loaded, once `harness.config.deployment` has accepted it."""

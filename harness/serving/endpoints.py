@@ -312,6 +312,8 @@ class Endpoints:
         answer = json_of(response)
         if not isinstance(answer, dict):
             raise Passing("the answer is no JSON object")
+        if answer.get("error") and "choices" not in answer:
+            raise Passing("the answer is an error", detail(response))
         return answer
 
     async def _refusal(self, endpoint: _Endpoint, response: httpx2.Response) -> UserError:

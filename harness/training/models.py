@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from harness.config.deployment import Deployment, Scorer, TeacherPlace
 from harness.config.engines import ENGINES
 from harness.config.schema import ModelConfig, RunConfig
+from harness.errors import UserError
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
 from harness.models.identity import model_identity
@@ -205,7 +206,11 @@ def open_teacher(
 
 
 def _engine(name: str, parts: EngineParts, stack: ExitStack) -> RolloutEngine:
-    engine: RolloutEngine = ENGINES.load(name, OPENERS)(parts)
+    engine: RolloutEngine = ENGINES.call(name, parts, ours=OPENERS)
+    if missing := [
+        part for part in ("generate", "load_weights", "sleep", "wake", "close") if not hasattr(engine, part)
+    ]:
+        raise UserError(f"rollout.engine={name} gave a {type(engine).__name__} without {missing[0]}: see RolloutEngine")
     stack.callback(engine.close)
     return engine
 

@@ -100,6 +100,7 @@ def test_a_served_distribution_is_the_local_one_but_for_its_tail(unbroken, local
     assert served["train/grad_norm"] == pytest.approx(exact["train/grad_norm"], rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_teacher_in_a_process_of_its_own_changes_nothing(tmp_path, local):
     assert_same_run(local, start(tmp_path, *ON_POLICY, "teacher_process=true"))
 

@@ -73,8 +73,11 @@ class JudgeClient:
 def _content(answer: Answer) -> str:
     """The text of a reply. Without any it is malformed: it was all reasoning, or a refusal."""
     try:
-        return readable(answer["choices"][0]["message"]["content"])
-    except (LookupError, TypeError) as error:
+        content = answer["choices"][0]["message"]["content"]
+        if isinstance(content, list):  # of parts
+            content = "".join(part["text"] for part in content if part.get("type") == "text")
+        return readable(content)
+    except (LookupError, TypeError, AttributeError) as error:
         raise Passing("the answer is no chat completion") from error
 
 

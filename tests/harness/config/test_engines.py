@@ -36,7 +36,7 @@ def test_a_student_behind_an_endpoint_is_evaluated_and_not_trained():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["teacher.urls=[localhost:8000]"], "localhost:8000 is no address: http://"),
+        (["teacher.urls=[localhost:8000]"], "localhost:8000 is no address: write http://"),
         ([f"teacher.urls=[{URL}]", "teacher.serve=true"], "set one of them"),
         (["teacher.api=grpc"], "teacher.api must be 'tokens' or 'text', got 'grpc'"),
         (

@@ -186,11 +186,11 @@ def test_a_mark_of_others_sees_the_box_and_lies_in_0_to_1(parts: Path) -> None:
         ("data.source=parts_pkg:twins", "gave two questions of the id 'a': ids have to differ"),
         (
             "data.source=parts_pkg:texts",
-            "gave a str: a source gives harness.types.Question",
+            "gave a str: a question is a harness.types.Question",
         ),
         ("eval.benchmarks=[aime27]", "eval.benchmarks=aime27 is not known. Did you mean 'aime26'"),
         ("eval.benchmarks=['parts_pkg:same_name']", "is named aime26, as another benchmark is: choose another name"),
-        ("eval.benchmarks=['parts_pkg:no_question']", "needs questions, each with an id of its own"),
+        ("eval.benchmarks=['parts_pkg:no_question']", "eval.benchmarks=parts_pkg:no_question has no questions"),
         ("eval.benchmarks=['parts_pkg:load_all']", "gave a list: it has to give a harness.types.OwnBenchmark"),
         ("eval.benchmarks=[own_sums,'parts_pkg:sums']", "is named sums, as another benchmark is"),
         ("eval.benchmarks=[own_sums,own_sums]", "eval.benchmarks has own_sums twice: name it once"),

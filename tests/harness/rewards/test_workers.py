@@ -62,6 +62,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 def test_hostile_answers_cost_themselves_only(grader: Grader) -> None:
     items: list[tuple[str, Question]] = []
     for answer in HOSTILE:

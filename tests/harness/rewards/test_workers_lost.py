@@ -142,6 +142,7 @@ def test_a_worker_that_is_killed_twice_says_nothing_about_the_answer(
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_twice_says_nothing_about_the_time_of_a_gold_answer(
     kill_twice: Callable[[str], list[int]], answers: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
