@@ -228,6 +228,15 @@ def test_several_ranks_may_have_a_teacher_on_vllm_that_shares_no_gpu_with_them(m
     build_method(config(VLLM, "cluster.gpu=H100-80GB", "cluster.student_gpus=2", more))
 
 
+def test_an_endpoint_scores_what_is_compared_at_1_however_boldly_the_models_sample(monkeypatch):
+    """A divergence of the models' own distributions is; one at the temperature of sampling is refused."""
+    served = config("method=on_policy_kd", URLS, "rollout.temperature=0.5")
+    assert deployed(served).scoring_gpus == 2
+    monkeypatch.setattr(type(build_method(served)), "logit_temperature", lambda self, sampling: sampling)
+    with pytest.raises(UserError, match=r"compares distributions at rollout.temperature=0.5, and an endpoint scores"):
+        deployed(served)
+
+
 def test_a_student_keeps_off_the_teachers_gpus():
     with pytest.raises(UserError, match=r"^device=cuda:1 is a GPU of the teacher's .*: set device=cuda:0, or"):
         build_method(config("device=cuda:1", "cluster.teacher_gpus=1"))
