@@ -127,6 +127,19 @@ def test_inert_samples_keep_their_share_of_the_denominator(make_student, make_sa
     assert_same(naive, gradients(make_student(), samples))
 
 
+def test_a_mean_per_token_is_over_what_was_read(make_student, make_samples):
+    """Inert samples are in no forward pass, so their tokens have no entropy."""
+    samples = make_samples(4)
+    for s in samples[2:]:
+        s.advantages, s.inert = [0.0] * len(s.token_ids), True
+    rows = []
+    for given in (samples, samples[:2]):
+        upd = updater(make_student())
+        upd.fill_old_logprobs(given)
+        rows.append(upd.update(given))
+    assert rows[0]["entropy"] == pytest.approx(rows[1]["entropy"]) and rows[0]["entropy"] > 0
+
+
 def test_a_mini_batch_of_inert_samples_has_gradient_zero(make_student, make_samples):
     samples = make_samples(2)
     for s in samples:
