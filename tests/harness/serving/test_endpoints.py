@@ -148,6 +148,14 @@ def test_a_slow_answer_is_not_silence(served_model, stack, connect):
         assert len(server.requests) == number
 
 
+def test_patience_begins_when_the_last_endpoint_begins_to_fail(served_model, stack, connect):
+    """One has been failing for longer than max_wait when the other fails for the first time."""
+    fault = Fault(status=503, delay=1.3)
+    server = stack.enter_context(serve(served_model, plan=lambda number, body: fault if number == 0 else None))
+    assert connect([nowhere(), server.url], max_wait=1.0).post("completions", BODIES[0])["choices"]
+    assert len(server.requests) == 2
+
+
 def test_an_endpoint_that_fails_gets_one_request_until_it_answers(served_model, stack, connect):
     came: list[float] = []
 
@@ -173,6 +181,18 @@ def test_a_dead_server_is_started_again_once_at_a_time(served_model, stack, conn
     endpoints = connect([url], restart=restart, max_wait=0.1)
     assert prompts_of(endpoints.map("completions", BODIES)) == {i: i + 105 for i in range(20)}
     assert len(calls) == 1
+
+
+def test_the_time_of_a_restart_does_not_count(served_model, stack, connect):
+    """It takes longer than max_wait, and the new server is busy at first."""
+    url = nowhere()
+    busy = lambda number, body: Fault(status=503) if number == 0 else None  # noqa: E731
+
+    def restart() -> None:
+        time.sleep(0.4)
+        stack.enter_context(serve(served_model, int(url.split(":")[2].split("/")[0]), busy))
+
+    assert connect([url], restart=restart, max_wait=0.3).post("completions", BODIES[0])["choices"]
 
 
 def test_a_server_that_is_busy_is_not_started_again(served_model, stack, connect):
