@@ -130,6 +130,23 @@ def test_the_pause_that_an_endpoint_asks_for_is_kept(served_model, stack, connec
     assert time.monotonic() - start >= 0.6
 
 
+def test_the_shortest_pause_is_waited_for(served_model, stack, connect):
+    pauses = [Fault(status=429, retry_after=seconds) for seconds in ("8", "0.1")]
+    plans = [lambda number, body, pause=pause: pause if number == 0 else None for pause in pauses]
+    servers = [stack.enter_context(serve(served_model, plan=plan)) for plan in plans]
+    start = time.monotonic()
+    connect([server.url for server in servers]).post("completions", BODIES[0])
+    assert time.monotonic() - start < 8 and [len(server.requests) for server in servers] == [1, 2]
+
+
+def test_a_pause_that_an_endpoint_asks_for_does_not_outlast_patience(served_model, stack, connect):
+    server = stack.enter_context(serve(served_model, plan=lambda number, body: Fault(status=429, retry_after="8")))
+    start = time.monotonic()
+    with pytest.raises(RunInterrupted, match=r"has not answered for 0\.3 s"):
+        connect([server.url], max_wait=0.3).post("completions", BODIES[0])
+    assert time.monotonic() - start < 8
+
+
 def test_the_run_is_interrupted_when_all_have_been_silent_for_too_long(connect):
     urls = [nowhere(), nowhere()]
     endpoints = connect(urls, max_wait=0.4)
