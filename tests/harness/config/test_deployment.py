@@ -199,6 +199,7 @@ def test_gpus_that_sample_and_that_score(overrides, sampling, scoring, is_aside)
         (["cluster=8x8", "method=grpo", "data.batch_size=384"], 8),
         (["device=cpu", "cluster=1x8"], 0),
         (["method=base", "rollout=server", "student.urls=[http://a/v1]"], 0),
+        (["method=base", "rollout=server", "student.serve=true"], 1),
     ],
 )
 def test_gpus_of_a_run(overrides, number):
