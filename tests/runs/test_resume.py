@@ -246,6 +246,12 @@ def test_random_streams_go_on_between_the_updates_of_a_step(tmp_path, monkeypatc
             start(tmp_path, *words)
     finally:
         preemption.watch(None)
+    (stored,) = tmp_path.rglob("pending/step-000001.safetensors")
+    content = stored.read_bytes()
+    stored.write_bytes(content[:-1])  # without its rollouts half a step is of no use
+    with pytest.raises(UserError, match=r"is intact \(step-000000.*: step-000001.safetensors cannot be read"):
+        start(tmp_path, *words)
+    stored.write_bytes(content)
     start(tmp_path, *words)
     stream = random.Random(0)
     assert len(drawn) == 2 and drawn == [stream.random() for _ in drawn]
