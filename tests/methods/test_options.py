@@ -10,7 +10,7 @@ import yaml
 
 from harness.app import main
 from harness.config.schema import ModelConfig, RunConfig
-from methods.options import Share, option_type, section
+from methods.options import Share, option_type, section, validated
 from methods.registry import MethodError, build
 
 PLUGIN = """
@@ -146,6 +146,11 @@ def test_limits_hold_where_a_field_is_declared_anew_and_where_a_class_is_called(
         config(tau=1.5)
     with pytest.raises(ValueError, match=r"^method.width must be an integer, got '3'$"):
         config(width="3")
+
+
+def test_a_line_about_one_value_says_nothing_of_another():
+    with pytest.raises(ValueError, match=r"^seed must be an integer, got 'a'$"):
+        validated(RunConfig, {"seed": "a", "steps": -1}, str)
 
 
 def test_a_limit_of_a_plugin_holds_on_the_command_line(demo, capsys):

@@ -226,6 +226,37 @@ def test_what_was_sampled_is_not_sampled_again(whole, tmp_path, collected, drawn
     assert not (folder / "pending").exists()
 
 
+def test_random_streams_go_on_between_the_updates_of_a_step(tmp_path, monkeypatch):
+    """A loss draws from one; a signal comes behind the first of two updates."""
+    drawn, loss = [], GRPO.loss
+
+    def draw(self, *given):
+        drawn.append(random.random())
+        return loss(self, *given)
+
+    def signal(name: str) -> None:
+        if name == "update-1":
+            raise preemption.Preempted
+
+    monkeypatch.setattr(GRPO, "loss", draw)
+    words = ["steps=1", "method.updates_per_step=2", "data.batch_size=2"]
+    preemption.watch(signal)
+    try:
+        with pytest.raises(preemption.Preempted):
+            start(tmp_path, *words)
+    finally:
+        preemption.watch(None)
+    (stored,) = tmp_path.rglob("pending/step-000001.safetensors")
+    content = stored.read_bytes()
+    stored.write_bytes(content[:-1])  # without its rollouts half a step is of no use
+    with pytest.raises(UserError, match=r"is intact \(step-000000.*: step-000001.safetensors cannot be read"):
+        start(tmp_path, *words)
+    stored.write_bytes(content)
+    start(tmp_path, *words)
+    stream = random.Random(0)
+    assert len(drawn) == 2 and drawn == [stream.random() for _ in drawn]
+
+
 def test_a_stored_step_that_is_damaged_is_sampled_again(whole, tmp_path, collected):
     """So are later ones: they may be of other weights than the new step's."""
     with killed_at("stored", 2):

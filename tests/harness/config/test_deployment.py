@@ -199,6 +199,7 @@ def test_gpus_that_sample_and_that_score(overrides, sampling, scoring, is_aside)
         (["cluster=8x8", "method=grpo", "data.batch_size=384"], 8),
         (["device=cpu", "cluster=1x8"], 0),
         (["method=base", "rollout=server", "student.urls=[http://a/v1]"], 0),
+        (["method=base", "rollout=server", "student.serve=true"], 1),
     ],
 )
 def test_gpus_of_a_run(overrides, number):
@@ -226,6 +227,15 @@ def test_what_several_ranks_cannot_do(overrides, message):
 @pytest.mark.parametrize("more", ["method=grpo", "device=cpu", "cluster.teacher_gpus=1", SERVE])
 def test_several_ranks_may_have_a_teacher_on_vllm_that_shares_no_gpu_with_them(more):
     build_method(config(VLLM, "cluster.gpu=H100-80GB", "cluster.student_gpus=2", more))
+
+
+def test_an_endpoint_scores_what_is_compared_at_1_however_boldly_the_models_sample(monkeypatch):
+    """A divergence of the models' own distributions is; one at the temperature of sampling is refused."""
+    served = config("method=on_policy_kd", URLS, "rollout.temperature=0.5")
+    assert deployed(served).scoring_gpus == 2
+    monkeypatch.setattr(type(build_method(served)), "logit_temperature", lambda self, sampling: sampling)
+    with pytest.raises(UserError, match=r"compares distributions at rollout.temperature=0.5, and an endpoint scores"):
+        deployed(served)
 
 
 def test_a_student_keeps_off_the_teachers_gpus():

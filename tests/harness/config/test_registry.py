@@ -102,6 +102,15 @@ def test_what_is_ours_can_be_had_by_its_name_and_by_its_path(registry: Registry,
             assert registry.load(name, ours) is registry.load(path)
 
 
+def test_a_fault_in_a_module_of_ours_is_none_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_of_ours.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        Registry("data.source", "zppo.sources", ("broken",)).load("broken", {"broken": "broken_of_ours:load"})
+    with pytest.raises(UserError, match="importing broken_of_ours fails"):
+        Registry("data.source", "zppo.sources").load("broken_of_ours:load")
+
+
 def test_an_engine_and_a_source_of_others_are_used(parts: Path) -> None:
     """The engine is ours in another package: then the run is the same."""
     for outputs, engine in ((parts / "ours", "transformers"), (parts / "theirs", "own_engine")):

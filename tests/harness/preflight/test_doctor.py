@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import socket
 from collections.abc import Iterator
 
@@ -238,8 +239,17 @@ def test_prompt_and_response_against_the_window(prompt, response, state):
     """tiny_xs has a window of 32,768. What the questions have is far below it, so a run begins."""
     words = [f"rollout.max_prompt_tokens={prompt}", f"rollout.max_response_tokens={response}", "data.num_questions=50"]
     words += ["method=grpo", "student=tiny_xs", "steps=1", "eval=none", "data.pool_size=null"]
+    words += ["rollout.vllm.max_model_len=100"]  # there is no vLLM
     ((found, text),) = texts(*words, name="context")
     assert found == state and text.endswith(("32768", "32768: long replies are cut there"))
+
+
+def test_a_question_that_is_left_out_is_not_measured_against_the_window(tmp_path):
+    rows = [{"question": text, "answer": "2"} for text in ("1 + 1 = ?", "7 " * 40_000)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["method=grpo", "student=tiny_xs", "eval=none", "data=jsonl", f"data.path={tmp_path}/a.jsonl", "steps=1"]
+    words += ["data.batch_size=1", "data.pool_size=null", "rollout.max_prompt_tokens=500"]
+    assert [state for state, _ in texts(*words, name="context")] == ["ok"]
 
 
 @pytest.mark.parametrize(("response", "state"), [(32_768, "ok"), (32_769, "warn")])

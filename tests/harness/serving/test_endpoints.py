@@ -130,6 +130,23 @@ def test_the_pause_that_an_endpoint_asks_for_is_kept(served_model, stack, connec
     assert time.monotonic() - start >= 0.6
 
 
+def test_the_shortest_pause_is_waited_for(served_model, stack, connect):
+    pauses = [Fault(status=429, retry_after=seconds) for seconds in ("8", "0.1")]
+    plans = [lambda number, body, pause=pause: pause if number == 0 else None for pause in pauses]
+    servers = [stack.enter_context(serve(served_model, plan=plan)) for plan in plans]
+    start = time.monotonic()
+    connect([server.url for server in servers]).post("completions", BODIES[0])
+    assert time.monotonic() - start < 8 and [len(server.requests) for server in servers] == [1, 2]
+
+
+def test_a_pause_that_an_endpoint_asks_for_does_not_outlast_patience(served_model, stack, connect):
+    server = stack.enter_context(serve(served_model, plan=lambda number, body: Fault(status=429, retry_after="8")))
+    start = time.monotonic()
+    with pytest.raises(RunInterrupted, match=r"has not answered for 0\.3 s"):
+        connect([server.url], max_wait=0.3).post("completions", BODIES[0])
+    assert time.monotonic() - start < 8
+
+
 def test_the_run_is_interrupted_when_all_have_been_silent_for_too_long(connect):
     urls = [nowhere(), nowhere()]
     endpoints = connect(urls, max_wait=0.4)
@@ -146,6 +163,14 @@ def test_a_slow_answer_is_not_silence(served_model, stack, connect):
     for number in (1, 2):  # the other has been silent for longer than max_wait at the second
         endpoints.post("completions", BODIES[0])
         assert len(server.requests) == number
+
+
+def test_patience_begins_when_the_last_endpoint_begins_to_fail(served_model, stack, connect):
+    """One has been failing for longer than max_wait when the other fails for the first time."""
+    fault = Fault(status=503, delay=1.3)
+    server = stack.enter_context(serve(served_model, plan=lambda number, body: fault if number == 0 else None))
+    assert connect([nowhere(), server.url], max_wait=1.0).post("completions", BODIES[0])["choices"]
+    assert len(server.requests) == 2
 
 
 def test_an_endpoint_that_fails_gets_one_request_until_it_answers(served_model, stack, connect):
@@ -173,6 +198,18 @@ def test_a_dead_server_is_started_again_once_at_a_time(served_model, stack, conn
     endpoints = connect([url], restart=restart, max_wait=0.1)
     assert prompts_of(endpoints.map("completions", BODIES)) == {i: i + 105 for i in range(20)}
     assert len(calls) == 1
+
+
+def test_the_time_of_a_restart_does_not_count(served_model, stack, connect):
+    """It takes longer than max_wait, and the new server is busy at first."""
+    url = nowhere()
+    busy = lambda number, body: Fault(status=503) if number == 0 else None  # noqa: E731
+
+    def restart() -> None:
+        time.sleep(0.4)
+        stack.enter_context(serve(served_model, int(url.split(":")[2].split("/")[0]), busy))
+
+    assert connect([url], restart=restart, max_wait=0.3).post("completions", BODIES[0])["choices"]
 
 
 def test_a_server_that_is_busy_is_not_started_again(served_model, stack, connect):

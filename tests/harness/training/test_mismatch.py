@@ -8,6 +8,7 @@ import torch
 
 from harness.config.schema import UpdateConfig
 from harness.training.mismatch import ALARM_K3_KL, ALARM_MAX, GapMeter, alarm
+from harness.training.teacher import LocalScorer
 from harness.training.update import Updater
 from harness.types import TokenBatch, TrainingSample
 from methods import registry
@@ -187,6 +188,18 @@ def test_samples_without_advantages_are_measured_in_the_update(make_student, mak
         assert upd.fill_old_logprobs(samples) == 0
         upd.update(samples, measure_gap=True)
         assert_measured(upd.gap.finish(), naive(make_student(), samples))
+
+
+def test_a_loss_of_another_temperature_is_measured_at_that_of_sampling(make_student, make_samples):
+    samples = make_samples(2)
+    for s in samples:
+        s.advantages = None
+    method = registry.build({"name": "on_policy_kd", "class": "on_policy_kd"})
+    teacher = LocalScorer(make_student(), 1.0)
+    upd = Updater(student=make_student(), teacher=teacher, method=method, config=UpdateConfig(), temperature=0.7)
+    upd.fill_old_logprobs(samples)
+    upd.update(samples, measure_gap=True)
+    assert_measured(upd.gap.finish(), naive(make_student(), samples))
 
 
 @pytest.mark.parametrize("absent", [None, math.nan])

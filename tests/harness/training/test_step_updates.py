@@ -16,6 +16,7 @@ from harness.training.batching import deal
 from harness.training.step_updates import Progress, StepUpdates
 from harness.training.update import Updater
 from methods import registry
+from methods.grpo import GRPO
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_the_rest_of_a_step_is_the_same(make, make_samples, old_logprobs, number
 
 def test_old_log_probabilities_are_written_to_the_bit():
     values = [[0.0, -1 / 3, float("nan")], None, []]
-    progress = Progress(old_logprobs=values, num_rescored=7)
+    progress = Progress(old_logprobs=values, num_rescored=7, num_skipped=1, rows=[{"loss": 0.5}])
     progress.note(2, {"max": 0.25})
     state, tensors = progress.pack()
     back = Progress.unpack(json.loads(json.dumps(state)), tensors, progress.rng)
@@ -117,3 +118,56 @@ def test_an_update_of_inert_samples_alone_is_counted_and_still_moves_weights(mak
     assert (row["train/inert_updates"], row["train/num_updates"]) == (1.0, 3.0)
     assert not torch.equal(seen[0], seen[1])
     assert make()[0].run(1, make_samples(8), dealt)["train/inert_updates"] == 0.0
+
+
+def test_an_update_that_is_left_out_is_in_no_mean_and_the_next_one_measures_the_gap(make, make_samples, monkeypatch):
+    """The first of three has a loss that is not finite. Padding is that of the two that were made."""
+    samples, made, calls = make_samples(8), [], []
+    updates, updater = make(on_nonfinite="skip")
+    loss, update = GRPO.loss, updater.update
+
+    def broken(self, logits_NV, batch, teacher):
+        calls.append(1)
+        output = loss(self, logits_NV, batch, teacher)
+        return output if len(calls) > 1 else type(output)(loss_N=output.loss_N / 0.0, sums=output.sums)
+
+    def note(part, **options):
+        made.append((part, dict(row := update(part, **options))))
+        return row
+
+    monkeypatch.setattr(GRPO, "loss", broken)
+    monkeypatch.setattr(updater, "update", note)
+    row = updates.run(1, samples, dealt_of(samples))
+    assert (row["train/nonfinite_skipped"], row["train/num_updates"], len(made)) == (1.0, 2.0, 2)
+    assert row["train/grad_norm"] == (made[0][1]["grad_norm"] + made[1][1]["grad_norm"]) / 2
+    assert row["mismatch/num_tokens"] == sum(sample.num_trained for sample in made[0][0])
+    lengths = [[len(sample.token_ids) for sample in part] for part, _ in made]
+    num_padded = sum(len(part) * max(part) for part in lengths)
+    assert row["train/padding_frac"] == pytest.approx(1 - sum(map(sum, lengths)) / num_padded)
+
+
+def test_random_streams_go_on_behind_the_last_update(make, make_samples, monkeypatch):
+    """A loss may draw from them: the draws of the second and third update are those of a run without a stop."""
+    samples, drawn = make_samples(8), []
+    loss = GRPO.loss
+
+    def draw(self, *given):
+        drawn.append(float(torch.rand(())))
+        return loss(self, *given)
+
+    monkeypatch.setattr(GRPO, "loss", draw)
+    torch.manual_seed(0)
+    make()[0].run(1, copy.deepcopy(samples), dealt_of(samples))
+    expected = drawn.copy()
+    drawn.clear()
+    torch.manual_seed(0)
+    broken, _ = make()
+    preemption.watch(left_behind(1))
+    try:
+        with pytest.raises(Left):
+            broken.run(1, copy.deepcopy(samples), dealt_of(samples))
+    finally:
+        preemption.watch(None)
+    torch.manual_seed(1)  # another process
+    make(broken.progress)[0].run(1, samples, dealt_of(samples))
+    assert len(expected) == 3 and drawn == expected

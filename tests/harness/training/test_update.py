@@ -10,6 +10,7 @@ from harness.config.schema import UpdateConfig
 from harness.errors import UserError
 from harness.models.forward import gather_logprobs
 from harness.training.nonfinite import NonFinite
+from harness.training.ranks import Alone
 from harness.training.teacher import LocalScorer
 from harness.training.update import Updater
 from harness.types import TrainingSample
@@ -125,6 +126,35 @@ def test_inert_samples_keep_their_share_of_the_denominator(make_student, make_sa
     for s in samples[2:]:
         s.inert = True
     assert_same(naive, gradients(make_student(), samples))
+
+
+def test_a_signal_ends_what_is_read_before_a_step_and_not_what_is_read_behind_it(make_student, make_samples):
+    seen = []
+
+    class Noting(Alone):
+        def rounds(self, micros, *, may_stop=True):
+            seen.append(may_stop)
+            return super().rounds(micros, may_stop=may_stop)
+
+    config, samples = UpdateConfig(old_logprobs="recompute"), make_samples(1)
+    method = registry.build(GRPO)
+    upd = Updater(student=make_student(), teacher=None, method=method, config=config, temperature=1.0, ranks=Noting())
+    upd.fill_old_logprobs(samples)
+    upd.logprobs(samples)
+    assert seen == [True, False]
+
+
+def test_a_mean_per_token_is_over_what_was_read(make_student, make_samples):
+    """Inert samples are in no forward pass, so their tokens have no entropy."""
+    samples = make_samples(4)
+    for s in samples[2:]:
+        s.advantages, s.inert = [0.0] * len(s.token_ids), True
+    rows = []
+    for given in (samples, samples[:2]):
+        upd = updater(make_student())
+        upd.fill_old_logprobs(given)
+        rows.append(upd.update(given))
+    assert rows[0]["entropy"] == pytest.approx(rows[1]["entropy"]) and rows[0]["entropy"] > 0
 
 
 def test_a_mini_batch_of_inert_samples_has_gradient_zero(make_student, make_samples):
