@@ -285,7 +285,7 @@ def test_a_run_that_is_killed_before_its_first_checkpoint_keeps_its_wandb_run(tm
     start(tmp_path, "steps=1", "tracker=wandb")
     assert RunFolder.read_info(folder)["wandb_id"] == name
     runs = [path.name for path in (folder / "wandb").glob("offline-run-*")]
-    assert runs and all(name in run for run in runs)  # a second one in the same second gets a number behind its id
+    assert runs and all(name in run for run in runs)  # a second one in the same second gets a number after its id
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from harness.app import main
 from harness.config.data import SOURCES
 from harness.config.engines import ENGINES
-from harness.config.evaluation import EvalConfig
+from harness.config.evaluation import EvalConfig, check_suite
 from harness.config.registry import Registry
 from harness.data.sources import LOADERS
 from harness.errors import UserError
@@ -78,6 +78,39 @@ def beyond():
 
 
 NUMBER = 3
+
+
+def fails(*given):
+    raise KeyError("add")
+
+
+def leaves(*given):
+    raise SystemExit(3)
+
+
+def half_way(config):
+    yield load_all()[0]
+    1 / 0
+
+
+def nothing(*given):
+    return None
+
+
+def numbered(config):
+    return [Question(id=1, text="Compute 1+1.", answer="2")]
+
+
+def unknown_type(config):
+    return [Question(id="a", text="Compute 1+1.", answer="2", answer_type="words")]
+
+
+def no_gold():
+    return OwnBenchmark(name="no_gold", family="LLM", questions=[Question(id="a", text="Compute 1+1.", answer="?!")])
+
+
+def no_family():
+    return OwnBenchmark(name="no_family", family="Text", questions=load_all())
 """
 
 
@@ -197,6 +230,20 @@ def test_a_mark_of_others_sees_the_box_and_lies_in_0_to_1(parts: Path) -> None:
             "data.source=parts_pkg:texts",
             "gave a str: a question is a harness.types.Question",
         ),
+        ("data.source=parts_pkg:fails", "data.source=parts_pkg:fails raised KeyError: 'add' ("),
+        ("data.source=parts_pkg:leaves", "data.source=parts_pkg:leaves raised SystemExit: 3 ("),
+        (
+            "data.source=parts_pkg:half_way",
+            "data.source=parts_pkg:half_way raised ZeroDivisionError: division by zero (",
+        ),
+        ("data.source=parts_pkg:nothing", "gave a NoneType: a source gives harness.types.Question"),
+        ("data.source=parts_pkg:numbered", "gave a question whose id is 1: it has to be a text"),
+        ("data.source=parts_pkg:unknown_type", "question a has the answer type 'words'. Known: choice, math"),
+        ("rollout.engine=parts_pkg:nothing", "gave a NoneType without generate: see RolloutEngine"),
+        ("rollout.engine=parts_pkg:fails", "rollout.engine=parts_pkg:fails raised KeyError: 'add' ("),
+        ("eval.benchmarks=['parts_pkg:fails']", "eval.benchmarks=parts_pkg:fails raised KeyError: 'add' ("),
+        ("eval.benchmarks=['parts_pkg:no_gold']", "parts_pkg:no_gold: question a: "),
+        ("eval.benchmarks=['parts_pkg:no_family']", "is of the family 'Text'. Known: LLM, VLM, Video"),
         ("eval.benchmarks=[aime27]", "eval.benchmarks=aime27 is not known. Did you mean 'aime26'"),
         ("eval.benchmarks=['parts_pkg:same_name']", "is named aime26, as another benchmark is: choose another name"),
         ("eval.benchmarks=['parts_pkg:no_question']", "eval.benchmarks=parts_pkg:no_question has no questions"),
@@ -213,6 +260,33 @@ def test_what_cannot_be_used_is_one_line(parts: Path, capsys, words: str, messag
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert message in line
     assert not list(parts.rglob("config.yaml"))
+
+
+def test_the_doctor_finds_an_engine_as_a_run_does(parts: Path, capsys) -> None:
+    assert main(["doctor", *SMALL, "method=grpo", "eval=none", "rollout.engine=parts_pkg:open_engin"]) == 2
+    assert "nothing to call by the name open_engin" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_suite_of_ones_own_leaves_the_scores_of_another(parts: Path, capsys) -> None:
+    words = ["eval", "model=tiny_xs", "limit=1", f"outputs={parts}"]
+    assert main([*words, "suite=mini", "eval.levels=[1]", "eval.tasks=[arithmetic]"]) == 0
+    (scores,) = parts.rglob("scores.csv")
+    before = scores.read_bytes()
+    assert main([*words, "suite=own", "eval.benchmarks=['parts_pkg:sums']"]) == 0
+    assert (scores.parents[1] / "own" / "scores.csv").exists() and scores.read_bytes() == before
+    capsys.readouterr()
+    for more, message in (
+        (
+            ["suite=mini", "eval.benchmarks=['parts_pkg:sums']"],
+            "eval.suite=mini has benchmarks of its own: set another",
+        ),
+        (["suite=others"], "suite=others: no such suite. Known: "),
+    ):
+        assert main([*words, *more]) == 2
+        assert message in capsys.readouterr().err
+    assert scores.read_bytes() == before
+    with pytest.raises(UserError, match=r"eval\.benchmarks is a suite without a name: set eval\.suite=NAME"):
+        check_suite(EvalConfig(benchmarks=["parts_pkg:sums"]))
 
 
 def test_a_name_that_two_claim_is_refused(install, parts: Path) -> None:

@@ -224,7 +224,7 @@ def test_without_what_a_check_gives_the_others_are_made_or_said_not_to_be(monkey
     assert not [check for check in checks if check.state == "fail"]
     missing = {
         "tokenizer": ["teacher tokenizer", "suite", "questions", "media", "steps", "context", "context"],
-        "grader": ["questions", "media", "steps", "context", "context"],
+        "grader": ["suite", "questions", "media", "steps", "context", "context"],
         "questions": ["media", "steps", "context", "context"],
         "model files": ["context", "context"],
     }
