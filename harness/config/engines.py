@@ -169,5 +169,5 @@ def check_address(option: str, url: str, variable: str) -> None:
         is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # a port that no machine has
         is_address = False
-    if not is_address or parts.query or parts.fragment:
+    if not is_address or parts.fragment:
         raise UserError(f"{option}: {url} is no address: write http://<host>:<port>/v1")

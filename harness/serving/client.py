@@ -32,8 +32,10 @@ class Client(AsyncOpenAI):
     """
 
     def __init__(self, url: str, key: str, concurrency: int) -> None:
+        address = httpx2.URL(url)
         super().__init__(
-            base_url=url,
+            base_url=address.copy_with(query=None),
+            default_query=dict(address.params),  # `?api-version=...` of gateways, which is no part of the path
             api_key=key or "none",
             max_retries=0,
             timeout=None,
@@ -42,7 +44,7 @@ class Client(AsyncOpenAI):
                 limits=httpx2.Limits(max_connections=None, max_keepalive_connections=concurrency),
                 timeout=None,
                 verify=_TLS,
-                trust_env=httpx2.URL(url).host not in LOOPBACK,  # a proxy is never asked for this machine itself
+                trust_env=address.host not in LOOPBACK,  # a proxy is never asked for this machine itself
             ),
         )
         self._unsent = {"X-Stainless-Retry-Count": Omit()} | ({} if key else {"Authorization": Omit()})

@@ -207,10 +207,9 @@ def open_teacher(
 
 def _engine(name: str, parts: EngineParts, stack: ExitStack) -> RolloutEngine:
     engine: RolloutEngine = ENGINES.call(name, parts, ours=OPENERS)
-    if missing := [
-        part for part in ("generate", "load_weights", "sleep", "wake", "close") if not hasattr(engine, part)
-    ]:
-        raise UserError(f"rollout.engine={name} gave a {type(engine).__name__} without {missing[0]}: see RolloutEngine")
+    for part in ("generate", "load_weights", "sleep", "wake", "close"):
+        if ENGINES.entry(name) is not None and not hasattr(engine, part):
+            raise UserError(f"rollout.engine={name} gave a {type(engine).__name__} without {part}: see RolloutEngine")
     stack.callback(engine.close)
     return engine
 

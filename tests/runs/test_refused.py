@@ -249,6 +249,7 @@ ALLOWED = {
     # Asked again by the evaluation, with the answer that the check had.
     ("harness/evaluation/suites.py", "load_suite"),
     ("harness/evaluation/suites.py", "mini_tasks"),
+    ("harness/evaluation/suites.py", "refuse_golds"),
     ("harness/config/evaluation.py", "benchmarks_of"),
     ("harness/data/synthetic.py", "make_questions"),
     ("harness/data/synthetic.py", "_of_task"),

@@ -157,7 +157,7 @@ def test_a_model_by_its_path_is_a_row_base(tmp_path: Path, capsys: pytest.Captur
         (["run=a", "run=b"], "run= is given twice: evaluate one at a time"),
         (["run=nowhere"], "nowhere is no finished run (no run.json)"),
         (["model=tiny_z"], "model=tiny_z is neither a student ("),
-        (["model=tiny_s", "suite=papr31"], "eval=papr31: no such option. Did you mean 'paper31'?"),
+        (["model=tiny_s", "suite=papr31"], "suite=papr31: no such suite. Did you mean 'paper31'?"),
         (
             ["model=tiny_s", "eval.options.charxiv=all"],
             "charxiv must be 'reasoning', 'descriptive' or 'both', got 'all'",

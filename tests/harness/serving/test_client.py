@@ -223,3 +223,12 @@ def test_the_sdk_is_imported_at_the_first_request_and_writes_no_log(monkeypatch:
         done = subprocess.run(run, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     assert "DEBUG:openai" not in done.stdout and "INFO:openai" not in done.stdout
+
+
+def test_the_query_of_an_address_is_asked_with_every_path() -> None:
+    """Gateways have their version there."""
+    with recorder() as (url, seen):
+        assert JudgeClient(JudgeConfig(url=f"{url}?api-version=5", retries=0)).ask([ASK]) == ["yes"]
+    assert [target for _, target, _, _ in seen] == [
+        f"/v1/{path}?api-version=5" for path in ("models", "chat/completions")
+    ]

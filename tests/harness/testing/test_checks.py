@@ -52,7 +52,7 @@ for preset, case in CASES.items():
     FIRST.setdefault(case.method_class, preset)
 RESUME = "resume_equals_the_unbroken_run"
 """Three runs, so it is seen in the fast suite once a class."""
-ALIKE = {"grpo_teacher_response", "grpo_equal_tokens", "grpo_both", "hint", "on_policy_kd", "sft"}
+ALIKE = {"grpo_teacher_response", "grpo_equal_tokens", "grpo_both", "hint", "on_policy_kd", "prefix", "sft"}
 """Classes that carry over no more than `grpo`, `zppo` and `off_policy_kd` do; `make test-slow` resumes them."""
 UPDATES = {"moves_the_student", "gradient_does_not_depend_on_micro_batches", RESUME}
 """Checks that update: the fast suite makes them once a class, of which presets are options."""
