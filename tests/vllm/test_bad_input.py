@@ -31,8 +31,8 @@ def test_a_model_whose_architecture_vllm_lacks(tmp_path):
     (folder / "config.json").write_text(json.dumps(config | {"architectures": ["UnheardOfForCausalLM"]}))
     line = refusal(tmp_path / "out", f"student.path={folder}")
     assert line == (
-        "error: vLLM lacks the student's architecture UnheardOfForCausalLM: use rollout=transformers and no serve=true, "
-        "or a newer vLLM"
+        "error: vLLM lacks the student's architecture UnheardOfForCausalLM: use rollout=transformers and no "
+        "serve=true, or a newer vLLM"
     )
 
 
