@@ -70,10 +70,10 @@ def test_the_judge_of_training_and_evaluation_is_the_published_teacher(student):
         assert (judge.model, judge.temperature, judge.top_p, judge.max_tokens) == (config.teacher.path, 0.0, 1.0, 512)
 
 
-ALIKE = {
+ALIKE = (
     "learning_rates", "methods_smoke", "paper_ablation", "paper_main", "paper_teacher_size", "tiny_main",
     "tiny_methods",
-}  # fmt: skip
+)  # fmt: skip
 """Sweeps over many options that `test_every_option_composes` has met; a cell of another option takes 0.2 s. The plan's
 tests compose `paper_main`."""
 
