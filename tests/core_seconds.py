@@ -18,10 +18,21 @@ REFERENCE = 0.079
 NUM_DEAREST = 30
 
 
+_LAST = [0.0]
+
+
 def used() -> float:
-    """Core-seconds of this process so far, and of all below it, dead or alive."""
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system + _alive_below(os.getpid())
+    """Core-seconds of this process so far, and of all below it, dead or alive.
+
+    The kernel may leave a child out of a list that changes while it is read. The sum is smaller then, and read again.
+    """
+    for _ in range(3):
+        times = os.times()
+        own = times.user + times.system + times.children_user + times.children_system
+        if (now := own + _alive_below(os.getpid())) >= _LAST[0]:
+            break
+    _LAST[0] = now
+    return now
 
 
 def _alive_below(pid: int | str) -> float:
