@@ -16,6 +16,7 @@ from harness.distributed.balance import balanced
 from harness.distributed.build import RankModels
 from harness.distributed.ranks import Report
 from harness.distributed.world import World
+from harness.errors import UserError
 from harness.models.chat import Chat
 from harness.models.loading import load_tokenizer
 from harness.process import preemption
@@ -202,6 +203,29 @@ def nonfinite(config: RunConfig, method: Method, world: World, shares: Shares, n
         samples = make_samples(config, chat, num=sum(map(len, shares)), seen=False)
         good = updated(world, [samples[i] for i in shares[world.rank]], 10.0)
         return {"bad": bad, "moved": moved, "good": good}
+
+
+def refused(config: RunConfig, method: Method, world: World, shares: Shares) -> dict[str, Any]:
+    """An update in which the teacher of rank 1 is lost, then one with all there."""
+    chat = Chat(load_tokenizer(config.student), config.student)
+    with ExitStack() as stack:
+        models = RankModels(config, Deployment.of(config, method), chat, world, logs=Path("run"), stack=stack)
+        teacher = models.open_teacher(method)
+        models.updater(method, teacher)
+        before = {n: p.detach().clone() for n, p in models.sharded.local.items()}
+        samples = make_samples(config, chat, num=sum(map(len, shares)), seen=False)
+        own, score = [samples[i] for i in shares[world.rank]], teacher.scorer.score
+
+        def lost(micro_batches: Any) -> Any:
+            yield from ()
+            raise UserError("the teacher is lost")
+
+        if world.rank == 1:
+            teacher.scorer.score = lost
+        bad = updated(world, own, 10.0)
+        moved = any(not torch.equal(before[n], p) for n, p in models.sharded.local.items())
+        teacher.scorer.score = score
+        return {"bad": bad, "moved": moved, "good": updated(world, own, 10.0)}
 
 
 def signalled(config: RunConfig, method: Method, world: World) -> list[Any]:

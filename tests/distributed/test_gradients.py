@@ -118,6 +118,16 @@ def test_what_is_not_finite_on_one_rank_is_left_on_all_and_named():
     assert first["good"].grad_norm == second["good"].grad_norm > 0
 
 
+def test_a_teacher_that_one_rank_loses_leaves_the_update_on_all():
+    """The others would wait for its backward pass."""
+    overrides = ["student=tiny_xs", *KD, *SMALL]
+    first, second = run_ranks(2, bodies.refused, overrides, [[0, 2, 4, 6], [1, 3, 5, 7]])
+    assert first["bad"].is_left and second["bad"].is_left
+    assert first["bad"].error is None and str(second["bad"].error) == "the teacher is lost"
+    assert not first["moved"] and not second["moved"]
+    assert first["good"].grad_norm == second["good"].grad_norm > 0
+
+
 def test_a_signal_stops_all_ranks_where_weights_have_not_moved():
     """What is read behind a step's updates, by the probe and by alarms, is read to its end: half a step is no state."""
     for whole, begun, update in run_ranks(2, bodies.signalled, ["student=tiny_xs", *GRPO, *SMALL]):
