@@ -46,7 +46,7 @@ from harness.rewards.workers import Grader
 from harness.rollout.actors import LiveActors
 from harness.rollout.transformers_engine import TransformersEngine
 from harness.testing.checks import peak_memory
-from harness.training.batching import deal, mini_batches
+from harness.training.dealing import deal, mini_batches
 from harness.training.memory import GB, memory_text
 from harness.training.update import Updater
 from harness.types import Prompt, Question, QuestionBatch, ReplayedQuestion, Rewrite, RolloutGroup, Sampler

@@ -33,10 +33,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3_5ForCausalLM, Qwen
 
 from benchmarks.losses import plain_jsd, plain_policy_gradient
 from harness.config.schema import UpdateConfig
+from harness.models.batching import PaddedBatch, pad
 from harness.models.forward import LanguageModel
+from harness.teacher.base import hidden_of
+from harness.teacher.local import LocalScorer
 from harness.testing.checks import peak_memory
-from harness.training.batching import PaddedBatch, pad
-from harness.training.teacher import LocalScorer, hidden_of
 from harness.training.update import Updater
 from harness.types import TrainingSample
 from methods import registry

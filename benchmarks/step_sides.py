@@ -26,7 +26,7 @@ from harness.models.forward import LanguageModel
 from harness.models.loading import load_model, load_tokenizer
 from harness.rollout.base import Sampling
 from harness.rollout.transformers_engine import TransformersEngine
-from harness.training.teacher import LocalScorer
+from harness.teacher.local import LocalScorer
 from harness.training.update import Updater
 from harness.types import Message, Prompt, Question
 from methods import registry

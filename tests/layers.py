@@ -27,7 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("harness.config", "reports"),
     ("harness.data", "harness.serving"),
     ("harness.models", "harness.rewards"),
-    ("harness.rollout", "harness.records"),
+    ("harness.rollout", "harness.records", "harness.teacher"),
     ("harness.training", "harness.evaluation", "harness.study"),
     ("harness.distributed", "harness.preflight", "harness.builders"),
     ("harness.run",),

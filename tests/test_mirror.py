@@ -29,7 +29,7 @@ ELSEWHERE = {
     "harness/serving/test_endpoints.py": "harness.serving: http",
     "harness/serving/test_server.py": "harness.serving: keeper",
     "harness/study/test_scheduler.py": "harness.study: status",
-    "harness/training/test_teacher.py": "harness.training: scorer",
+    "harness/teacher/test_local.py": "harness.teacher: base",
     "harness/training/test_update.py": "harness.training: ranks",
     "methods/test_distill.py": "methods: sft",
     "methods/test_policy.py": "methods: grpo samples",

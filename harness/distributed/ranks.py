@@ -22,8 +22,8 @@ from harness.distributed.sharding import ShardedModel
 from harness.distributed.weights import ShardedWeights
 from harness.distributed.world import Command, World
 from harness.errors import UserError
+from harness.models.batching import MicroBatch, trained_tokens
 from harness.process.preemption import Preempted
-from harness.training.batching import MicroBatch, trained_tokens
 from harness.training.nonfinite import NonFinite
 from harness.training.ranks import Alone, Made, Read, T
 from harness.training.update import Updater

@@ -143,7 +143,7 @@ def _endpoint(run: Preflight, actor: Actor, url: str) -> Iterator[Finding]:
 
 def _probe(run: Preflight, actor: Actor, engine: ServerEngine, asked: Endpoints) -> None:
     from harness.rollout.base import Sampling
-    from harness.training.teacher import ServerScorer
+    from harness.teacher.server import ServerScorer
 
     prompt = plain_prompt(Question(id="probe", text=PROBE, answer=""))
     (group,) = engine.generate([prompt], Sampling(max_new_tokens=1))

@@ -24,9 +24,9 @@ from harness.rewards.workers import Grader
 from harness.rollout.base import RolloutEngine
 from harness.rollout.transformers_engine import TransformersEngine
 from harness.run.run import run
+from harness.teacher.local import LocalScorer
 from harness.testing.scripted import ScriptedEngine, ScriptedTeacher
 from harness.testing.witness import Step, Witness, WitnessedActors
-from harness.training.teacher import LocalScorer
 from harness.training.update import Updater
 from harness.types import Question, ReplayedQuestion
 from methods import registry

@@ -23,7 +23,9 @@ from harness.models.loading import check_weights, load_model, num_parameters, re
 from harness.process.devices import visible_gpus
 from harness.process.step_clock import StepClock
 from harness.rollout.base import EngineParts, RolloutEngine
-from harness.training.teacher import LocalScorer, Server, ServerScorer, TeacherScorer
+from harness.teacher.base import TeacherScorer
+from harness.teacher.local import LocalScorer
+from harness.teacher.server import Server, ServerScorer
 from harness.training.update import Updater
 from methods.base import Method
 
@@ -262,7 +264,7 @@ def open_scorer(
         return LocalScorer(model, temperature)
 
     def process() -> TeacherScorer:
-        from harness.training.scorer import ProcessScorer
+        from harness.teacher.process import ProcessScorer
 
         return ProcessScorer(
             config,

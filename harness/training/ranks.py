@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import torch
 
+from harness.models.batching import MicroBatch
 from harness.process.preemption import interruptible
-from harness.training.batching import MicroBatch
 from harness.training.nonfinite import NonFinite
 from harness.training.weights import Weights, WholeWeights
 from harness.types import TokenBatch, TrainingSample

@@ -15,8 +15,8 @@ from harness.process.preemption import fault_point, interruptible, raise_if_pree
 from harness.records.folder import RunFolder
 from harness.training import metrics
 from harness.training.alarms import Alarms
-from harness.training.batching import Dealt, mini_batches
 from harness.training.checkpoint import rng_state, set_rng_state
+from harness.training.dealing import Dealt, mini_batches
 from harness.training.nonfinite import NonFinite, check_samples
 from harness.training.update import Updater
 from harness.types import TrainingSample

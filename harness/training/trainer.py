@@ -12,8 +12,8 @@ from harness.errors import RunInterrupted
 from harness.process.preemption import Preempted, fault_point, interruptible, raise_if_preempted
 from harness.training import checkpoint, metrics
 from harness.training.alarms import Alarms
-from harness.training.batching import Dealt, deal
 from harness.training.credited import check_groups, check_samples
+from harness.training.dealing import Dealt, deal
 from harness.training.memory import memory_text
 from harness.training.parts import RunParts
 from harness.training.resume import Resume

@@ -17,17 +17,17 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from harness.config.schema import UpdateConfig
+from harness.models.batching import MicroBatch, PaddedBatch, micro_batches, one_pass, pad, tokens_between
 from harness.models.cpu import keep_freed_memory
 from harness.models.forward import LanguageModel
 from harness.process.preemption import fault_point
 from harness.process.step_clock import StepClock
-from harness.training.batching import MicroBatch, PaddedBatch, micro_batches, one_pass, pad, tokens_between
+from harness.teacher.base import TeacherScorer, TeacherScores, check_same, hidden_of
 from harness.training.memory import tile_tokens
 from harness.training.mismatch import GapMeter
 from harness.training.nonfinite import NonFinite, check_gradient, check_tile
 from harness.training.optimizer import make_optimizer
 from harness.training.ranks import Alone, Made, Read
-from harness.training.teacher import TeacherScorer, TeacherScores, check_same, hidden_of
 from harness.types import TeacherDistribution, TokenBatch, TrainingSample
 from methods.base import Method, token_logprobs
 

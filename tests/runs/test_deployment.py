@@ -174,7 +174,7 @@ def built(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         patch.setattr(build, "num_parameters", lambda model: 1)
         patch.setattr("harness.models.loading.text_config", lambda model: text)
         patch.setattr("harness.rollout.vllm_engine.VllmEngine", _Engine)
-        patch.setattr("harness.training.scorer.ProcessScorer", _Process)
+        patch.setattr("harness.teacher.process.ProcessScorer", _Process)
         patch.setattr("harness.serving.server.Server", _Server)
         yield build_one
 

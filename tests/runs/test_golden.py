@@ -18,8 +18,8 @@ from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
 from harness.models.loading import load_tokenizer
 from harness.models.tiny import tiny_path
-from harness.training.batching import deal, mini_batches
-from harness.training.teacher import LocalScorer
+from harness.teacher.local import LocalScorer
+from harness.training.dealing import deal, mini_batches
 from harness.training.update import Updater
 from harness.types import Prompt, Question, Rollout, RolloutGroup
 from methods import registry

@@ -9,7 +9,7 @@ import pytest
 
 from harness.app import main
 from harness.models.tiny import tiny_path
-from harness.training.batching import deal
+from harness.training.dealing import deal
 
 OPTIONS = [
     "method=zppo", "student=tiny_xs", "eval=none", "steps=1", "data.batch_size=8", "data.num_questions=40",

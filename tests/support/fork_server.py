@@ -20,7 +20,7 @@ PRELOAD = [
     "harness.distributed.follower",
     "harness.evaluation.evaluate",
     "harness.training.models",
-    "harness.training.scorer",
+    "harness.teacher.process",
     "harness.training.trainer",
 ]
 """Modules alone: nothing of them has run, so a fork differs from a fresh process by its imports and its age."""

@@ -16,13 +16,15 @@ import torch
 
 from harness.config.engines import ServerConfig
 from harness.config.schema import ModelConfig
+from harness.models.batching import pad
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
 from harness.models.loading import load_model, load_tokenizer, resolve_path
 from harness.serving.server import opened
-from harness.training.batching import pad
+from harness.teacher.base import check_same
+from harness.teacher.local import LocalScorer
+from harness.teacher.server import LEAST_LOGPROB
 from harness.training.models import open_scorer
-from harness.training.teacher import LEAST_LOGPROB, LocalScorer, check_same
 from harness.types import TrainingSample
 from methods.base import jsd_loss, jsd_topk_loss
 

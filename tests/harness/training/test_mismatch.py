@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from harness.config.schema import UpdateConfig
+from harness.teacher.local import LocalScorer
 from harness.training.mismatch import ALARM_K3_KL, ALARM_MAX, GapMeter, alarm
-from harness.training.teacher import LocalScorer
 from harness.training.update import Updater
 from harness.types import TokenBatch, TrainingSample
 from methods import registry

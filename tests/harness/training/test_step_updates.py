@@ -12,7 +12,7 @@ from harness.config.schema import UpdateConfig, from_hydra
 from harness.process import preemption
 from harness.records.folder import RunFolder
 from harness.training.alarms import Alarms
-from harness.training.batching import deal
+from harness.training.dealing import deal
 from harness.training.step_updates import Progress, StepUpdates
 from harness.training.update import Updater
 from methods import registry

@@ -9,9 +9,9 @@ import torch
 from harness.config.schema import UpdateConfig
 from harness.errors import UserError
 from harness.models.forward import gather_logprobs
+from harness.teacher.local import LocalScorer
 from harness.training.nonfinite import NonFinite
 from harness.training.ranks import Alone
-from harness.training.teacher import LocalScorer
 from harness.training.update import Updater
 from harness.types import TrainingSample
 from methods import registry

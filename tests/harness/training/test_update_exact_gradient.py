@@ -22,9 +22,10 @@ from transformers import (
 )
 
 from harness.config.schema import UpdateConfig
+from harness.models.batching import pad
 from harness.models.forward import BANNED_LOGIT, LanguageModel
-from harness.training.batching import pad
-from harness.training.teacher import LocalScorer, hidden_of
+from harness.teacher.base import hidden_of
+from harness.teacher.local import LocalScorer
 from harness.training.update import Updater
 from harness.types import TeacherDistribution, TrainingSample
 from methods import registry

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from harness.config.schema import UpdateConfig
+from harness.models.batching import pad, pad_for_teacher
 from harness.models.forward import LanguageModel, gather_logprobs
 from harness.rollout.base import Sampling
 from harness.rollout.transformers_engine import TransformersEngine
-from harness.training.batching import pad, pad_for_teacher
-from harness.training.teacher import LocalScorer
+from harness.teacher.local import LocalScorer
 from harness.training.update import Updater
 from harness.types import Prompt, Rollout, RolloutGroup, TrainingSample
 from methods import registry
@@ -232,7 +232,7 @@ def test_a_teacher_that_would_see_other_media_stops_the_update(
         batch.media = batch.media[::-1]
         return batch
 
-    monkeypatch.setattr("harness.training.teacher.pad_for_teacher", wrong)
+    monkeypatch.setattr("harness.teacher.local.pad_for_teacher", wrong)
     samples = [rollout_sample(group.uid, group.rollouts[0]) for group in groups[:2]]
     with pytest.raises(RuntimeError, match="different media"):
         updater.update(samples)

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-import harness.training.scorer as scorer_module
+import harness.teacher.process as process_module
 from harness.errors import UserError
+from harness.models.batching import pad
 from harness.rollout.base import Sampling
-from harness.training.batching import pad
+from harness.teacher.base import check_same
+from harness.teacher.local import LocalScorer
+from harness.teacher.server import ServerScorer
 from harness.training.models import open_scorer
-from harness.training.teacher import LocalScorer, ServerScorer, check_same
 from harness.types import TrainingSample
 from methods.base import plain_prompt, rollout_sample
 
@@ -43,9 +45,9 @@ def test_the_process_sees_the_same_media(
             num_tokens = len(ours.ids_N)
             assert torch.equal(ours.between(0, num_tokens).logits_NV, theirs.between(0, num_tokens).logits_NV)
 
-        arrays = scorer_module._arrays
+        arrays = process_module._arrays
         monkeypatch.setattr(
-            scorer_module,
+            process_module,
             "_arrays",
             lambda media: tuple(a if a is None else a + (a.dtype.kind == "f") for a in arrays(media)),
         )

@@ -23,11 +23,11 @@ from torch import multiprocessing
 
 from harness.config.schema import ModelConfig
 from harness.errors import RunInterrupted, UserError
+from harness.models.batching import ModelInputs, SharedPrompts, pad_for_teacher
 from harness.models.cpu import keep_freed_memory
 from harness.models.forward import LanguageModel
 from harness.models.vision import MediaInputs
-from harness.training.batching import ModelInputs, SharedPrompts, pad_for_teacher
-from harness.training.teacher import HiddenScores, MicroBatch, hidden_of
+from harness.teacher.base import HiddenScores, MicroBatch, hidden_of
 
 IN_FLIGHT = 2
 """Micro-batches that the process has at a time: one that it works on, one whose hidden states wait."""

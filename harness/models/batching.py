@@ -1,4 +1,4 @@
-"""From training samples to mini-batches, micro-batches and padded tensors.
+"""From training samples to micro-batches and padded tensors.
 
 B sequences, T tokens of the longest, N trained tokens, P prompts.
 """
@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from harness.models.forward import num_common
@@ -17,27 +16,6 @@ from harness.models.vision import MediaInputs
 from harness.types import TokenBatch, TrainingSample
 
 WORTH_SHARING = 0.9
-
-
-Dealt = list[list[str]]
-"""Uids of the groups of each mini-batch of a step."""
-
-
-def deal(uids: Sequence[str], *, num_batches: int, rng: np.random.Generator) -> Dealt:
-    """Deal groups to mini-batches: permuted by `rng`, sizes differ by at most one.
-
-    A batch may be empty when there are fewer groups than batches.
-    """
-    order = rng.permutation(len(uids))
-    return [[uids[i] for i in part] for part in np.array_split(order, num_batches)]
-
-
-def mini_batches(samples: Sequence[TrainingSample], dealt: Dealt) -> list[list[TrainingSample]]:
-    """The samples of each mini-batch, in the order in which their groups were dealt."""
-    by_group: dict[str, list[TrainingSample]] = {}
-    for sample in samples:
-        by_group.setdefault(sample.uid, []).append(sample)
-    return [[sample for uid in part for sample in by_group.get(uid, ())] for part in dealt]
 
 
 @dataclass(frozen=True, kw_only=True)
