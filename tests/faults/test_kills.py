@@ -33,12 +33,12 @@ def options(method: str) -> list[str]:
 
 
 PLACES = [("sampled-teacher", 2), ("update-1", 2), ("checkpoint-tensors", 1), ("stored", 3)]
-"""While the teacher samples, between two updates, while a checkpoint is written, and behind a stored step."""
+"""While the teacher samples, between two updates, while a checkpoint is written, and after a stored step."""
 
 
 @pytest.mark.parametrize("num_kills", [3, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_run_killed_several_times_is_the_unbroken_run(broken, num_kills):
-    """Behind a stored step others kill it as well, and what is killed between two updates reads one."""
+    """What is killed between two updates reads a stored step as well, so that the fourth place adds little."""
     run = broken(*options("zppo"), "steps=4", "data.batch_size=3", "rollout.max_response_tokens=16")
     faults = [Fault(point=point, number=number) for point, number in PLACES[:num_kills]]
     assert survive(run.launcher, faults, run.folder, run.whole).kills == num_kills
