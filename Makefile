@@ -12,8 +12,8 @@ quickstart: $(VENV)/.base  ## the main job: a sweep of tiny models and its table
 	$(BIN)/zppo report outputs/quickstart
 
 # A file of tests stays in one process, so that what its tests share is made once. Assertions are rewritten once a change.
-test: $(VENV)/.dev  ## fails above 1000 core-seconds in all, or 40 for one test
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --quiet --numprocesses 2 --dist loadfile --suite-bound 1000 --test-bound 40
+test: $(VENV)/.dev  ## fails above 600 core-seconds in all, or 10 for one test
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --quiet --numprocesses 2 --dist loadfile --suite-bound 600 --test-bound 10
 
 plugin: $(VENV)/.dev  ## a method from a package of its own: install it, run its tests, two steps
 	$(PIP) --no-deps --editable examples/zppo-maxrl

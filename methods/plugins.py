@@ -72,6 +72,11 @@ def distribution_of(module: str) -> dict[str, str]:
     return {plugin.distribution: plugin.version for plugin in installed() if plugin.package == package}
 
 
+def declared(group: str) -> metadata.EntryPoints:
+    """The entry points of a group, of all installed packages."""
+    return _entry_points(tuple(sys.path)).select(group=group)
+
+
 def is_importable(package: str) -> bool:
     """Whether there is such a package or module; the current directory is looked at last.
 
@@ -94,10 +99,16 @@ def where_looked(package: str) -> str:
 
 
 @lru_cache(maxsize=8)
+def _entry_points(path: tuple[str, ...]) -> metadata.SelectableGroups:
+    """`path` is `sys.path`: what is installed depends on it. A file of each package is read, and each cell asks."""
+    return metadata.entry_points()
+
+
+@lru_cache(maxsize=8)
 def _installed(path: tuple[str, ...]) -> tuple[Plugin, ...]:
-    """`path` is `sys.path`: what is installed depends on it, and a study asks thousands of times."""
+    """All plugins for this `sys.path`: a study asks thousands of times."""
     claims: dict[str, list[Plugin]] = defaultdict(list)
-    for entry in metadata.entry_points(group=GROUP):
+    for entry in declared(GROUP):
         assert entry.dist is not None
         found = Plugin(
             name=entry.name, value=entry.value, distribution=entry.dist.name, version=entry.dist.version
@@ -118,7 +129,7 @@ def _installed(path: tuple[str, ...]) -> tuple[Plugin, ...]:
 def _of_other_parts(path: tuple[str, ...]) -> dict[Path, str]:
     """The `conf` folders of packages that bring no method, each with its package and version."""
     found: dict[Path, str] = {}
-    entries = [entry for group in OTHER_GROUPS for entry in metadata.entry_points(group=group)]
+    entries = [entry for group in OTHER_GROUPS for entry in declared(group)]
     for entry in sorted(entries, key=lambda entry: entry.dist.name if entry.dist else ""):
         try:
             spec = importlib.util.find_spec(entry.value.partition(":")[0].partition(".")[0])

@@ -10,6 +10,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+import tests.support.gc_off  # noqa: F401 (before the modules of tests import the libraries)
 from tests.core_seconds import pytest_addoption, pytest_configure  # noqa: F401 (hooks)
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -75,6 +76,8 @@ def fork_server() -> ForkServerContext:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
+    import tests.support.gc_frozen  # noqa: F401
+
     if not session.config.option.collectonly and any("fork_server" in item.fixturenames for item in session.items):
         from tests.support.fork_server import fork_server
 

@@ -18,37 +18,69 @@ REFERENCE = 0.079
 NUM_DEAREST = 30
 
 
-_LAST = [0.0]
+@dataclass(frozen=True)
+class Process:
+    """A row of `/proc/PID/stat`."""
+
+    start: str
+    """Tells it from a later process of the same number."""
+    own: int
+    """Ticks of its own, in user and system time."""
+    waited: int
+    """Ticks of the children that it has waited for, and of theirs."""
 
 
-def used() -> float:
-    """Core-seconds of this process so far, and of all below it, dead or alive.
+@dataclass
+class Family:
+    """This process and all below it: what they used.
 
-    The kernel may leave a child out of a list that changes while it is read. The sum is smaller then, and read again.
+    The kernel may leave a child out of a list that changes while it is read: one that was seen is looked up by number.
+    A process that outlives its parent is counted until it ends, if it was seen with its parent. Other time of daemons,
+    and of children that nobody waits for, is missing from the sum: no test is given what it did not spend.
     """
+
+    seen: dict[str, Process] = field(default_factory=dict)
+
+    def used(self) -> float:
+        """Core-seconds of all so far, dead or alive."""
+        now = _tree(str(os.getpid()))
+        for pid, before in self.seen.items():
+            if pid not in now and (process := _process(pid)) is not None and process.start == before.start:
+                now |= _tree(pid)
+        self.seen = now
+        return sum(process.own + process.waited for process in now.values()) / TICKS
+
+
+def _tree(pid: str) -> dict[str, Process]:
+    """A process and those below it. It is read again where a child was waited for meanwhile: that one is in no list."""
+    found: dict[str, Process] = {}
     for _ in range(3):
-        times = os.times()
-        own = times.user + times.system + times.children_user + times.children_system
-        if (now := own + _alive_below(os.getpid())) >= _LAST[0]:
+        if (process := _process(pid)) is None:
             break
-    _LAST[0] = now
-    return now
+        found = {pid: process}
+        for child in _children(pid):
+            found |= _tree(child)
+        after = _process(pid)
+        if after is None or after.waited == process.waited:
+            break
+    return found
 
 
-def _alive_below(pid: int | str) -> float:
-    """A fork server, or a model server of a module, is not waited for before the end: `os.times` misses it."""
-    total = 0.0
+def _process(pid: str) -> Process | None:
+    """None where it has ended, or the system is another than Linux."""
     try:
-        children = [child for task in Path(f"/proc/{pid}/task").iterdir() for child in _words(task / "children")]
-    except OSError:  # it has ended meanwhile, or the system is another than Linux
-        return total
-    for child in children:
-        try:
-            ticks = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[11:15]
-        except OSError:
-            continue
-        total += sum(map(int, ticks)) / TICKS + _alive_below(child)
-    return total
+        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    user, system, waited_user, waited_system = map(int, words[11:15])
+    return Process(words[19], user + system, waited_user + waited_system)
+
+
+def _children(pid: str) -> list[str]:
+    try:
+        return [child for task in Path(f"/proc/{pid}/task").iterdir() for child in _words(task / "children")]
+    except OSError:
+        return []
 
 
 def _words(path: Path) -> list[str]:
@@ -81,22 +113,28 @@ class Meter:
     collections: list[float] = field(default_factory=list)
     """Core-seconds until the tests are known, a process."""
     total: float = 0.0
+    family: Family = field(default_factory=Family)
+    before: float = 0.0
+    """Core-seconds when the last test ended."""
     faults: list[str] = field(default_factory=list)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        before, started = used(), time.monotonic()
+        started = time.monotonic()
         result = yield
         core, clock = self.tests.get(item.nodeid, (0.0, 0.0))
-        # A process that outlives its parent is counted no longer once it is nobody's child.
-        core += max(0.0, used() - before)
-        self.tests[item.nodeid] = core, clock + time.monotonic() - started
+        before, self.before = self.before, self.family.used()
+        seconds = time.monotonic() - started
+        # What is seen late was used before: no test uses more than all cores for as long as it takes.
+        most = (os.cpu_count() or 1) * (seconds + 2 / TICKS)
+        self.tests[item.nodeid] = core + min(max(0.0, self.before - before), most), clock + seconds
         return result
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self.before = self.family.used()
         if session.items:
-            self.collections.append(used())
+            self.collections.append(self.before)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: object) -> None:
@@ -110,11 +148,11 @@ class Meter:
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if hasattr(session.config, "workeroutput"):
-            session.config.workeroutput["core_seconds"] = self.tests, self.collections, used()
+            session.config.workeroutput["core_seconds"] = self.tests, self.collections, self.family.used()
             return
         times = os.times()
         # The workers are children of this process and have sent what they used.
-        self.total += times.user + times.system if self.total else used()
+        self.total += times.user + times.system if self.total else self.family.used()
         self.pace = max(self.pace, calibration() / REFERENCE)
         self.faults = self.faults_found()
         if self.faults and session.exitstatus == pytest.ExitCode.OK:

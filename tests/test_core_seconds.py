@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.core_seconds import Meter, used
+from tests import core_seconds
+from tests.core_seconds import Family, Meter
 from tests.layers import ROOT
 
 BURN = """
@@ -99,14 +100,53 @@ def test_a_slow_machine_has_bounds_in_proportion(tmp_path):
     assert meter.faults_found()[-1].startswith("the suite takes 20.1 core-seconds, more than 20.0")
 
 
+BURN_ALONE = "import time\nwhile time.process_time() < 0.4: pass"
+PARENT = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]]); print(flush=True); input()"
+
+
 def test_what_a_process_below_a_process_uses_is_counted():
-    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]]); print(flush=True); input()"
-    burn = "import time\nwhile time.process_time() < 0.4: pass"
-    before = used()
-    words = [sys.executable, "-c", code, burn]
+    family = Family()
+    before = family.used()
+    words = [sys.executable, "-c", PARENT, BURN_ALONE]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        alive = used() - before
+        alive = family.used() - before
         process.communicate("\n")
-    assert alive > 0.4 and used() - before >= alive - 0.05
+    assert alive > 0.4 and family.used() - before >= alive - 0.05
+
+
+def test_who_was_seen_is_counted_where_a_list_of_children_is_cut_short(monkeypatch):
+    """And where its parent has ended before it."""
+    family = Family()
+    code = f"{BURN_ALONE}\nprint(flush=True)\ninput()"
+    parent = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {code!r}]); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdout.readline()
+        whole = family.used()
+        with monkeypatch.context() as patch:
+            patch.setattr(core_seconds, "_children", lambda pid: [])
+            assert family.used() >= whole
+        process.kill()
+        process.wait()
+        assert family.used() >= whole
+
+
+LATE = """
+import core_seconds
+
+children = core_seconds._children
+
+def pytest_runtest_setup(item):
+    core_seconds._children = (lambda pid: []) if "server" in item.name else children
+"""
+
+
+def test_what_is_seen_late_is_no_other_tests(tmp_path):
+    """The list of children is cut short while a test's server burns, and is complete again in the test after it."""
+    files = {"test_alive.py": f"{ALIVE}\ndef test_after():\n    pass\n", "conftest.py": LATE}
+    code, output = session(tmp_path, files, "--test-bound=0.1", "--suite-bound=90")
+    assert code == pytest.ExitCode.OK and "2 passed" in output, output

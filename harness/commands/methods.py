@@ -62,9 +62,11 @@ def methods_text(*, check: bool = False) -> str:
     return "\n".join([*rows, "", *lines] if lines else rows)
 
 
-def taken_names() -> set[str]:
-    """What a new method cannot be called: keys of classes, presets, and names of plugins."""
-    return {*registry.built_in(), *group_files("method"), *(plugin.name for plugin in plugins.installed())}
+def taken_names() -> dict[str, str]:
+    """What a new method cannot be called, each with whose it is: keys of classes, presets, and names of plugins."""
+    of_plugins = {plugin.name: plugin.source for plugin in plugins.installed()}
+    presets = {name: _origin(file) for name, file in group_files("method").items()}
+    return of_plugins | presets | dict.fromkeys(registry.built_in(), OURS)
 
 
 def _row(options: dict[str, Any], file: Traversable) -> tuple[str, ...]:

@@ -50,8 +50,8 @@ def new_method(name: str, parent: str) -> str:
 def _check_name(name: str) -> None:
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or keyword.iskeyword(name):
         raise UserError(f"'{name}' cannot name a method: write it in snake_case, such as my_method")
-    if name in taken_names():
-        raise UserError(f"the name '{name}' is taken (zppo methods): choose another one")
+    if owner := taken_names().get(name):
+        raise UserError(f"the name '{name}' is taken by {owner}: choose another one")
     try:
         metadata.distribution(f"zppo-{name}")
     except metadata.PackageNotFoundError:

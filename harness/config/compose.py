@@ -185,11 +185,17 @@ def check_key(override: Override, config_dir: str | None = None) -> None:
     key = override.key_or_group
     options = group_options(key, config_dir)
     if options:
-        value = None if override.is_delete() or override.is_sweep_override() else override.value()
+        value = None if override.is_delete() or override.is_sweep_override() else _option_name(override)
         if value is not None and value not in options:
-            raise UserError(_no_such_option(key, str(value), options))
+            raise UserError(_no_such_option(key, value, options))
     elif option_type(RunConfig, key) is None:
         raise UserError(unknown_option(key))
+
+
+def _option_name(override: Override) -> str | None:
+    """What is chosen of a group. `data=2024` is a name, though Hydra reads a number; None for `teacher=null`."""
+    value = override.value()
+    return value if value is None or isinstance(value, str) else override.get_value_string()
 
 
 def _no_such_option(group: str, name: str, options: list[str]) -> str:
@@ -206,7 +212,10 @@ def _checked_line(override: Override, config_dir: str | None) -> str:
     if override.is_sweep_override():
         raise UserError(f"'{line}' has several values: add -m for one run each, or quote a value that has commas")
     if group_options(override.key_or_group, config_dir):
-        return f"~{override.key_or_group}" if override.value() is None else line  # teacher=null
+        if isinstance(override.value(), str):
+            return line
+        name = _option_name(override)
+        return f"~{override.key_or_group}" if name is None else f"{override.key_or_group}='{name}'"  # teacher=null
     if override.is_delete():
         return line
     if override.key_or_group == TARGET:

@@ -10,12 +10,11 @@ import importlib
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from types import MappingProxyType
 from typing import Any
 
 from harness.errors import UserError, did_you_mean, first_line
-from methods.plugins import is_importable, where_looked
+from methods.plugins import declared, is_importable, where_looked
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Registry:
 
     def names(self) -> list[str]:
         """All names: ours in their order, then those of installed packages."""
-        return [*self.ours, *sorted({entry.name for entry in metadata.entry_points(group=self.group)})]
+        return [*self.ours, *sorted({entry.name for entry in declared(self.group)})]
 
     def entry(self, name: str, others: Iterable[str] = ()) -> str | None:
         """`module:name` of what is declared by a name, or of `package.module:name` itself; None for what is ours.
@@ -39,7 +38,7 @@ class Registry:
         `others` are names that the option takes besides, for the suggestion. Raises UserError where there is none, and
         where two claim the name. Nothing is imported.
         """
-        claims = sorted(entry.value for entry in metadata.entry_points(group=self.group) if entry.name == name)
+        claims = sorted(entry.value for entry in declared(self.group) if entry.name == name)
         if name in self.ours:
             claims.insert(0, "zppo-bench")
         if len(claims) > 1:

@@ -31,7 +31,7 @@ from methods.base import Method, MethodError, plain_prompt
 
 Check = Callable[[Case, Path], None]
 NUM_SAMPLES = 12
-NUM_TOKENS, VOCABULARY = 2048, 50_000
+NUM_TOKENS, VOCABULARY = 1024, 50_000
 TILE_BYTES = 4 * NUM_TOKENS * VOCABULARY
 MAX_TILES = 3
 SLACK_BYTES = 64 << 20

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.app import main
+from harness.config.data import SOURCES
 from methods import plugins
 from methods.registry import MethodError, build, method_class, plugin_class, private_import, provenance
 
@@ -30,6 +31,19 @@ def test_a_plugin_is_found_and_used_without_being_imported_before(install):
     assert provenance(method) == ("demo_pkg:Demo", {"zppo-demo": "2.3"})
     assert provenance(build({"name": "grpo", "class": "grpo"})) == ("methods.grpo:GRPO", {})
     assert provenance(None) == (None, {})
+
+
+def test_what_is_installed_is_read_once_and_again_where_another_package_is_there(install, monkeypatch):
+    """A study checks thousands of configurations, and each read opens a file of every package."""
+    read, real = [], plugins.metadata.entry_points
+    monkeypatch.setattr(plugins.metadata, "entry_points", lambda **kind: read.append(kind) or real(**kind))
+    for number, distribution in enumerate(["zppo-first", "zppo-second"], 1):
+        install(distribution, {f"demo{number}": f"demo{number}:load"}, {}, group="zppo.sources")
+        for _ in range(3):
+            assert {f"demo{n}" for n in range(1, number + 1)} <= set(SOURCES.names())
+            assert SOURCES.entry("jsonl") is None and SOURCES.entry(f"demo{number}") == f"demo{number}:load"
+            assert f"demo{number}" not in plugins.declared("zppo.engines").names
+        assert len(read) == number
 
 
 def test_a_class_in_a_module_of_the_package_and_a_package_with_two_methods(install):

@@ -83,12 +83,6 @@ def test_every_figure_is_written_as_png_and_svg(drawn):
     assert len(list(figures[0].files[0].parent.iterdir())) == 2 * len(ALL)
 
 
-def test_the_same_study_gives_the_same_bytes(study, drawn):
-    first, second = drawn[0], draw(study)
-    for one, other in zip(first, second, strict=True):
-        assert [file.read_bytes() for file in one.files] == [file.read_bytes() for file in other.files]
-
-
 def test_figures_are_opaque_white_and_narrow_enough_for_a_telephone(drawn):
     for figure in drawn[0]:
         image = imread(figure.files[0])
@@ -145,8 +139,8 @@ def test_a_run_left_out_is_named_in_the_caption(write_run, tmp_path):
     assert "grpo tiny_s seed0 LLM (evaluated by another protocol)" in figure.caption
 
 
-def test_twenty_labels_and_three_students(write_run, tmp_path):
-    for student in ("s", "m", "l"):
+def test_twenty_labels_and_two_students(write_run, tmp_path):
+    for student in ("s", "l"):
         write_run("base", SCORES, student=student)
         for number in range(20):
             write_run(f"method{number}", SCORES, student=student, accuracies=[0.1, 0.2, 0.3])
@@ -162,15 +156,13 @@ def test_runs_of_two_studies_are_not_pooled(study, tmp_path, monkeypatch):
     assert sorted(seen) == [f"{name}/zppo,updates_per_step={n}" for name in ("other", "study") for n in (16, 4)]
 
 
-def test_an_unfinished_run_counts_and_half_a_line_does_not(study, drawn):
-    file = study / "study" / "zppo,updates_per_step=4" / "tiny_s" / "seed0" / "metrics.jsonl"
-    whole, _ = drawn
-    with file.open("a") as handle:
-        handle.write('{"step": 4, "rollout/accu')
-    assert [f.files[0].read_bytes() for f in draw(study, "half")] == [f.files[0].read_bytes() for f in whole]
-    with file.open("a") as handle:
-        handle.write("\n")
-    assert [f.files[0].read_bytes() for f in draw(study, "broken")] == [f.files[0].read_bytes() for f in whole]
+def test_the_same_study_gives_the_same_bytes_and_half_a_line_does_not_count(study, drawn):
+    """A line that an unfinished run has not ended, and one that is broken for good."""
+    for seed, end in (("seed0", ""), ("seed1", "\n")):
+        with (study / "study" / "zppo,updates_per_step=4" / "tiny_s" / seed / "metrics.jsonl").open("a") as handle:
+            handle.write('{"step": 4, "rollout/accu' + end)
+    for one, other in zip(drawn[0], draw(study, "half"), strict=True):
+        assert [file.read_bytes() for file in one.files] == [file.read_bytes() for file in other.files]
 
 
 def test_numbers_of_macro_gain_are_in_the_picture(drawn):

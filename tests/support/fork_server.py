@@ -15,6 +15,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 PRELOAD = [
+    "tests.support.gc_off",
     "harness.builders.corpus.build",
     "harness.distributed.build",
     "harness.distributed.follower",
@@ -22,6 +23,7 @@ PRELOAD = [
     "harness.training.models",
     "harness.teacher.process",
     "harness.training.trainer",
+    "tests.support.gc_frozen",
 ]
 """Modules alone: nothing of them has run, so a fork differs from a fresh process by its imports and its age."""
 SECONDS = 300

@@ -61,7 +61,7 @@ def test_presets_of_a_plugin_with_where_they_come_from(install):
     assert table["grpo_demo"] == ["grpo", "zppo-demo 2.3", "none", "no"]
     assert "Shows [/b] and :smile:.\n" in text and "More" not in text and "With replay." in text
     assert table["grpo"] == ["grpo", "methods.grpo", "none", "no"]
-    assert taken_names() >= {"demo", "demo_replay", "grpo", "base"}
+    assert taken_names().keys() >= {"demo", "demo_replay", "grpo", "base"}
 
 
 def test_a_list_runs_no_code_of_plugins_and_says_so(install, capsys):

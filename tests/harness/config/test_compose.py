@@ -45,7 +45,7 @@ def test_a_group_can_be_taken_out():
     [
         ("method=zpo", "method=zpo: no such option. Did you mean 'zppo'"),
         ("tracker=", "tracker=: no such option. Known: none, wandb."),
-        ("method=[grpo]", "method=['grpo']: no such option. Did you mean 'grpo'?"),
+        ("method=[grpo]", "method=[grpo]: no such option. Did you mean 'grpo'"),
         ("stepss=5", "unknown option 'stepss'. Did you mean 'steps'"),
         ("+stepss=5", "unknown option 'stepss'. Did you mean 'steps'"),
         ("data.batchsize=3", "unknown option 'data.batchsize'. Did you mean 'data.batch_size'"),
@@ -76,6 +76,15 @@ def test_options_and_sweeps_of_the_user(tmp_path):
     assert compose_sweep("ours", [], str(tmp_path)) == ({"method": "base,mine"}, [])
     with pytest.raises(UserError, match="no folder"):
         compose([], config_dir=str(tmp_path / "absent"))
+
+
+@pytest.mark.parametrize("name", ["2024", "1.5", "true"])
+def test_an_option_may_be_named_by_a_number(tmp_path, name):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / f"{name}.yaml").write_text("source: jsonl\npath: mine.jsonl\n")
+    assert compose([f"data={name}"], config_dir=str(tmp_path)).data.path == "mine.jsonl"
+    with pytest.raises(UserError, match=f"^data=7: no such option. .*{name}"):
+        compose(["data=7"], config_dir=str(tmp_path))
 
 
 def test_option_files_of_a_plugin_come_after_ours_and_the_users(install, tmp_path):

@@ -1,6 +1,7 @@
 """Every option and sweep composes without torch; what no run could use is refused with a remedy."""
 
 import copy
+import itertools
 import math
 import re
 import subprocess
@@ -49,16 +50,31 @@ def check(*overrides: str) -> RunConfig:
     return config
 
 
+WITH_A_METHOD = ("data", "reward", "eval", "tracker")
+"""Groups whose options are independent of the method's. A choice of options takes 0.2 s."""
+
+
+def choices() -> Iterator[dict[str, str]]:
+    methods = group_options("method")
+    others = [itertools.cycle(group_options(group)) for group in WITH_A_METHOD]
+    assert all(len(group_options(group)) <= len(methods) for group in WITH_A_METHOD)
+    for options in zip(methods, *others, strict=False):
+        yield dict(zip(("method", *WITH_A_METHOD), options, strict=True))
+    yield from ({group: option} for group, option in OPTIONS if group not in ("method", *WITH_A_METHOD))
+
+
 @pytest.mark.clause("C096")
-@pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_every_option_composes(group, option):
-    config = check(f"{group}={option}", *REQUIRED.get((group, option), []))
-    if group in ("method", "student"):
-        chosen = config.method["name"] if group == "method" else config.student.name
-        assert chosen == option
-    if option in PUBLISHED and group == "student":
+@pytest.mark.parametrize("chosen", choices(), ids=lambda chosen: " ".join(chosen.values()))
+def test_every_option_composes(chosen):
+    required = [word for pair in chosen.items() for word in REQUIRED.get(pair, [])]
+    config = check(*(f"{group}={option}" for group, option in chosen.items()), *required)
+    if "method" in chosen:
+        assert config.method["name"] == chosen["method"]
+    if "student" in chosen:
+        assert config.student.name == chosen["student"]
+    if (student := chosen.get("student")) in PUBLISHED:
         assert config.teacher is not None
-        assert (config.student.path, config.teacher.path) == (PUBLISHED[option], "Qwen/Qwen3.5-27B-FP8")
+        assert (config.student.path, config.teacher.path) == (PUBLISHED[student], "Qwen/Qwen3.5-27B-FP8")
 
 
 @pytest.mark.clause("C110")
@@ -70,28 +86,23 @@ def test_the_judge_of_training_and_evaluation_is_the_published_teacher(student):
         assert (judge.model, judge.temperature, judge.top_p, judge.max_tokens) == (config.teacher.path, 0.0, 1.0, 512)
 
 
-ALIKE = (
-    "learning_rates", "methods_smoke", "paper_ablation", "paper_main", "paper_teacher_size", "tiny_main",
-    "tiny_methods",
-)  # fmt: skip
-"""Sweeps over many options that `test_every_option_composes` has met; a cell of another option takes 0.2 s. The plan's
-tests compose `paper_main`."""
+FORMS = ("paper_recipe", "tiny_teacher_size")
+"""A sweep of each form: its own parameters, and another sweep's with values in their place. A cell takes 0.2 s."""
 
 
-@pytest.mark.parametrize("name", [pytest.param(s, marks=[pytest.mark.slow] if s in ALIKE else []) for s in SWEEPS])
+@pytest.mark.parametrize("name", [pytest.param(s, marks=[] if s in FORMS else [pytest.mark.slow]) for s in SWEEPS])
 def test_every_sweep_expands(name):
     params, rest = compose_sweep(name, [])
     assert expand(params, rest, resolve=resolved)
 
 
-@pytest.mark.parametrize("name", ALIKE)
-def test_a_long_sweep_expands_with_its_first_method_and_student(name):
-    params, rest = compose_sweep(name, [])
-    for key in ("method", "student"):
-        chosen = group_options(key) if params[key] == "glob(*)" else params[key].split(",")
-        assert set(chosen) <= set(group_options(key))
-        params[key] = chosen[0]
-    assert expand(params, rest, resolve=resolved)
+def test_every_sweep_varies_options_that_are_there():
+    """Which those are, `test_every_option_composes` has met."""
+    for name in SWEEPS:
+        params, _ = compose_sweep(name, [])
+        for key in params.keys() & set(GROUPS):
+            chosen = group_options(key) if params[key] == "glob(*)" else params[key].split(",")
+            assert set(chosen) <= set(group_options(key)), name
 
 
 def test_nothing_of_it_needs_torch():

@@ -11,11 +11,14 @@ from harness.config.schema import from_hydra
 from harness.errors import UserError
 from harness.records.tracking import Tracker, log_report
 
-wandb = pytest.importorskip("wandb")
+
+@pytest.fixture(scope="module")
+def wandb() -> Any:
+    return pytest.importorskip("wandb")
 
 
 @pytest.fixture
-def started(monkeypatch) -> list[dict[str, Any]]:
+def started(wandb, monkeypatch) -> list[dict[str, Any]]:
     """What reached `wandb.init`, instead of a run."""
     calls: list[dict[str, Any]] = []
 
@@ -72,7 +75,7 @@ def test_long_names_fit_into_wandb(started, tmp_path):
     assert options["tags"] == ["zppo", "s" * 64]
 
 
-def test_an_account_that_is_missing_is_one_line(monkeypatch, tmp_path):
+def test_an_account_that_is_missing_is_one_line(wandb, monkeypatch, tmp_path):
     def refuse(**_: Any) -> None:
         raise wandb.errors.UsageError("No API key configured\nUse wandb login.")
 
@@ -108,7 +111,7 @@ def test_a_report_that_cannot_be_logged(started, tmp_path, make, mode, message):
     assert started == []
 
 
-def test_offline_needs_no_account(monkeypatch, report):
+def test_offline_needs_no_account(wandb, monkeypatch, report):
     """The real library: a run and a report, in files of its own beside the run's and the report's."""
     home = report.parent.parent / "home"
     monkeypatch.setenv("WANDB_MODE", "offline")

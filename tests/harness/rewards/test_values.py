@@ -25,12 +25,16 @@ def test_there_are_case_files() -> None:
     assert [path.name.partition("_")[0] for path in CASES] == ["01", "01b", "03", "04", "05", "06"]
 
 
-@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
-def test_the_verdicts_of_the_case_files(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["grade", str(path)]) == 0
+def test_the_verdicts_of_the_case_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All in one file: a worker takes a second to start."""
+    lines = [line for path in CASES for line in path.read_text(encoding="utf-8").splitlines()]
+    want = [json.loads(line) | {"id": f"{number}"} for number, line in enumerate(lines)]
+    file = tmp_path / "all.jsonl"
+    file.write_text("\n".join(map(json.dumps, want)))
+    assert main(["grade", str(file)]) == 0
     got = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    want = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    assert [(line["id"], line["verdict"]) for line in got] == [(line["id"], line["want"]) for line in want]
+    assert len(got) == len(lines)
+    assert [w | {"verdict": g["verdict"]} for g, w in zip(got, want, strict=True) if g["verdict"] != w["want"]] == []
 
 
 @pytest.mark.parametrize("names", ["tr", "rt", "da", "ad", "adb", "trx"])
@@ -42,7 +46,7 @@ letters = st.sampled_from("abcdfghjklmnopqrstuvwxyz")  # e and i are constants
 numbers = st.integers(2, 99)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(numbers, st.lists(letters, min_size=1, max_size=3, unique=True), st.sampled_from(["", " ", r"\,"]))
 def test_no_letter_of_a_gold_answer_is_a_unit(number: int, names: list[str], space: str) -> None:
     assume(not {"".join(names), "".join(reversed(names))} & {"or", "and", "mod", "gcd", "det"})  # words
@@ -89,7 +93,7 @@ constants = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(forms, constants, st.integers(1, 3))
 def test_exact_constants_are_told_apart(form: str, constant: tuple[str, object], more: int) -> None:
     text, value = constant

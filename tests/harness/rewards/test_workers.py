@@ -87,7 +87,7 @@ def test_order_is_kept_over_batches_and_kinds(grader: Grader) -> None:
     word = Question(id="w", text="", answer="Paris", answer_type="text", images=(object(),))
     items: list[tuple[str, Question]] = [("no box", HALF), (boxed(entry["answer"]), gym), (boxed("paris"), word)]
     expected = ["unparsable", "correct", "correct"]
-    for i in range(1, 201):
+    for i in range(1, 91):
         items.append((boxed(f"\\frac{{{i}}}{{2}}"), Question(id=str(i), text="", answer=f"{i // 3 * 3 / 2}")))
         expected.append("correct" if i % 3 == 0 else "wrong")
     assert [grade.verdict for grade in grader.grade(items)] == expected

@@ -42,9 +42,12 @@ def test_there_are_enough_of_them_and_no_two_are_the_same() -> None:
     }  # fmt: skip
 
 
-def test_every_verdict_is_the_expected_one(grader: Grader) -> None:
-    assert unexpected(grader, CHEAP) == []
-    assert grader.num_replaced == 0
+@pytest.mark.parametrize("cases", [CHEAP[::3], pytest.param(CHEAP, marks=pytest.mark.slow)], ids=["some", "all"])
+def test_every_verdict_is_the_expected_one(cases: list[Case], grader: Grader) -> None:
+    replaced = grader.num_replaced
+    assert unexpected(grader, cases) == []
+    assert grader.num_replaced == replaced
+    assert {case.kind for case in cases} == {case.kind for case in CHEAP}
 
 
 @pytest.mark.parametrize(

@@ -52,16 +52,16 @@ for preset, case in CASES.items():
     FIRST.setdefault(case.method_class, preset)
 RESUME = "resume_equals_the_unbroken_run"
 """Three runs, so it is seen in the fast suite once a class."""
-ALIKE = {"grpo_teacher_response", "grpo_equal_tokens", "grpo_both", "hint", "on_policy_kd", "prefix", "sft"}
-"""Classes that carry over no more than `grpo`, `zppo` and `off_policy_kd` do; `make test-slow` resumes them."""
-UPDATES = {"moves_the_student", "gradient_does_not_depend_on_micro_batches", RESUME}
-"""Checks that update: the fast suite makes them once a class, of which presets are options."""
+CARRY_OVER = {"off_policy_kd", "zppo"}
+"""They carry over all that a class may: rollouts, a buffer, a teacher. The slow suite resumes the others."""
+ONCE = {"moves_the_student", "same_seed_same_groups", "gradient_does_not_depend_on_micro_batches", RESUME}
+"""Checks that update or sample anew: the fast suite makes them once a class, of which presets are options."""
 
 
 def checked() -> list[object]:
     every = [(preset, check) for preset in PRESETS for check in CHECKS if check != MEMORY]
-    others = {(preset, check) for preset in PRESETS.keys() - set(FIRST.values()) for check in UPDATES}
-    others |= {(preset, RESUME) for preset in ALIKE}
+    others = {(preset, check) for preset in PRESETS.keys() - set(FIRST.values()) for check in ONCE}
+    others |= {(preset, RESUME) for preset in PRESETS.keys() - CARRY_OVER}
     return [pytest.param(*pair, marks=[pytest.mark.slow] if pair in others else []) for pair in every]
 
 
@@ -342,12 +342,13 @@ def test_a_broken_method_fails_the_line_meant_for_it(broken, tmp_path):
         CHECKS[meant](Case(broken, {}), tmp_path)
 
 
-ONE_A_LINE = {meant: cls for cls, (meant, _) in BROKEN.items()}.values()
+A_FEW = {CallsEveryPromptPlain, TrainsGivenPrefixes}
+"""Built-in methods show in the fast suite that no line fails what it should not."""
 
 
 @pytest.mark.parametrize(
     "broken",
-    [pytest.param(cls, marks=[] if cls in ONE_A_LINE else [pytest.mark.slow]) for cls in BROKEN],
+    [pytest.param(cls, marks=[] if cls in A_FEW else [pytest.mark.slow]) for cls in BROKEN],
     ids=lambda cls: cls.__name__,
 )
 @pytest.mark.filterwarnings("ignore:SaysNothingUntilTold declares:UserWarning")

@@ -171,7 +171,7 @@ def test_the_same_seed_gives_the_same_weights():
     runs = []
     for ambient, seed in ((10, 0), (11, 0), (10, 1)):
         torch.manual_seed(ambient)  # the caller's generator has no say
-        runs.append(train("xs", steps=3, seed=seed)[0].state_dict())
+        runs.append(train("xs", steps=1, seed=seed)[0].state_dict())
     assert all(torch.equal(runs[0][key], runs[1][key]) for key in runs[0])
     assert not all(torch.equal(runs[0][key], runs[2][key]) for key in runs[0])
 
@@ -241,7 +241,7 @@ def test_shipped_weights_have_the_accuracy_of_the_card(size, task, level):
     member = Member.load(tiny_path(size))
     for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
         recorded = RECORD["models"][size][name][task][str(level)]
-        assert within(plain_accuracy(member, task, level, 100, temperature=temperature, seed=1), recorded, 100)
+        assert within(plain_accuracy(member, task, level, 40, temperature=temperature, seed=1), recorded, 40)
 
 
 @pytest.mark.parametrize(
