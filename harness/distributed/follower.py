@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -18,6 +17,7 @@ from harness.distributed.engine import serve
 from harness.distributed.world import World
 from harness.errors import UserError
 from harness.models.chat import Chat
+from harness.models.devices import DeviceThread
 from harness.models.loading import load_tokenizer
 from harness.rollout.base import RolloutEngine
 from methods.base import Method
@@ -38,13 +38,18 @@ def _follow(
     models = RankModels(config, deployment, chat, world, logs=logs, stack=stack)
     if method is not None:
         models.updater(method, models.open_teacher(method))
-    for lane, engine in models.engines.items():
-        threading.Thread(target=_sample, args=(world, lane, engine), name=lane, daemon=True).start()
+    start_sampling(world, models.engines)
     while True:
         follower.doing = "between commands"
         name, arguments = follower.lanes["work"].recv()
         follower.doing = f"during {name}"
         follower.lanes["work"].send(world.commands[name](**arguments))
+
+
+def start_sampling(world: World, engines: Mapping[str, RolloutEngine]) -> None:
+    """One thread a lane, on this rank's GPU."""
+    for lane, engine in engines.items():
+        DeviceThread(_sample, lane, (world, lane, engine)).start()
 
 
 def _sample(world: World, lane: str, engine: RolloutEngine) -> None:

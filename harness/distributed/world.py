@@ -23,8 +23,8 @@ from harness.config.schema import RunConfig
 from harness.distributed.links import GOES_ON, LEAVE, Follower, Leader, RankLost
 from harness.distributed.rank import VARIABLES, Place
 from harness.errors import UserError, first_line
+from harness.models.devices import use_device
 from harness.process.preemption import handling, received, uninterrupted
-from harness.training.models import device_of
 
 Command = Callable[..., Any]
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -158,12 +158,13 @@ def opened(config: RunConfig, deployment: Deployment, place: Place) -> Iterator[
 
 def _own_device(config: RunConfig, deployment: Deployment, place: Place) -> torch.device:
     """Raises UserError where this node has too few GPUs."""
-    if not device_of(config.device).startswith("cuda"):
+    if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     for problem in gpu_problems(config, deployment, torch.cuda.device_count(), where=f"node {place.node}"):
         raise UserError(problem)
-    torch.cuda.set_device(place.local_rank)
-    return torch.device("cuda", place.local_rank)
+    device = torch.device("cuda", place.local_rank)
+    use_device(device)
+    return device
 
 
 def _start_process_group(place: Place, device: torch.device, timeout: float) -> None:

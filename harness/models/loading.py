@@ -28,6 +28,7 @@ from transformers.utils import cached_file
 
 from harness.config.schema import ModelConfig
 from harness.errors import UserError, first_line
+from harness.models.devices import device_of
 from harness.process.modes import follow_umask
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -110,7 +111,7 @@ def load_model(config: ModelConfig, device: str | torch.device, *, dtype: str | 
             path,
             dtype=getattr(torch, dtype or config.dtype),
             attn_implementation=config.attn_implementation,
-            device_map={"": torch.device(device)},
+            device_map={"": torch.device(device_of(device))},  # threads copy the weights
             use_safetensors=True,
             **options,
         )

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from harness.config.schema import RolloutConfig
 from harness.errors import UserError
 from harness.models.chat import Chat
+from harness.models.devices import device_pool
 from harness.process.preemption import fault_point
 from harness.process.step_clock import Activity, StepClock
 from harness.rewards.boxed import ends_with_box, last_boxed
@@ -101,8 +102,8 @@ class LiveActors:
         seed: int,
     ) -> None:
         self._engines = {"student": student, "teacher": teacher}
-        self._pools = {name: ThreadPoolExecutor(1, thread_name_prefix=name) for name in self._engines}
-        self._grading = {name: ThreadPoolExecutor(1, thread_name_prefix=f"{name}-grades") for name in self._engines}
+        self._pools = {name: device_pool(1, name) for name in self._engines}
+        self._grading = {name: device_pool(1, f"{name}-grades") for name in self._engines}
         self._chat = chat
         self._grader = grader
         self._config = config

@@ -25,6 +25,7 @@ from harness.config.schema import ModelConfig
 from harness.errors import RunInterrupted, UserError
 from harness.models.batching import ModelInputs, SharedPrompts, pad_for_teacher
 from harness.models.cpu import keep_freed_memory
+from harness.models.devices import use_device
 from harness.models.forward import LanguageModel
 from harness.models.vision import MediaInputs
 from harness.teacher.base import HiddenScores, MicroBatch, hidden_of
@@ -217,6 +218,7 @@ def _serve(connection: Connection, setup: _Setup) -> None:
     """Load the model, hand over the head, then score until the trainer closes its end or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer to handle
     torch.set_num_threads(setup.num_threads)
+    use_device(setup.device)  # bare kernels go to the current one
     if setup.device == "cpu":
         keep_freed_memory()
     try:

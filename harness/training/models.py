@@ -17,6 +17,7 @@ from harness.config.engines import ENGINES
 from harness.config.schema import ModelConfig, RunConfig
 from harness.errors import UserError
 from harness.models.chat import Chat
+from harness.models.devices import device_of, use_device
 from harness.models.forward import LanguageModel
 from harness.models.identity import model_identity
 from harness.models.loading import check_weights, load_model, num_parameters, resolve_path
@@ -70,6 +71,7 @@ class LocalModels:
     def __init__(self, config: RunConfig, deployment: Deployment, chat: Chat, *, logs: Path, stack: ExitStack) -> None:
         self._config, self._chat, self._logs, self._stack = config, chat, logs, stack
         self._deployment = deployment
+        use_device(device_of(deployment.student.device or "cpu"))  # bare kernels go to the current one
         self.student = load_student(config, deployment, chat)
         log = server_log(logs, "student")
         self.engine = student_engine(config, deployment, chat, self.student, log=log, stack=stack)
@@ -214,12 +216,6 @@ def _engine(name: str, parts: EngineParts, stack: ExitStack) -> RolloutEngine:
             raise UserError(f"rollout.engine={name} gave a {type(engine).__name__} without {part}: see RolloutEngine")
     stack.callback(engine.close)
     return engine
-
-
-def device_of(name: str) -> str:
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _open(

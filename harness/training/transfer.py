@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Sequence
 
 from harness.errors import UserError
+from harness.models.devices import DeviceThread
 from harness.models.forward import LanguageModel
 from harness.rollout.base import RolloutEngine, Sampling
 from harness.types import Question, RolloutGroup, TrainingSample
@@ -65,7 +65,7 @@ class Transfer:
             except BaseException as error:
                 raised.append(error)
 
-        thread = threading.Thread(target=fill, name="transfer", daemon=True)
+        thread = DeviceThread(fill, "transfer")
         thread.start()
         thread.join(self._timeout)
         if thread.is_alive():
