@@ -1,28 +1,29 @@
-"""The only place where a chat template is applied: prompts to ids and media, ids to text, and how replies end."""
+"""Prompts to ids and media, ids to text, how replies end and what they may not have."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from harness.config.schema import ModelConfig
 from harness.data.images import MediaError
-from harness.errors import UserError, first_line
-from harness.models.loading import source_file
+from harness.errors import UserError
+from harness.models.template import Template, end_ids, media_ids
 from harness.models.vision import PackedMedia, Vision
 from harness.types import Message, Prompt
 from methods.base import CLOSING
 
-_REPLY = "reply"
 MARKER = re.compile("<(image|video)>")
 """Where a question shows its media; data sets of the field write it so."""
+MEDIA = re.compile("image|img|video|vision|audio|media", re.IGNORECASE)
+"""In the names of special tokens that stand for media or around them."""
+TAGS = frozenset(re.findall("</?[a-z]+>", CLOSING))
+"""What our own instruction asks a reply to write, whether a tokenizer has it as a special token or not."""
 IMAGE, VIDEO, START, END = "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"
 
 
@@ -37,34 +38,40 @@ class PackedPrompt:
 class Chat:
     """A tokenizer with its chat template.
 
-    - `stop_ids`: any of these ends a completion: the end ids of the generation config, the tokenizer's end id, and the
-      token that the template puts after an assistant's turn.
+    - `stop_ids`: any of these ends a completion. They are the end ids of generation config, config and tokenizer, and
+      the token that the template puts after an assistant's turn.
     - `end_id`: the last of these, for supervised targets.
-    - `banned_ids`: special ids that are no stop ids (padding, turn starts, image placeholders) and ids without a piece.
-      No reply may have them, so sampler, trainer and teacher all give them probability 0.
+    - `banned_ids`: what no reply may have, so that sampler, trainer and teacher all give it probability 0. These are
+      ids without a piece, padding, the start of a text, what opens a turn, and placeholders of media and their marks.
+      Stop ids are not among them, and other special tokens, such as the mark of a channel, a model may write.
     - `num_tokens`: ids from here on only pad a model's vocabulary.
 
-    Raises UserError where nothing says which token ends a reply.
+    Raises UserError for a template that is of no use (`Template`), and where nothing says which token ends a reply.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:
         self.tokenizer = tokenizer
         self._config = config
-        self._enable_thinking = config.enable_thinking
+        self._template = Template(tokenizer, config)
         used = set(tokenizer.get_vocab().values())
         self.num_tokens = max(used) + 1
         special = set(tokenizer.all_special_ids)
         special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        pieces = sorted({t for i in special if len(t := self._decode([i], skip_special_tokens=False)) > 1}, key=len)
+        text = {i: self._decode([i]) for i in special}
+        tags = {i for i in special if text[i] in TAGS}
+        pieces = sorted({text[i] for i in special - tags if len(text[i]) > 1}, key=len)
         self._control = re.compile("|".join(map(re.escape, reversed(pieces)))) if pieces else None
-        terminator = self._terminator(special)
+        terminator = self._template.terminator(special - tags)
         if terminator is None:
             raise UserError(f"{config.path}: neither the chat template nor the tokenizer says which token ends a reply")
         self.end_id: int = terminator
-        ends = {tokenizer.eos_token_id, *_generation_ends(config)} - {None}
-        self.stop_ids: frozenset[int] = frozenset({self.end_id, *ends})
-        unused = set(range(self.num_tokens)) - used
-        self.banned_ids: list[int] = sorted((special | unused) - self.stop_ids)
+        self.stop_ids: frozenset[int] = frozenset({self.end_id, tokenizer.eos_token_id, *end_ids(config)} - {None})
+        self._unread = special - tags
+        banned = {tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id} & special
+        banned |= self._template.openers(special - tags, set(self.stop_ids))
+        banned |= {i for i in special - tags if MEDIA.search(text[i])} | media_ids(config)
+        banned |= set(range(self.num_tokens)) - used
+        self.banned_ids: list[int] = sorted(banned - self.stop_ids)
 
     @cached_property
     def vision(self) -> Vision:
@@ -80,17 +87,19 @@ class Chat:
         """The prompt up to where the reply starts, without `prefix_ids`; nothing is ever cut off.
 
         Contents are data: a special token's text in them (`<|im_end|>` in a question or in a candidate) is broken by a
-        space, so that it cannot end a turn. Media stand where `<image>` and `<video>` do, or, where there is no such
-        mark, before the text of the last turn. A clip becomes a time and its placeholders for each pair of frames.
+        space, so that it cannot end a turn. Tags that our own instruction names are no such tokens. Media stand where
+        `<image>` and `<video>` do, or, where there is no such mark, before the text of the last turn. A clip becomes a
+        time and its placeholders for each pair of frames.
 
         Raises MediaError for media that cannot be used or do not match the marks, UserError for a model without eyes.
         """
         question = prompt.question
         if not question.images and question.video is None:
-            return PackedPrompt(self._ids(prompt.messages))
+            return PackedPrompt(self._ids(self._text(prompt.messages)))
         messages = _with_marks(prompt)
         media = self.vision.pack(question)
-        ids = self._ids([{**message, "content": self._parts(message["content"])} for message in messages])
+        text = self._text([{**message, "content": self._parts(message["content"])} for message in messages])
+        ids = self._ids(text)
         return PackedPrompt(list(self._expand(ids, media)), media)
 
     def num_tokens_of(self, prompt: Prompt) -> int:
@@ -102,28 +111,32 @@ class Chat:
         return self.tokenizer(self.as_data(text), add_special_tokens=False)["input_ids"]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of a reply: special tokens are dropped, tags such as <think> are ordinary tokens and stay."""
-        return self._decode(ids, skip_special_tokens=True)
+        """Text of a reply: special tokens are dropped, tags such as <think> stay, special or not."""
+        return self._decode([i for i in ids if i not in self._unread])
 
     def decode_prompt(self, ids: Sequence[int]) -> str:
         """Text of a prompt as the model sees it, special tokens included; for the run's records."""
-        return self._decode(ids, skip_special_tokens=False)
+        return self._decode(ids)
 
     def as_data(self, content: str) -> str:
         """A content in which what reads as a special token is broken by a space."""
         return content if self._control is None else self._control.sub(lambda m: f"{m[0][0]} {m[0][1:]}", content)
 
-    def _decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
-        text = self.tokenizer.decode(
-            list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
-        )
+    def _decode(self, ids: Sequence[int]) -> str:
+        text = self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
         return text
 
-    def _ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+    def _text(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The conversation up to where the reply starts; a content is a text of data, or parts."""
         contents = [m["content"] if isinstance(m["content"], list) else self.as_data(m["content"]) for m in messages]
         turns = [{**message, "content": content} for message, content in zip(messages, contents, strict=True)]
-        return self._render(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
+        text = self._template.render(turns)
+        self._template.check(text, turns)
+        return text
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _parts(self, content: str) -> list[dict[str, str]]:
         """A content with marks as the parts that chat templates take: texts, and marks between them."""
@@ -158,29 +171,6 @@ class Chat:
     def _token_id(self, token: str) -> int:
         return self.tokenizer.get_vocab()[token]
 
-    def _render(self, messages: Sequence[dict[str, Any]], **options: Any) -> Any:
-        return _render(self.tokenizer, self._config, messages, enable_thinking=self._enable_thinking, **options)
-
-    def _terminator(self, special: set[int]) -> int | None:
-        """The first special token after the content of an assistant's turn, else the tokenizer's end token."""
-        turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _REPLY}]
-        text: str = self._render(turns, add_generation_prompt=False, tokenize=False)
-        behind = self.tokenizer(text.rpartition(_REPLY)[2], add_special_tokens=False)["input_ids"]
-        return next((i for i in behind if i in special), self.tokenizer.eos_token_id)
-
-
-def _render(
-    tokenizer: PreTrainedTokenizerBase, config: ModelConfig, messages: Sequence[dict[str, Any]], **options: Any
-) -> Any:
-    """Raises UserError for a template that cannot be rendered, since it comes with the model."""
-    try:
-        return tokenizer.apply_chat_template(list(messages), **options)
-    except Exception as error:  # a template is a program, and raises what it pleases
-        raise UserError(
-            f"the chat template of {config.path} cannot be rendered ({first_line(error)}): "
-            "repair it, or give another (student.chat_template=FILE, teacher.chat_template=FILE)"
-        ) from error
-
 
 def thinking_conflict(tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> str | None:
     """How a chat template is in the way of the closing instruction, which asks to reason inside `<think>`; None if not.
@@ -190,10 +180,8 @@ def thinking_conflict(tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -
     if config.enable_thinking or "<think>" not in CLOSING:
         return None
     turn = [{"role": "user", "content": "question"}]
-    forms = [
-        _render(tokenizer, config, turn, tokenize=False, add_generation_prompt=True, enable_thinking=thinking)
-        for thinking in (True, False)
-    ]
+    template = Template(tokenizer, config)
+    forms = [template.render(turn, enable_thinking=thinking) for thinking in (True, False)]
     if forms[0] == forms[1]:
         return None
     return "student.enable_thinking=false keeps replies from thinking, while every prompt asks to reason inside <think>"
@@ -221,15 +209,3 @@ def _with_marks(prompt: Prompt) -> list[Message]:
 
 def _number(wanted: dict[str, int], name: str) -> str:
     return f"{wanted[name]} {name}{'' if wanted[name] == 1 else 's'}"
-
-
-def _generation_ends(config: ModelConfig) -> set[int]:
-    """End ids of the model's generation_config.json; empty where it has none."""
-    file = source_file(config, "generation_config.json")
-    if file is None:
-        return set()
-    try:
-        ends = json.loads(Path(file).read_text(encoding="utf-8")).get("eos_token_id")
-        return {ends} if isinstance(ends, int) else set(ends or ())
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise UserError(f"{file} is damaged ({first_line(error)}): take another copy of the model") from error

@@ -6,7 +6,9 @@ A GPU user needs none of it. docs/performance.md says what each part gains. Shap
 from __future__ import annotations
 
 import ctypes
+import functools
 import sys
+import time
 from typing import Any
 
 import torch
@@ -46,6 +48,26 @@ def multiply_fast(model: nn.Module) -> None:
     for layer in model.modules():
         if type(layer) is nn.Linear and layer.weight.numel() >= MANY_WEIGHTS:
             layer.__class__ = FastLinear
+
+
+@functools.cache
+def slowdown(dtype: torch.dtype, size: int = 192) -> float:
+    """Time of a product of matrices in a type over that in fp32, on this CPU.
+
+    Example: some 40 in bf16 where the processor has no arithmetic for it.
+    """
+
+    def seconds(dtype: torch.dtype) -> float:
+        x = torch.ones(size, size, dtype=dtype)
+        torch.mm(x, x)  # the first one sets up
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            torch.mm(x, x)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    return seconds(dtype) / seconds(torch.float32)
 
 
 ROOM = 64

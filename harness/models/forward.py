@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
+from harness.errors import UserError
 from harness.models.cpu import multiply_fast, product
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 CAST_ELEMENTS = 1 << 24
 """Weights of a 16-bit head that are cast to fp32 at once: 64 MiB."""
+UNBOUNDED = 1 << 30
+"""The context window of a model without one: more tokens than there are."""
 BANNED_LOGIT = -1e9
 """Logit of ids that are never sampled: probability 0 in fp32, and finite, so that differences are never NaN."""
 
@@ -63,7 +66,17 @@ class LanguageModel:
 
     @classmethod
     def for_chat(cls, model: PreTrainedModel, chat: Chat, *, compute_dtype: torch.dtype | None = None) -> LanguageModel:
-        """The model with the banned ids and the vocabulary of `chat`'s tokenizer."""
+        """The model with the banned ids and the vocabulary of `chat`'s tokenizer.
+
+        Raises UserError where the tokenizer has ids that the model has no row for.
+        """
+        rows: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[index,assignment]
+        if chat.num_tokens > rows:
+            raise UserError(
+                f"{model.config.name_or_path or 'a model'} has embeddings of {rows} tokens and the tokenizer ids up to "
+                f"{chat.num_tokens - 1}: take the tokenizer that belongs to the model, or enlarge the model "
+                "(resize_token_embeddings of transformers) and save it"
+            )
         return cls(model, chat.banned_ids, num_tokens=chat.num_tokens, compute_dtype=compute_dtype)
 
     @property
@@ -77,8 +90,9 @@ class LanguageModel:
 
     @property
     def context_window(self) -> int:
-        """Tokens of prompt and completion together."""
-        return self.config.max_position_embeddings
+        """Tokens of prompt and completion together. A model whose configuration states none has no bound."""
+        window = getattr(self.config, "max_position_embeddings", None)
+        return window if isinstance(window, int) and window > 0 else UNBOUNDED
 
     def hidden(
         self,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,24 @@ from transformers.utils import cached_file
 
 from harness.config.schema import ModelConfig
 from harness.errors import UserError, first_line
+from harness.models.cpu import slowdown
 from harness.models.devices import device_of
 from harness.process.modes import follow_umask
+
+logger = logging.getLogger(__name__)
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 PICKLE_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+
+
+SLOW = 4.0
+SLOW_DTYPE = (
+    "%s computes in %s, which takes %.0f times as long as float32 on this CPU: set student.dtype=float32 "
+    "(teacher.dtype=float32)"
+)
+TEMPLATE_FILES = ("chat_template.json", "processor_config.json")
 
 
 def resolve_path(config: ModelConfig) -> str:
@@ -69,12 +81,23 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         if not file.is_file():
             raise UserError(f"no chat template file {config.chat_template}")
         tokenizer.chat_template = file.read_text(encoding="utf-8")
+    elif not tokenizer.chat_template:
+        tokenizer.chat_template = _template_of_processor(config)
     if not tokenizer.chat_template:
         raise UserError(
             f"{config.path} has no chat template: use its instruct model, or give a Jinja file with "
             "student.chat_template=FILE (teacher.chat_template=FILE)"
         )
     return tokenizer
+
+
+def _template_of_processor(config: ModelConfig) -> Any:
+    """The chat template in a file of the processor, where older versions of transformers wrote it; None without one."""
+    for name in TEMPLATE_FILES:
+        with _readable(config, config.path, name):
+            if template := _entry(source_file(config, name), "chat_template"):
+                return template
+    return None
 
 
 def load_processor(config: ModelConfig) -> Any:
@@ -100,22 +123,89 @@ def load_model(config: ModelConfig, device: str | torch.device, *, dtype: str | 
 
     Vision-language checkpoints load in full, text-only ones as causal language models. No code from a checkpoint runs
     unless `config.trust_remote_code`, and weights are read from safetensors alone.
-    Raises UserError where the folder has no config or no such weights, or the hub cannot be reached.
+    Raises UserError where the folder has no config or no such weights, where weights are missing, left over, of another
+    shape or no numbers, or the hub cannot be reached.
     """
     path = resolve_path(config)
-    options: dict[str, Any] = _source(config)
     check_weights(config)
     auto = auto_model(config)
-    with _readable(config, path, "model"):
-        model = auto.from_pretrained(
-            path,
-            dtype=getattr(torch, dtype or config.dtype),
-            attn_implementation=config.attn_implementation,
-            device_map={"": torch.device(device_of(device))},  # threads copy the weights
-            use_safetensors=True,
-            **options,
-        )
+
+    def load(attention: str) -> tuple[PreTrainedModel, dict[str, Any]]:
+        with _readable(config, path, "model"):
+            return auto.from_pretrained(
+                path,
+                dtype=getattr(torch, dtype or config.dtype),
+                attn_implementation=attention,
+                device_map={"": torch.device(device_of(device))},  # threads copy the weights
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused here, with their names
+                **_source(config),
+            )
+
+    attention = config.attn_implementation
+    if attention == "sdpa" and not _has_sdpa(auto, config):
+        logger.warning("%s: its architecture has no sdpa attention, so eager attention is used", config.path)
+        attention = "eager"
+    with _quiet():
+        model, found = load(attention)
+    _refuse_incomplete(config, model, found)
+    if model.device.type == "cpu" and (times := slowdown(getattr(torch, config.dtype))) > SLOW:
+        logger.warning(SLOW_DTYPE, config.path, config.dtype, times)
     return model.eval()
+
+
+def _has_sdpa(auto: Any, config: ModelConfig) -> bool:
+    """Whether an architecture knows the attention that is the default; True for code of the model's own."""
+    described = read_config(config)
+    known = auto._model_mapping
+    return type(described) not in known or bool(known[type(described)]._supports_sdpa)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The library's table of keys would come before the one line that refuses them."""
+    report = logging.getLogger("transformers.modeling_utils")
+    level = report.level
+    report.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        report.setLevel(level)
+
+
+def _refuse_incomplete(config: ModelConfig, model: PreTrainedModel, found: Mapping[str, Any]) -> None:
+    """Raises UserError unless the weights are those of the model, all of them, and numbers.
+
+    A weight that is missing or has another shape would start at random, and one that is left over belongs to another
+    architecture than config.json describes.
+    """
+    shapes = {name: f"{tuple(theirs)} and not {tuple(ours)}" for name, theirs, ours in found["mismatched_keys"]}
+    wrong: tuple[tuple[str, Collection[str]], ...] = (
+        ("lacks", found["missing_keys"]),
+        ("has another shape than its config.json says for", [f"{name} ({shapes[name]})" for name in sorted(shapes)]),
+        ("has weights that its architecture does not know, among them", found["unexpected_keys"]),
+        ("cannot be read", found["error_msgs"]),
+        ("has weights that are no numbers (NaN or infinite) in", _not_finite(model)),
+    )
+    for problem, names in wrong:
+        if names:
+            first, more = sorted(map(str, names))[0], len(names) - 1
+            others = f" and {more} more" if more else ""
+            raise UserError(
+                f"{config.path} {problem} {first}{others}: its weights and its config.json do not belong together, or "
+                "a file is damaged; save the model anew, or take another copy"
+            )
+
+
+def _not_finite(model: PreTrainedModel) -> list[str]:
+    """Names of weights with a value that is no number. Least and largest have it, and take no memory."""
+    floats = (
+        (name, weight.detach())
+        for name, weight in model.named_parameters()
+        if weight.is_floating_point() and weight.element_size() > 1 and weight.numel() and not weight.is_meta
+    )
+    return [name for name, weight in floats if not torch.stack(weight.aminmax()).isfinite().all()]
 
 
 def check_weights(config: ModelConfig) -> None:
@@ -266,7 +356,9 @@ def _readable(config: ModelConfig, path: str, what: str) -> Iterator[None]:
             f"cannot load the {what} of {path}: there is no such folder, and the hub does not give it "
             f"(offline, misspelt or private?): {first_line(error)}"
         ) from error
-    except (ImportError, RuntimeError):  # a missing package, too little memory: no matter of a file
+    except ImportError as error:
+        raise UserError(f"the {what} of {path} needs a package that is not there: {first_line(error)}") from error
+    except RuntimeError:  # too little memory: no matter of a file
         raise
     except Exception as error:  # libraries read JSON without looking: a file that is no such thing may raise anything
         raise UserError(f"cannot load the {what} of {path}: {type(error).__name__}: {first_line(error)}") from error

@@ -98,11 +98,15 @@ class ModelShape:
             interval = text.get("full_attention_interval", 4)
             is_hybrid = kind.startswith("qwen3_5")
             default_types = [LINEAR if is_hybrid and (i + 1) % interval else FULL for i in range(num_layers)]
+            layer_types = tuple(text.get("layer_types") or default_types)
+            intermediate = text.get("intermediate_size") or 4 * hidden
+            if (LINEAR in layer_types and not is_hybrid) or not isinstance(intermediate, int):
+                raise UserError(f"{source or 'a config.json'} has layers of a {kind}: its shape is not known")
             return cls(
                 vocab=text["vocab_size"],
                 hidden=hidden,
-                intermediate=text.get("intermediate_size") or 4 * hidden,
-                layer_types=tuple(text.get("layer_types") or default_types),
+                intermediate=intermediate,
+                layer_types=layer_types,
                 heads=heads,
                 kv_heads=text.get("num_key_value_heads") or heads,
                 head_dim=text.get("head_dim") or hidden // heads,
