@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -19,7 +18,7 @@ from reports.plots.data import load_events, load_metrics, macro_averages
 from reports.plots.dynamics import draw_dynamics
 from reports.plots.gains import draw_macro_gain, draw_recipes, draw_teachers
 from reports.plots.style import Figure, house_style, looks, save
-from reports.runs.collect import Run
+from reports.runs.collect import Run, with_study
 
 
 def draw_figures(runs: Sequence[Run], long_scores: pd.DataFrame, folder: Path) -> list[Figure]:
@@ -55,7 +54,4 @@ def _named_apart(runs: Sequence[Run]) -> list[Run]:
     keys = {(run.info["label"], run.info["student"], run.info["seed"]) for run in runs}
     if len(keys) == len(runs):
         return list(runs)
-    return [
-        replace(run, info=run.info | {"label": f"{run.folder.resolve().parents[2].name}/{run.info['label']}"})
-        for run in runs
-    ]
+    return with_study(runs)

@@ -27,10 +27,11 @@ from reports.page.rollouts import collect_rollouts
 from reports.plots.style import Figure
 from reports.published import STUDY as PUBLISHED
 from reports.published import published_scores
-from reports.runs.collect import BASE, Run, find_runs, long_table
+from reports.runs.answers import read_answers
+from reports.runs.collect import BASE, Run, find_runs, long_table, with_study
 from reports.runs.damage import damage
-from reports.sections import bootstrap_markdown, comparison_section, page_tables, verdict_lines
-from reports.significance import read_rows, significance_table
+from reports.sections import bootstrap_markdown, comparison_section, page_tables
+from reports.significance import significance_table
 from reports.tables import Comparison, compare, to_csv, to_latex
 
 TINY_NOTE = "Tiny models prove that the plumbing works; their numbers say nothing about the paper's claims."
@@ -165,8 +166,10 @@ def _tests(runs: Sequence[Run], scores: pd.DataFrame, baseline: str | None) -> t
     chosen = baseline or next((label for label in (SUBJECT, BASE) if label in labels), None)
     if chosen is None or not runs or len(labels) < 2:
         return pd.DataFrame(), []
-    rows, damaged = read_rows(runs)
-    return significance_table(scores, rows, chosen), damaged
+    known = set(labels)
+    named = runs if all(run.info["label"] in known for run in runs if run.incomplete is None) else with_study(runs)
+    answers, damaged = read_answers(named)
+    return significance_table(scores, answers, chosen), damaged
 
 
 def _paper_beside(tables: Sequence[Comparison], paper: Sequence[Comparison]) -> dict[tuple[str, str], Comparison]:
@@ -180,10 +183,10 @@ def _table_sections(
 ) -> list[str]:
     sections = []
     for table, name in zip(tables, names(tables), strict=True):
-        sections.append(comparison_section(table, ", ".join(name), verdict_lines(tests, table)))
+        sections.append(comparison_section(table, ", ".join(name), tests))
         if (key := (table.student, table.family)) in paper:
             title = f"{', '.join(name)}: as published"
-            sections.append(comparison_section(paper[key], title, []))
+            sections.append(comparison_section(paper[key], title, pd.DataFrame()))
     return sections
 
 

@@ -8,20 +8,29 @@ import pandas as pd
 
 from reports.bootstrap import BEST
 from reports.cost import rows_of as cost_rows
+from reports.inference.contrast import BETTER, WORSE
 from reports.page.page import PageRow, PageTable
-from reports.significance import ALIKE, BETTER, NOT_COMPARED, WORSE
-from reports.tables import MALFORMED_MARK, MAX_MALFORMED, Comparison, markdown_table, rows_of, to_markdown
+from reports.tables import MACRO, MALFORMED_MARK, MAX_MALFORMED, Comparison, markdown_table, rows_of, to_markdown
 
+BOOTSTRAP_TITLE = "Leads of zppo: choice of benchmarks, these runs"
 BOOTSTRAP_NOTE = (
     "Percentage points over the benchmarks that both rows have. Intervals (95 %) resample benchmarks, 10,000 times: "
-    "they cover the choice of benchmarks, neither seeds nor questions."
+    "they cover the choice of benchmarks, neither seeds nor questions, and are no verdict about a method."
 )
+VERDICT_NOTE = (
+    "Leads in percentage points, 95 % intervals and verdicts over seeds and questions. Verdicts are corrected over all "
+    "labels and benchmarks of the table. Detectable: the lead that these runs find with probability 0.8."
+)
+VERDICT_HEADER = ["label", "lead", "interval", "verdict", "better on", "worse on", "detectable", "seeds", "note"]
 
 
-def comparison_section(table: Comparison, title: str, verdicts: Sequence[str]) -> str:
+def comparison_section(table: Comparison, title: str, tests: pd.DataFrame) -> str:
     """A table with its heading, what its numbers are, what is missing in it, and what the tests say."""
     parts = [f"## {title}", to_markdown(table), table_note(table)]
-    parts += ["\n".join(f"- {line}" for line in lines) for lines in (table.refused, verdicts) if lines]
+    parts += ["\n".join(f"- {line}" for line in table.refused)] if table.refused else []
+    if rows := verdict_rows(tests, table):
+        text = markdown_table(VERDICT_HEADER, rows)
+        parts += [f"### {title}, {_against(tests)}", text, VERDICT_NOTE]
     return "\n\n".join(parts)
 
 
@@ -58,34 +67,36 @@ def rates_note(table: Comparison) -> str:
     return f"Learning rates: {', '.join(f'{label} {rate}' for label, rate in table.rates.items())}."
 
 
-def verdict_lines(tests: pd.DataFrame, table: Comparison) -> list[str]:
-    """A line a label: on which benchmarks it is better or worse than the baseline, and on how many neither can be said.
-
-    From paired tests on the same questions, corrected over the benchmarks of the line (`reports.significance`).
-    """
+def verdict_rows(tests: pd.DataFrame, table: Comparison) -> list[list[str]]:
+    """A row a label: its lead over the baseline and the verdict on the macro average, or on the only benchmark."""
     if tests.empty:
         return []
     here = (tests["student"] == table.student) & (tests["suite"] == table.suite) & (tests["family"] == table.family)
-    lines = []
+    rows = []
     for label, results in tests[here].groupby("label", sort=False):
-        said = []
-        for verdict in (BETTER, WORSE):
-            found = results.loc[results["verdict"] == verdict, "benchmark"]
-            if len(found):
-                said.append(f"{verdict} on {', '.join(found)}")
-        for verdict in (ALIKE, NOT_COMPARED):
-            number = int((results["verdict"] == verdict).sum())
-            if number:
-                every = number == len(results)
-                said.append(f"{verdict} on {'any of ' if every and verdict == ALIKE else ''}{number}")
-        lines.append(f"{label} against {results['baseline'].iloc[0]}: {'; '.join(said)}.")
-    return lines
+        macro = results.iloc[-1]
+        single = results[results["benchmark"] != MACRO]
+        on = [", ".join(single.loc[single["verdict"] == word, "benchmark"]) or "-" for word in (BETTER, WORSE)]
+        notes = dict.fromkeys(note for text in results["note"] for note in text.split("; ") if note)
+        numbers = [
+            "-" if pd.isna(macro["delta"]) else f"{macro['delta']:+.2f}",
+            "-" if pd.isna(macro["lo"]) else f"{macro['lo']:+.2f} to {macro['hi']:+.2f}",
+        ]
+        found = "-" if pd.isna(macro["detectable"]) else f"{macro['detectable']:.1f}"
+        rows.append(
+            [str(label), *numbers, str(macro["verdict"]), *on, found, macro["seeds"] or "-", "; ".join(notes) or "-"]
+        )
+    return rows
+
+
+def _against(tests: pd.DataFrame) -> str:
+    return f"against {tests['baseline'].iloc[0]}"
 
 
 def bootstrap_markdown(bootstrap: pd.DataFrame) -> str:
     """The cluster bootstrap of all blocks."""
     header, rows = _bootstrap_rows(bootstrap)
-    return f"## Leads of zppo\n\n{BOOTSTRAP_NOTE}\n\n" + markdown_table(header, rows, num_left=3)
+    return f"## {BOOTSTRAP_TITLE}\n\n{BOOTSTRAP_NOTE}\n\n" + markdown_table(header, rows, num_left=3)
 
 
 def _bootstrap_rows(bootstrap: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
@@ -119,14 +130,17 @@ def page_tables(
             )
             for row in rows
         ]
-        said = [*(f"{line}." for line in table.refused), *verdict_lines(tests, table)]
-        note = " ".join([table_note(table), *said])
+        note = " ".join([table_note(table), *(f"{line}." for line in table.refused)])
         pages.append(PageTable(", ".join(name), header, page_rows, table.student, table.family, note))
+        if found := verdict_rows(tests, table):
+            title = f"{', '.join(name)}, {_against(tests)}"
+            page_rows = [PageRow(cells=row, label=row[0]) for row in found]
+            pages.append(PageTable(title, VERDICT_HEADER, page_rows, table.student, table.family, VERDICT_NOTE))
     if not bootstrap.empty:
         header, cells = _bootstrap_rows(bootstrap)
-        found = zip(cells, bootstrap["student"], bootstrap["family"], strict=True)
-        page_rows = [PageRow(cells=row, student=str(student), family=str(family)) for row, student, family in found]
-        pages.append(PageTable("Leads of zppo", header, page_rows, note=BOOTSTRAP_NOTE))
+        named = zip(cells, bootstrap["student"], bootstrap["family"], strict=True)
+        page_rows = [PageRow(cells=row, student=str(student), family=str(family)) for row, student, family in named]
+        pages.append(PageTable(BOOTSTRAP_TITLE, header, page_rows, note=BOOTSTRAP_NOTE))
     if costs and not costs[0][1].empty:
         header, cells = cost_rows(costs[0][1])
         page_rows = [PageRow(cells=row, student=row[0], label=row[1]) for row in cells]

@@ -23,7 +23,7 @@ MODULE = re.compile(rf"(?:{'|'.join(PACKAGES)})\.[\w.]*(?::\w+)?")
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("harness", "harness.types", "harness.errors", "reports.runs"),
-    ("methods", "harness.process", "reports.page", "reports.plots"),
+    ("methods", "harness.process", "reports.inference", "reports.page", "reports.plots"),
     ("harness.config", "reports"),
     ("harness.data", "harness.serving"),
     ("harness.models", "harness.rewards"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -97,6 +97,14 @@ def by_number(label: str) -> list[tuple[float, str]]:
 def rank(method: str) -> tuple[int, str]:
     """The place of a method in tables."""
     return (ORDER.index(method) if method in ORDER else len(ORDER), method)
+
+
+def with_study(runs: Sequence[Run]) -> list[Run]:
+    """The runs with their study's name in front of their labels."""
+    return [
+        replace(run, info=run.info | {"label": f"{run.folder.resolve().parents[2].name}/{run.info['label']}"})
+        for run in runs
+    ]
 
 
 def collect(study_dir: Path) -> pd.DataFrame:

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from reports.report import SCORE_COLUMNS, TINY_NOTE, write_report
+from reports.sections import VERDICT_NOTE
 
 
 def test_report_of_a_small_study(write_run, tmp_path):
@@ -23,7 +24,7 @@ def test_report_of_a_small_study(write_run, tmp_path):
         "table-tiny_s-LLM.csv", "table-tiny_s-LLM.tex",
     }  # fmt: skip
     text = (report.folder / "report.md").read_text()
-    assert text.splitlines()[:15] == [
+    assert text.splitlines()[:21] == [
         "# study",
         "",
         "## tiny_s, LLM",
@@ -36,9 +37,15 @@ def test_report_of_a_small_study(write_run, tmp_path):
         "",
         "Accuracy in percent, 200 questions a benchmark; the standard error of a single score is up to 1.5.",
         "",
-        "- base against zppo: not compared on 1.",  # there are no rows of single questions
+        "### tiny_s, LLM, against zppo",
         "",
-        "## Leads of zppo",
+        "| label | lead | interval |      verdict | better on | worse on | detectable | seeds |             note |",
+        "| :---- | ---: | -------: | -----------: | --------: | -------: | ---------: | ----: | ---------------: |",
+        "| base  |    - |        - | not compared |         - |        - |          - |     - | base has no rows |",
+        "",
+        VERDICT_NOTE,
+        "",
+        "## Leads of zppo: choice of benchmarks, these runs",
     ]
     assert "## Incomplete\n\n1 of 3 runs are in no table.\n\n- grpo tiny_s seed0: failed: no memory\n" in text
     assert TINY_NOTE in text and "![Training dynamics](dynamics.png)" in text
@@ -127,18 +134,33 @@ def test_an_unknown_baseline_names_the_labels(write_run, tmp_path):
 def test_tests_are_said_in_words(write_run, tmp_path):
     rng = random.Random(0)
     for label, right in (("base", 0.2), ("grpo", 0.9), ("zppo", 0.9)):
-        folder = write_run(label, {"level1": 100 * right})
-        rows = [
-            {"benchmark": "level1", "question_id": str(i), "score": float(rng.random() < right)} for i in range(200)
-        ]
-        (folder / "eval" / "mini" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        for seed in range(3):
+            folder = write_run(label, {"level1": 100 * right}, seed=seed)
+            rows = [
+                {"benchmark": "level1", "question_id": str(i), "score": float(rng.random() < right)} for i in range(200)
+            ]
+            (folder / "eval" / "mini" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = write_report([tmp_path / "study"])
+    said = {row[0]: row[3:6] for row in cells(report.text)}
+    assert said["base"] == ["worse", "-", "level1"]
+    assert said["grpo"] == ["not distinguishable", "-", "-"]
+    turned = cells(write_report([tmp_path / "study"], baseline="grpo", out=tmp_path / "turned").text)
+    assert {row[0]: row[3] for row in turned} == {"base": "worse", "zppo": "not distinguishable"}
+    tests = pd.read_csv(report.folder / "significance.csv")
+    assert dict(zip(tests["label"], tests["verdict"], strict=True)) == {"base": "worse", "grpo": "not distinguishable"}
+    shutil.rmtree(tmp_path / "study" / "zppo" / "tiny_s" / "seed1")
+    shutil.rmtree(tmp_path / "study" / "zppo" / "tiny_s" / "seed2")
     text = write_report([tmp_path / "study"]).text
-    assert "- base against zppo: worse on level1." in text
-    assert "- grpo against zppo: not distinguishable on any of 1." in text
-    assert (
-        "- zppo against grpo: not distinguishable on any of 1."
-        in write_report([tmp_path / "study"], baseline="grpo").text
-    )
+    assert {(row[3], row[8]) for row in cells(text)} == {
+        ("one run", "zppo has one run; seeds are not shared: unpaired")
+    }
+    assert "better" not in text.replace("better on", "") and "worse" not in text.replace("worse on", "")
+
+
+def cells(text: str) -> list[list[str]]:
+    """The rows of the verdict table."""
+    lines = text.partition("### tiny_s, LLM, against ")[2].splitlines()[4:]
+    return [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines[: lines.index("")]]
 
 
 def test_each_family_has_its_table_and_its_average(write_run, tmp_path):

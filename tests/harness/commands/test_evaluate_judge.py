@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 from harness.app import main
+from reports.runs.answers import read_answers
 from reports.runs.collect import collect, find_runs
 from reports.sections import comparison_section
-from reports.significance import read_rows
 from reports.tables import compare
 from tests.support.http_server import Body, Fault, LoopbackServer, running
 from tests.support.judge_server import make_server, saying, serve
@@ -64,7 +64,8 @@ def test_a_judge_that_dies_in_the_middle_leaves_holes_that_a_later_one_fills(
     ungraded = [row for row in rows if row["score"] is None]
     assert len(rows) == 6 and {(row["verdict"], row["how"]) for row in ungraded} == {("ungraded", "missing_verdict")}
     assert len(ungraded) == 3 and sum(row["verdict"] == "ungraded" for row in rows) == 3
-    assert len(read_rows(find_runs(study))[0]) == 3  # what the tests of a report read
+    answers, _ = read_answers(find_runs(study))  # what the tests of a report read
+    assert sum(found.scores_RI.size for found in answers.values()) == 3
     (table,) = [table for table in compare(collect(study)) if table.family == "LLM"]
     assert "no score on aime26, mmlu" in "".join(table.refused)
     assert main(["report", "--compare", str(folder.parents[1]), str(folder.parents[1])]) == 0
