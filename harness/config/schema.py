@@ -6,6 +6,7 @@ Imports no torch, so everything is checked before anything heavy loads. A method
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -243,6 +244,7 @@ def check(config: RunConfig) -> None:
     engines.ENGINES.entry(config.rollout.engine)
     _check_devices(config)
     _check_names(config)
+    _check_free_mappings(config)
     check_data(config.data)
     _check_endpoints(config)
     check_suite(config.eval)
@@ -255,6 +257,17 @@ def _check_devices(config: RunConfig) -> None:
         value = getattr(config, key)
         if value is not None and not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
             raise UserError(f"{key}={value} is no device: write auto, cpu, cuda or cuda:0")
+
+
+def _check_free_mappings(config: RunConfig) -> None:
+    """Only finite numbers have a form in JSON: in requests, and in the records of a run."""
+    judges = {"reward.judge": config.reward.judge, "eval.judge": config.eval.judge}
+    mappings = {f"{option}.extra_body": judge.extra_body for option, judge in judges.items()}
+    for option, values in ({"data.dataset_config": config.data.dataset_config} | mappings).items():
+        try:
+            json.dumps(values, allow_nan=False, default=str)
+        except ValueError as error:
+            raise UserError(f"{option} has a number that is not finite: write one that is, or a text") from error
 
 
 def _check_names(config: RunConfig) -> None:

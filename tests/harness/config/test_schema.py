@@ -213,6 +213,9 @@ def test_the_student_chooses_recipe_and_teacher():
         (["data.max_bad_fraction=1"], "data.max_bad_fraction must be less than 1, got 1"),
         (["student=hf"], "no value for student.path: set student.path="),
         (["teacher=none"], "method=zppo needs a teacher"),
+        (["data.dataset_config={a:{b:[nan]}}"], "data.dataset_config has a number that is not finite: write one"),
+        (["eval.judge.extra_body.min_p=inf"], "eval.judge.extra_body has a number that is not finite: write one"),
+        (["reward.judge.extra_body.min_p=-inf"], "reward.judge.extra_body has a number that is not finite"),
         (["resume=maybe"], "resume must be 'auto' or 'never', got 'maybe'"),
         (
             ["eval.suite=minni"],
