@@ -51,8 +51,8 @@ ELSEWHERE = {
     "runs/media/test_packer.py": "harness.models: vision",
     # Need several ranks, vLLM, or are themselves tools of tests.
     "distributed/test_gradients.py": "harness.distributed: messages ranks sharding weights",
-    "distributed/test_runs.py": "harness.distributed: build engine follower links world",
-    "vllm/test_vllm_engine.py": "harness.rollout: vllm_engine vllm_media",
+    "distributed/test_runs.py": "harness.distributed: build follower world",
+    "vllm/test_vllm_engine.py": "harness.rollout: vllm_media",
     "harness/testing/test_checks.py": "harness.testing: lab witness",
     # Records and constants, used by nearly every test.
     "harness/models/test_shapes.py": "harness.models.tiny: shapes",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Annotated
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from harness.config.gpus import GPUS
 from harness.config.values import Seconds, Text
@@ -30,6 +31,9 @@ class ClusterConfig:
     collective_timeout: Seconds = 600.0
     """Seconds in which all ranks have to meet and to take part in a collective. After them the run ends with a
     remedy."""
+
+    port: Annotated[int, Field(ge=0, le=65_535)] = 0
+    """Port of the first node at which rank 0 listens for the others. 0 takes a free one."""
 
     @property
     def world_size(self) -> int:

@@ -401,6 +401,11 @@ def _check_gpus(config: RunConfig, student: StudentPlace, teacher: TeacherPlace 
                 f"device={config.device} is a GPU of the teacher's (cluster.teacher_gpus={cluster.teacher_gpus}): set "
                 "device=cuda:0, or cluster.teacher_gpus=0"
             )
+        if student.engine == "vllm" and (number := _number(config.device)):
+            raise UserError(
+                f"device={config.device} and vLLM in one process takes the first GPU: set "
+                f"CUDA_VISIBLE_DEVICES={number} and device=cuda"
+            )
         return
     if student.device is None:
         raise UserError("a served student has nothing to share out: set cluster=local")

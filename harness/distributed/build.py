@@ -62,12 +62,14 @@ class RankModels:
         share_vision(lambda: chat.vision)
         student = self.student = load_student(config, deployment, chat)
         assert student is not None, "a served student has no ranks"
+        world.meet()  # rank 0 reads the data first, and cutting is a collective
         if deployment.student.is_trained:
             self.sharded = ShardedModel(student, world.mesh)
         sampled = None if self.sharded is not None else student
         own = student_engine(config, deployment, chat, sampled, log=server_log(logs, "student"), stack=stack)
         if self.sharded is not None:
             world.commands = engine_commands(own, self.sharded.whole_tensors) | {"gather": self._gather}
+        world.meet()
         self.engines["student"] = own
         self.engine = own if world.rank else ShardedEngine(own, world, "student", range(world.size))
 
@@ -79,9 +81,10 @@ class RankModels:
         if rank.leads_node:
             opened = self._open_part(method, whole)
         if whole.is_everywhere:
-            urls = self._world.gather(list(opened.urls))[rank.rank - rank.local_rank]  # the node's first rank's
+            urls = self._world.meet(list(opened.urls))[rank.rank - rank.local_rank]  # the node's first rank's
             if not rank.leads_node:
                 opened = self._open_part(method, whole.at(rank.local_rank), urls)
+        self._world.meet()
         if opened.engine is not None:
             self.engines["teacher"] = opened.engine
         ranks = range(rank.world_size) if whole.samples_everywhere else self._world.node_leaders()

@@ -47,7 +47,7 @@ def _follow(
 
 
 def start_sampling(world: World, engines: Mapping[str, RolloutEngine]) -> None:
-    """One thread a lane, on this rank's GPU."""
+    """One thread a connection, on this rank's GPU."""
     for lane, engine in engines.items():
         DeviceThread(_sample, lane, (world, lane, engine)).start()
 

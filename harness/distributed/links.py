@@ -27,7 +27,7 @@ BEAT = 0.5
 LEAVE = 10.0
 """Seconds in which the run may end by itself after the loss of a rank; then the process leaves."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-
+LOOPBACK = "127.0.0.1"
 
 GOES_ON = "launched again the run goes on from its last checkpoint"
 
@@ -47,15 +47,23 @@ class RankFailed(UserError):
 
 
 class Leader:
-    """Rank 0's end of all connections. `describe(rank)` names a rank, with what the run is at.
+    """Rank 0's end of all connections, at `host` for the others and at a free port unless `port` names one.
+
+    A host is listened on as the name that it has for the others: a machine may know its own name as 127.0.1.1 alone.
 
     `loss` is why the run cannot go on, once it cannot; `give_up` is called with it where the process has to be left.
     """
 
-    def __init__(self, world_size: int, address: str, key: bytes, timeout: float) -> None:
+    def __init__(self, world_size: int, host: str, key: bytes, timeout: float, port: int = 0) -> None:
         self._size, self._timeout = world_size, timeout
-        self._listener = Listener((address, 0), backlog=4 * world_size, authkey=key)
-        self.address: tuple[str, int] = self._listener.address  # type: ignore[assignment]
+        bound = host if host == LOOPBACK else ""  # every interface
+        try:
+            self._listener = Listener((bound, port), backlog=4 * world_size, authkey=key)
+        except OSError as error:
+            raise UserError(
+                f"cluster.port={port} is taken ({error.strerror}): cluster.port=0 takes a free one"
+            ) from error
+        self.address: tuple[str, int] = (host, self._listener.address[1])  # type: ignore[assignment]
         self.lanes: dict[str, dict[int, Connection]] = {lane: {} for lane in LANES}
         self._names: dict[int, str] = {}
         self.loss: UserError | None = None

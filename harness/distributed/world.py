@@ -20,7 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from harness.config.deployment import Deployment, gpu_problems
 from harness.config.schema import RunConfig
-from harness.distributed.links import GOES_ON, LEAVE, Follower, Leader, RankLost
+from harness.distributed.links import GOES_ON, LEAVE, LOOPBACK, Follower, Leader, RankLost
 from harness.distributed.rank import VARIABLES, Place
 from harness.errors import UserError, first_line
 from harness.models.devices import use_device
@@ -37,7 +37,7 @@ class World:
         self.place = place
         self.rank, self.size = place.rank, place.world_size
         self.commands: Mapping[str, Command] = {}
-        self._timeout = config.cluster.collective_timeout
+        self._timeout, self._port = config.cluster.collective_timeout, config.cluster.port
         self._device = _own_device(config, deployment, place)
         self._lock = threading.Lock()
         self.links: Leader | Follower
@@ -91,6 +91,20 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
+    def meet(self, value: Any = None) -> list[Any]:
+        """Every rank's value, by rank, as `gather`; but no collective, and so without a deadline: a rank may load or
+        start something for as long as it lives. Raises RankLost or RankFailed on rank 0."""
+        others = range(1, self.size)
+        if self.rank:
+            lane = self.follower.lanes["work"]
+            lane.send(value)
+            values: list[Any] = lane.recv()
+            return values
+        values = [value, *(self.leader.receive("work", rank) for rank in others)]
+        for rank in others:
+            self.leader.send("work", rank, values)
+        return values
+
     def is_stopping(self, here: bool = False) -> bool:
         """Whether all ranks shall stop, because one has reason to (`here`) or rank 0 was sent a signal that ends the
         run: the same answer on every rank."""
@@ -124,8 +138,8 @@ class World:
     def _connect(self) -> None:
         key = secrets.token_bytes(32)
         if self.rank == 0:
-            address = "127.0.0.1" if self.place.is_alone_on_machine else self.place.address
-            leader = Leader(self.size, address, key, self._timeout)
+            host = LOOPBACK if self.place.is_alone_on_machine else self.place.address
+            leader = Leader(self.size, host, key, self._timeout, self._port)
             self.gather((leader.address, key))
             self.links = leader
             leader.accept()

@@ -15,8 +15,9 @@ import torch
 
 
 def device_of(name: str | torch.device) -> str:
-    """A device of a configuration as every thread and process understands it: `auto` is a GPU where there is one, and a
-    GPU without a number is the current one of this thread.
+    """A device of a configuration as every thread and process understands it.
+
+    `auto` is a GPU where there is one, and a GPU without a number is the current one of this thread.
 
     Example: with `torch.cuda.set_device(3)`, `auto` and `cuda` are `cuda:3`. `cuda:1` and `cpu` stay what they are.
     """

@@ -27,7 +27,7 @@ from harness.models.chat import Chat, PackedPrompt
 from harness.models.loading import check_weights, resolve_path
 from harness.rollout.base import BAN, EngineParts, Incoming, RolloutEngine, Sampling, rollout_seed, room
 from harness.rollout.vllm_media import multimodal_input
-from harness.serving.vllm_options import ALWAYS, engine_options, model_options
+from harness.serving.vllm_options import ALWAYS, STUDENT, engine_options, model_options
 from harness.types import FinishReason, Prompt, Rollout, RolloutGroup, Sampler
 
 MAX_TEMPERATURE = 2.0
@@ -79,6 +79,8 @@ class VllmEngine:
         self._sleeps = empty and config.vllm.sleep and torch.cuda.is_available()
         self._engine = _start(folder, model, config, empty=empty, sleeps=self._sleeps, gpus=gpus)
         self._in_process = empty
+        self._is_filling = False
+        """Awake as far as its weights, which are not there."""
         self._num_threads = torch.get_num_threads()
         self._names: set[str] = set()
         """Names of the tensors of the first transfer: every later one has to bring them all."""
@@ -119,19 +121,24 @@ class VllmEngine:
             raise RuntimeError(f"the engine was not given {len(missing)} of its tensors, {min(missing)} among them")
         self._names = given
         _refresh_heads(worker.get_model())
+        if self._is_filling:
+            self._is_filling = False
+            self._engine.wake_up(tags=["kv_cache"])  # not before: a transfer needs its room
         self._engine.reset_mm_cache()
         self._engine.reset_encoder_cache()
         if not self._engine.reset_prefix_cache():
             raise RuntimeError("the engine kept prefixes of its old weights: requests were under way")
 
     def sleep(self) -> None:
-        """On a GPU: weights go to the host's memory and the cache is dropped."""
+        """On a GPU: drop weights and cache. The host keeps no copy, since new weights replace all of them."""
         if self._sleeps:
-            self._engine.sleep(level=1)
+            self._engine.sleep(level=2)
 
     def wake(self) -> None:
+        """Room for the weights, which are noise until `load_weights`; that makes room for the cache as well."""
         if self._sleeps and self._engine.is_sleeping():
-            self._engine.wake_up()
+            self._engine.wake_up(tags=["weights"])
+            self._is_filling = True
 
     def close(self) -> None:
         """Give back its memory, and end its process where it has one."""
@@ -253,14 +260,15 @@ def _start(
             distributed_executor_backend="external_launcher" if empty and _is_a_rank() else None,
             enable_sleep_mode=sleeps,
             disable_log_stats=True,
-            **ALWAYS | model_options(model) | ({"load_format": "dummy"} if empty else {}),  # type: ignore[arg-type]
+            **ALWAYS | model_options(model) | (STUDENT if empty else {}),  # type: ignore[arg-type]
             **engine_options(config, folder, own_gpus=bool(gpus)),
             # The pixels are normalised already. Versions that always leave this to the processor have no such option.
             **{name: False for name in ("mm_device_do_normalize",) if hasattr(EngineArgs, name)},
         )
         state = torch.get_rng_state()
         try:
-            return LLMEngine.from_engine_args(arguments)
+            # By an argument: the first engine of a process freezes what vLLM reads of the environment.
+            return LLMEngine.from_engine_args(arguments, enable_multiprocessing=not empty)
         except Exception as error:
             raise UserError(_explain(folder, error)) from error
         finally:

@@ -14,6 +14,10 @@ ALWAYS = {
     "logprobs_mode": "processed_logprobs",  # of logits / temperature, as the harness has them
     "generation_config": "vllm",  # no sampling defaults from the model's folder
 }
+STUDENT: dict[str, Any] = {
+    "load_format": "dummy",  # the trainer fills it
+    "hf_overrides": {"head_dtype": "float32"},  # logits as the trainer has them: ratios are formed of the two
+}
 CPU_CACHE_GIB = 1.0
 """Key-value cache without a GPU, where `rollout.vllm.cache_gib` is not set."""
 CPU_BLOCK_SIZE = 32

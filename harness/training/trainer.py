@@ -49,6 +49,7 @@ class Trainer:
             dtype=parts.config.student.dtype,
             temperature=parts.config.rollout.temperature,
             timeout=parts.config.rollout.transfer_timeout,
+            num_engines=parts.config.cluster.world_size,
         )
 
     def prepare(self) -> None:

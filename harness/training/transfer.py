@@ -36,20 +36,23 @@ class Transfer:
         dtype: str,
         temperature: float,
         timeout: float,
+        num_engines: int = 1,
     ) -> None:
-        """`logprobs` gives the trainer's log-probability of every trained token, at `temperature`."""
+        """`logprobs` gives the trainer's log-probability of every trained token, at `temperature`. With several ranks
+        `engine` stands for `num_engines` in front of it, in which prompts are dealt out in equal blocks."""
         self._engine = engine
         self._student = student
         self._logprobs = logprobs
         self._bound = BOUNDS[dtype]
         self._temperature = temperature
         self._timeout = timeout
+        self._num_engines = num_engines
 
     def __call__(self, step: int) -> dict[str, float]:
         """Wake the engine, fill it and probe it after the updates of `step`; 0 before the first.
 
-        Returns `transfer/probe_gap` (mean) and `transfer/probe_gap_max` where the engine has weights of its own. Raises
-        UserError where the deadline passes or the probe is out of its bound.
+        Returns `transfer/probe_gap` (the mean of the engine that is farthest off) and `transfer/probe_gap_max` where
+        the engine has weights of its own. Raises UserError where the deadline passes or an engine is out of its bound.
         """
         self._within_deadline(step)
         return self._probe(step) if self._engine.has_own_weights or step == 0 else {}
@@ -77,27 +80,31 @@ class Transfer:
             raise raised[0]
 
     def _probe(self, step: int) -> dict[str, float]:
-        prompt = plain_prompt(Question(id="probe", text=PROBE, answer=""))
+        names = [f"probe{number or ''}" for number in range(self._num_engines)]
+        prompts = [plain_prompt(Question(id=name, text=PROBE, answer="")) for name in names]
         sampling = Sampling(
             num_rollouts=PROBE_ROLLOUTS, temperature=self._temperature, max_new_tokens=PROBE_TOKENS, seed=0, step=step
         )
-        groups = list(self._engine.generate([prompt], sampling))
-        gaps = self._gaps(groups)
-        mean, largest = sum(gaps) / len(gaps), max(gaps)
-        if not mean <= self._bound:
-            raise UserError(
-                f"the engine's log-probabilities are not those of the student after step {step}: they differ by "
-                f"{mean:.3g} on average on the probe, and {self._bound:g} is rounding. It samples from other weights, "
-                "at another temperature, or its kernels are wrong for this model: use rollout=transformers"
-            )
-        return {"transfer/probe_gap": mean, "transfer/probe_gap_max": largest}
+        groups = {group.uid: group for group in self._engine.generate(prompts, sampling)}
+        gaps = self._gaps([groups[prompt.uid] for prompt in prompts])
+        means = [sum(own) / len(own) for own in gaps]
+        for rank, mean in enumerate(means):
+            if not mean <= self._bound:
+                of_rank = f" of rank {rank}" if self._num_engines > 1 else ""
+                raise UserError(
+                    f"the log-probabilities of the engine{of_rank} are not those of the student after step {step}: "
+                    f"they differ by {mean:.3g} on average on the probe, and {self._bound:g} is rounding. It samples "
+                    "from other weights, at another temperature, or its kernels are wrong for this model: use "
+                    "rollout=transformers"
+                )
+        return {"transfer/probe_gap": max(means), "transfer/probe_gap_max": max(map(max, gaps))}
 
-    def _gaps(self, groups: Sequence[RolloutGroup]) -> list[float]:
-        """|trainer - engine| of every sampled token."""
+    def _gaps(self, groups: Sequence[RolloutGroup]) -> list[list[float]]:
+        """|trainer - engine| of every sampled token, by group."""
         samples = [rollout_sample(group.uid, r, advantage=1.0) for group in groups for r in group.rollouts]
-        gaps = []
+        gaps: dict[str, list[float]] = {group.uid: [] for group in groups}
         for sample, trainers in zip(samples, self._logprobs(samples), strict=True):
             assert sample.rollout_logprobs is not None
             rows = zip(trainers, sample.rollout_logprobs, sample.loss_mask, strict=True)
-            gaps += [abs(ours - theirs) for ours, theirs, trained in rows if trained]
-        return gaps
+            gaps[sample.uid] += [abs(ours - theirs) for ours, theirs, trained in rows if trained]
+        return list(gaps.values())

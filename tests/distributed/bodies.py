@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -252,3 +253,18 @@ def _questions(config: RunConfig, chat: Chat) -> list[Question]:
         measure=lambda question: chat.num_tokens_of(plain_prompt(question)),
         max_prompt_tokens=1000,
     ).questions
+
+
+def slow_start(config: RunConfig, method: Method, world: World, folder: str, seconds: float) -> int:
+    """As a run's start where rank 0 reads data, and later the last rank a teacher, for longer than any collective."""
+    if world.rank == 0:
+        time.sleep(seconds)
+    chat = Chat(load_tokenizer(config.student), config.student)
+    with ExitStack() as stack:
+        models = RankModels(config, Deployment.of(config, method), chat, world, logs=Path(folder) / "log", stack=stack)
+        if world.rank == world.size - 1:
+            time.sleep(seconds)
+        teacher = models.open_teacher(method)
+        models.updater(method, teacher)
+        assert world.meet(world.rank) == list(range(world.size))
+        return world.maximum(len(models.engines))

@@ -8,6 +8,9 @@ import time
 
 import pytest
 
+from tests.distributed.bodies import slow_start
+from tests.support.ranks import run_ranks
+
 pytestmark = pytest.mark.dist
 
 GRPO = ["method=grpo", "method.updates_per_step=2", "method.group_size=4", "eval=none", "steps=8"]
@@ -61,6 +64,12 @@ def test_a_rank_that_is_killed(started):
     assert run.info["error"].startswith("step ")
     assert f"error: {run.info['error']}" in ranks.text.splitlines()
     goes_on(run)
+
+
+def test_ranks_wait_for_a_slow_one_outside_collectives(tmp_path):
+    """A collective ends after cluster.collective_timeout and 20 s: 23. The start takes 28 s, and as many again."""
+    options = ["student=tiny_xs", "method=on_policy_kd", "teacher=tiny_teacher", "cluster.collective_timeout=3"]
+    assert run_ranks(2, slow_start, options, str(tmp_path), 28.0) == [2, 2]
 
 
 def test_a_rank_that_hangs(started):

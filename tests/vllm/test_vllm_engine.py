@@ -8,7 +8,9 @@ from __future__ import annotations
 import copy
 import math
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
 import torch
 
@@ -225,3 +227,25 @@ def test_the_generators_of_the_process_are_left_alone(engine, prompts):
     torch.manual_seed(5)
     list(engine.generate(prompts[:2], Sampling(num_rollouts=2, max_new_tokens=8)))
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_teacher_is_in_a_process_of_its_own_and_both_can_be_asked_at_once(engine, chat, prompts):
+    """After the first engine has begun here vLLM reads no variable again; two engines in one process share globals."""
+    from harness.rollout.vllm_engine import VllmEngine
+
+    before = set(psutil.Process().children(recursive=True))
+    teacher = VllmEngine(resolve_path(STUDENT), chat, sampler="teacher", model=STUDENT, config=CONFIG)
+    try:
+        assert type(teacher._engine.engine_core).__name__ != "InprocClient"
+        assert set(psutil.Process().children(recursive=True)) - before
+        sampling = Sampling(num_rollouts=4, max_new_tokens=24, seed=1)
+        alone = [by_uid(one.generate(prompts, sampling)) for one in (engine, teacher)]
+        with ThreadPoolExecutor(2) as pool:
+            together = list(pool.map(lambda one: by_uid(one.generate(prompts, sampling)), (engine, teacher)))
+        assert together == alone
+    finally:
+        teacher.close()
+
+
+def test_the_students_head_gives_fp32_logits(engine):
+    assert engine._engine.vllm_config.model_config.head_dtype == torch.float32

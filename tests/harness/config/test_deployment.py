@@ -224,6 +224,16 @@ def test_what_several_ranks_cannot_do(overrides, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+def test_vllm_in_one_process_is_on_the_first_gpu():
+    """It takes that one, whatever the trainer's is."""
+    with pytest.raises(
+        UserError, match=r"^device=cuda:1 and vLLM in one process .* set CUDA_VISIBLE_DEVICES=1 and dev"
+    ):
+        build_method(config(VLLM, "device=cuda:1", "method=grpo"))
+    build_method(config(VLLM, "device=cuda:0", "method=grpo"))
+    build_method(config("device=cuda:1", "method=grpo"))
+
+
 @pytest.mark.parametrize("more", ["method=grpo", "device=cpu", "cluster.teacher_gpus=1", SERVE])
 def test_several_ranks_may_have_a_teacher_on_vllm_that_shares_no_gpu_with_them(more):
     build_method(config(VLLM, "cluster.gpu=H100-80GB", "cluster.student_gpus=2", more))

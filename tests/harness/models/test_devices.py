@@ -1,6 +1,6 @@
 """Devices have numbers, and threads that reach an engine keep the GPU of the one that has started them.
 
-There is no GPU here: `torch.cuda` is made to say that the current one is the fourth, and records what it is told.
+There is no GPU here: `torch.cuda` is made to say that the current one is the fourth, and records its calls.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def test_a_thread_does_not_begin_cuda(told, monkeypatch):
 
 
 def test_a_rank_samples_on_its_own_gpu(told):
-    """A lane's thread sets the GPU before it calls the engine; the lane is a real connection."""
+    """Its thread sets the GPU before it calls the engine; the connection is a real one."""
     seen = []
 
     class Engine:
@@ -104,7 +104,7 @@ def test_a_rank_samples_on_its_own_gpu(told):
     world = SimpleNamespace(follower=SimpleNamespace(lanes={"student": theirs}, wait_for_end=ended.set))
     start_sampling(world, {"student": Engine()})
     ours.send((0, [], Sampling()))
-    ours.close()  # the end of a lane is that of its thread
+    ours.close()  # that is the end of its thread
     assert ended.wait(10)
     assert seen[0] == ("student", [("student", 3)])
 
