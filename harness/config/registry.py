@@ -7,15 +7,28 @@ Nothing of a package is imported before it is used. Imports no torch.
 from __future__ import annotations
 
 import importlib
+import sys
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import metadata
 from types import MappingProxyType
 from typing import Any
 
 from harness.errors import UserError, did_you_mean, first_line
 from methods.plugins import is_importable, where_looked
+
+
+def _entries(group: str) -> tuple[metadata.EntryPoint, ...]:
+    """What installed packages declare in a group."""
+    return _declared(group, tuple(sys.path))
+
+
+@lru_cache(maxsize=32)
+def _declared(group: str, path: tuple[str, ...]) -> tuple[metadata.EntryPoint, ...]:
+    """`path` is `sys.path`: what is installed depends on it, and reading it for each cell of a study takes seconds."""
+    return tuple(metadata.entry_points(group=group))
 
 
 @dataclass(frozen=True)
@@ -31,7 +44,7 @@ class Registry:
 
     def names(self) -> list[str]:
         """All names: ours in their order, then those of installed packages."""
-        return [*self.ours, *sorted({entry.name for entry in metadata.entry_points(group=self.group)})]
+        return [*self.ours, *sorted({entry.name for entry in _entries(self.group)})]
 
     def entry(self, name: str, others: Iterable[str] = ()) -> str | None:
         """`module:name` of what is declared by a name, or of `package.module:name` itself; None for what is ours.
@@ -39,7 +52,7 @@ class Registry:
         `others` are names that the option takes besides, for the suggestion. Raises UserError where there is none, and
         where two claim the name. Nothing is imported.
         """
-        claims = sorted(entry.value for entry in metadata.entry_points(group=self.group) if entry.name == name)
+        claims = sorted(entry.value for entry in _entries(self.group) if entry.name == name)
         if name in self.ours:
             claims.insert(0, "zppo-bench")
         if len(claims) > 1:
