@@ -74,7 +74,6 @@ def run_sweep(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
 def _run_study(params: dict[str, str], args: argparse.Namespace) -> int:
     from harness.config.deployment import check_devices, resolved
     from harness.study.cells import expand
-    from harness.study.scheduler import exit_code, run_cells
 
     launcher = [line for line in args.overrides if line.lstrip("+").startswith(("hydra/launcher=", "hydra.launcher."))]
     overrides = [line for line in args.overrides if line not in launcher]
@@ -90,6 +89,8 @@ def _run_study(params: dict[str, str], args: argparse.Namespace) -> int:
         from harness.study.launchers import launch
 
         return launch(cells, launcher, config_dir=args.config_dir, force=args.force)
+    from harness.study.scheduler import exit_code, run_cells
+
     for cell in cells:
         check_devices(cell.config)
     return exit_code(run_cells(cells, jobs=args.jobs, force=args.force, config_dir=args.config_dir))

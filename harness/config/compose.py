@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from harness.config.reading import read_composed
 from harness.config.schema import RunConfig, unknown_option
 from harness.errors import UserError, did_you_mean
 from methods import plugins
@@ -76,7 +77,9 @@ def _is_value(override: Override, config_dir: str | None) -> bool:
 def _composed(
     config_name: str, lines: tuple[str, ...], config_dir: str | None, plugins: tuple[str, ...]
 ) -> tuple[DictConfig, dict[str, str | None]]:
-    """What Hydra makes of the choices of groups. A sweep has few of them and many cells, and each takes 0.2 s."""
+    """What Hydra makes of the choices of groups, `lines`, and of what only Hydra understands."""
+    if (found := read_composed(config_name, lines, _searchpath(config_dir))) is not None:
+        return found
     cfg = _hydra_compose(config_name, list(lines), config_dir)
     choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
     assert isinstance(choices, dict)
@@ -248,14 +251,7 @@ def _hydra_compose(
     config_name: str | None, overrides: list[str], config_dir: str | None, home: str = "conf"
 ) -> DictConfig:
     """The composed configuration, with its `hydra` node. `home` is the package or folder that has `config_name`."""
-    searchpath = ["pkg://conf", "pkg://sweeps"]
-    if config_dir is not None:
-        folder = Path(config_dir).resolve()
-        if not folder.is_dir():
-            raise UserError(f"no folder {config_dir}: --config-dir needs a folder with <group>/<option>.yaml")
-        searchpath.append(f"file://{folder}")
-    searchpath += [f"file://{folder}" for folder in plugins.option_folders()]
-    quoted = ",".join("'" + path.replace("'", "\\'") + "'" for path in searchpath)
+    quoted = ",".join("'" + path.replace("'", "\\'") + "'" for path in _searchpath(config_dir))
     is_folder = Path(home).is_absolute()
     initialize = hydra.initialize_config_dir if is_folder else hydra.initialize_config_module
     try:
@@ -263,6 +259,17 @@ def _hydra_compose(
             return hydra.compose(config_name, [f"hydra.searchpath=[{quoted}]", *overrides], return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise UserError(" ".join(str(error).split())) from error
+
+
+def _searchpath(config_dir: str | None) -> tuple[str, ...]:
+    """Where option files are looked for, in the order that counts."""
+    own = []
+    if config_dir is not None:
+        folder = Path(config_dir).resolve()
+        if not folder.is_dir():
+            raise UserError(f"no folder {config_dir}: --config-dir needs a folder with <group>/<option>.yaml")
+        own.append(folder)
+    return ("pkg://conf", "pkg://sweeps", *(f"file://{folder}" for folder in (*own, *plugins.option_folders())))
 
 
 def _check_sweep_file(name: str, file: Traversable) -> None:
