@@ -59,12 +59,12 @@ def closing_of(question: Question) -> str:
 
 def plain_text(question: Question) -> str:
     """The question and the closing instruction."""
-    return _joined(question.text, closing_of(question))
+    return _closed(question, question.text)
 
 
 def bcq_text(question: Question, candidates: Sequence[str]) -> str:
     """Binary candidate question: one right and one wrong compressed trace, in the order given, without labels."""
-    return _joined(_asked(question, "candidate"), BCQ, *map(_candidate, candidates), closing_of(question))
+    return _closed(question, _asked(question, "candidate"), BCQ, *map(_candidate, candidates))
 
 
 def ncq_text(question: Question, wrong_answers: Sequence[str], candidates: Sequence[str]) -> str:
@@ -75,7 +75,7 @@ def ncq_text(question: Question, wrong_answers: Sequence[str], candidates: Seque
     listed = ", ".join(f"\\boxed{{{neutralize(answer)}}}" for answer in wrong_answers)
     statements = [NCQ_ANSWERS.format(answers=listed), NCQ_TRACES] if wrong_answers else [NCQ_TRACES]
     shown = [" ".join(statements), *map(_candidate, candidates)]
-    return _joined(_asked(question, "candidate"), *shown, closing_of(question))
+    return _closed(question, _asked(question, "candidate"), *shown)
 
 
 def compress_text(response: str, *, max_lines: int) -> str:
@@ -89,7 +89,7 @@ def compress_text(response: str, *, max_lines: int) -> str:
 def hint_text(question: Question, hint: str) -> str:
     """The question with a hint."""
     block = f"<hint>\n{neutralize(hint).strip()}\n</hint>"
-    return _joined(_asked(question, "hint"), HINT, block, closing_of(question))
+    return _closed(question, _asked(question, "hint"), HINT, block)
 
 
 def write_hint_text(response: str) -> str:
@@ -121,8 +121,9 @@ def user_turn(question: Question, text: str) -> tuple[Message, ...]:
     return (*question.messages, {"role": "user", "content": text})
 
 
-def _joined(*parts: str) -> str:
-    return "\n\n".join(part for part in parts if part)
+def _closed(question: Question, *parts: str) -> str:
+    """The parts, and the closing instruction where there is one."""
+    return "\n\n".join([*parts, *filter(None, [closing_of(question)])])
 
 
 def _asked(question: Question, tag: str) -> str:

@@ -156,6 +156,6 @@ def _check_pattern(pattern: str) -> None:
     try:
         num_groups = re.compile(pattern).groups
     except re.error as error:
-        raise UserError(f"data.answer_pattern={pattern} is no regular expression ({error}): mend it") from error
+        raise UserError(f"data.answer_pattern={pattern} is no regular expression ({error}): correct it") from error
     if num_groups != 1:
         raise UserError(f"data.answer_pattern={pattern} has {num_groups} groups: put the answer, and only it, into ( )")

@@ -1,4 +1,4 @@
-r"""From what a data set keeps as its answer to the short gold answer: behind `####`, in the last box, by a pattern.
+r"""From what a data set keeps as its answer to the short gold answer: after `####`, in the last box, by a pattern.
 
 GSM8K ends a solution with `#### 7`, MATH boxes its answer, and others have their own words, which a pattern names.
 """
