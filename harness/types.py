@@ -87,7 +87,7 @@ class Question:
     answer: str
     answer_type: AnswerType = "math"
     messages: tuple[Message, ...] = ()
-    """Earlier turns of a multi-turn question; `text` is the last user turn."""
+    """What comes before the last user turn, which is `text`: a system message, earlier turns."""
     source: str = ""
     images: tuple[ImageRef, ...] = ()
     """Shown where `<image>` stands in the text or an earlier turn; before the last turn's text where it never does."""
@@ -96,6 +96,19 @@ class Question:
     limits: MediaLimits = MediaLimits()
     metadata: dict[str, Any] = field(default_factory=dict, compare=False)
     """Whatever the verifier of `answer_type` needs (a reasoning-gym entry, choices); JSON values only."""
+    other_answers: tuple[str, ...] = ()
+    """Further gold answers: a reply that matches any of them is right."""
+    closing: str | None = None
+    """What every prompt ends with instead of the usual instruction; empty: nothing. None: the usual one."""
+    scorer: str = ""
+    """`package.module:function` that grades instead of the rules of `answer_type`."""
+    extra: dict[str, Any] = field(default_factory=dict, compare=False)
+    """Further columns of the row by name, for methods and scorers; JSON values only."""
+
+    @property
+    def golds(self) -> tuple[str, ...]:
+        """All gold answers."""
+        return (self.answer, *self.other_answers)
 
 
 @dataclass(frozen=True, kw_only=True)

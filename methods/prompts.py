@@ -52,14 +52,19 @@ def neutralize(text: str) -> str:
     return _TAG.sub(lambda match: match[0] + " ", text)
 
 
+def closing_of(question: Question) -> str:
+    """The instruction that the question's prompts end with; empty where there is none."""
+    return CLOSING if question.closing is None else question.closing
+
+
 def plain_text(question: Question) -> str:
     """The question and the closing instruction."""
-    return f"{question.text}\n\n{CLOSING}"
+    return _closed(question, question.text)
 
 
 def bcq_text(question: Question, candidates: Sequence[str]) -> str:
     """Binary candidate question: one right and one wrong compressed trace, in the order given, without labels."""
-    return "\n\n".join([_asked(question, "candidate"), BCQ, *map(_candidate, candidates), CLOSING])
+    return _closed(question, _asked(question, "candidate"), BCQ, *map(_candidate, candidates))
 
 
 def ncq_text(question: Question, wrong_answers: Sequence[str], candidates: Sequence[str]) -> str:
@@ -69,7 +74,8 @@ def ncq_text(question: Question, wrong_answers: Sequence[str], candidates: Seque
     """
     listed = ", ".join(f"\\boxed{{{neutralize(answer)}}}" for answer in wrong_answers)
     statements = [NCQ_ANSWERS.format(answers=listed), NCQ_TRACES] if wrong_answers else [NCQ_TRACES]
-    return "\n\n".join([_asked(question, "candidate"), " ".join(statements), *map(_candidate, candidates), CLOSING])
+    shown = [" ".join(statements), *map(_candidate, candidates)]
+    return _closed(question, _asked(question, "candidate"), *shown)
 
 
 def compress_text(response: str, *, max_lines: int) -> str:
@@ -82,7 +88,8 @@ def compress_text(response: str, *, max_lines: int) -> str:
 
 def hint_text(question: Question, hint: str) -> str:
     """The question with a hint."""
-    return "\n\n".join([_asked(question, "hint"), HINT, f"<hint>\n{neutralize(hint).strip()}\n</hint>", CLOSING])
+    block = f"<hint>\n{neutralize(hint).strip()}\n</hint>"
+    return _closed(question, _asked(question, "hint"), HINT, block)
 
 
 def write_hint_text(response: str) -> str:
@@ -112,6 +119,11 @@ def wording() -> str:
 def user_turn(question: Question, text: str) -> tuple[Message, ...]:
     """`text` as the last user turn, after the question's earlier turns."""
     return (*question.messages, {"role": "user", "content": text})
+
+
+def _closed(question: Question, *parts: str) -> str:
+    """The parts, and the closing instruction where there is one."""
+    return "\n\n".join([*parts, *filter(None, [closing_of(question)])])
 
 
 def _asked(question: Question, tag: str) -> str:

@@ -1,4 +1,4 @@
-"""`zppo data build`, `zppo data hash`, `zppo tiny build`: a corpus, hashes of benchmarks, the tiny family."""
+"""`zppo data check`, `build` and `hash`, `zppo tiny build`: one's data, a corpus, hashes of benchmarks, tiny models."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.builders.corpus.options import SHARED, UNKNOWN, BuildOptions
+from harness.commands.data_check import add_check, check
 from harness.commands.options import Parser, show
 from harness.errors import UserError
 from reports.runs.text import message
@@ -22,7 +23,7 @@ STUDENT, FIXTURE_STUDENT = "qwen3_5_2b", "tiny_xs"
 
 def run_data(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     """Run an action. Raises UserError."""
-    parser.add_argument("action", choices=ACTIONS, help="build a corpus, or hash benchmarks; each has its own --help")
+    parser.add_argument("action", choices=ACTIONS, help="each has its own --help")
     name = parser.parse_args(argv[:1]).action
     add_arguments, summary, act = ACTIONS[name]
     own = Parser(prog=f"{parser.prog} {name}", description=summary)
@@ -118,6 +119,7 @@ def _hash(args: argparse.Namespace) -> int:
 
 
 ACTIONS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, Callable[[argparse.Namespace], int]]] = {
+    "check": (add_check, "What a run would train on, before it does; docs/data.md.", check),
     "build": (_add_build, "A training corpus from its public sources; docs/corpus.md.", _build),
     "hash": (_add_hash, "Hashes of benchmarks, by which zppo data build finds near duplicates.", _hash),
 }

@@ -14,7 +14,7 @@ from functools import lru_cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -162,7 +162,8 @@ def parse_overrides(overrides: list[str]) -> list[Override]:
 
 def _takes_text(key: str) -> bool:
     """Whether a key of the configuration holds one text."""
-    return option_type(RunConfig, key) in (str, str | None)
+    kind = option_type(RunConfig, key)
+    return kind is str or str in get_args(kind)
 
 
 def refuse_repeats(overrides: list[Override]) -> None:

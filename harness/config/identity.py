@@ -14,7 +14,7 @@ from harness.config.schema import FORMER, ModelConfig, RunConfig, flat
 FREE = (
     "steps", "resume", "outputs", "num_threads", "device", "teacher_device", "checkpoint", "rollouts", "preempt_grace",
     "tracker", "label", "server", "teacher_process", "rollout.transfer_timeout", "teacher.urls", "student.urls",
-    "student.served_name", "teacher.served_name", "update.on_nonfinite", "alarms", "cluster",
+    "student.served_name", "teacher.served_name", "data.recheck", "update.on_nonfinite", "alarms", "cluster",
 )  # fmt: skip
 """Keys that may differ between two launches of one run: more steps prolong it, the label is the folder's name."""
 

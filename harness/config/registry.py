@@ -7,7 +7,6 @@ Nothing of a package is imported before it is used. Imports no torch.
 from __future__ import annotations
 
 import importlib
-import sys
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Questions from a data set of the Hugging Face hub, or from a local folder that is laid out like one."""
+"""Questions from a data set of the Hugging Face hub, from a local folder that is laid out like one, or a saved one."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.data import DataConfig
-from harness.data.files import Record, read_rows, table_columns, with_references
-from harness.data.rows import Rows
+from harness.data.columns import Record, schema_names
+from harness.data.files import table_columns, with_references
+from harness.data.records import Reader, Row
+from harness.data.rows import Rows, Stream
 from harness.data.tables import MediaTable
-from harness.errors import UserError
+from harness.errors import UserError, did_you_mean, first_line
 
 
 def load_hub(config: DataConfig) -> Rows:
@@ -19,23 +21,59 @@ def load_hub(config: DataConfig) -> Rows:
     Raises UserError for a data set, configuration or split that cannot be loaded, a mapped column that it does not
     have, and too many bad rows.
     """
-    path = Path(config.path or "").expanduser()
-    is_folder = path.is_dir()
-    rows = Rows(origin=str(config.path))
-    dataset = _load(config, str(path) if is_folder else rows.origin)
-    texts, embedded = table_columns(dataset.features.arrow_schema, config, rows.origin)
+    return open_hub(config, str(config.path)).all(config.max_bad_fraction)
+
+
+def open_hub(config: DataConfig, name: str, id_start: str = "") -> Stream:
+    """The rows of a data set of the hub or of a local folder. `id_start` begins the ids, by default its name."""
+    path = Path(name).expanduser()
+    dataset = _load(config, name, str(path) if path.is_dir() else name)
     # Names are identities: the splits of a data set are different tables.
-    place = ":".join(filter(None, (rows.origin, config.config_name, config.revision, config.split)))
-    table = MediaTable.of(dataset, origin=place, folder=str(path) if is_folder else "")
+    place = ":".join(filter(None, (name, config.config_name, config.revision, config.split)))
+    return _opened(config, dataset, name, place, path, id_start)
+
+
+def open_saved(config: DataConfig, name: str, id_start: str = "") -> Stream:
+    """The rows of a folder that `save_to_disk` wrote; of several splits those of `data.split`."""
+    import datasets
+
+    path = Path(name).expanduser()
+    try:
+        loaded: Any = datasets.load_from_disk(str(path))
+    except Exception as error:  # whatever a damaged folder leads to
+        raise UserError(f"{path} cannot be loaded ({first_line(error)}): save the data set anew") from error
+    place = str(path)
+    if isinstance(loaded, datasets.DatasetDict):
+        if config.split not in loaded:
+            raise UserError(
+                f"{path} has no split {config.split!r}: set data.split.{did_you_mean(config.split, loaded)}"
+            )
+        loaded, place = loaded[config.split], f"{path}:{config.split}"
+    if loaded._indices is not None:
+        loaded = loaded.flatten_indices()
+    return _opened(config, loaded, str(path), place, path, id_start)
+
+
+def _opened(config: DataConfig, dataset: Any, origin: str, place: str, path: Path, id_start: str) -> Stream:
+    schema = dataset.features.arrow_schema
+    texts, embedded = table_columns(schema, config, origin)
+    table = MediaTable.of(dataset, origin=place, folder=str(path) if path.is_dir() else "")
     values = zip(*(table.values(column) for column in texts), strict=True)
     records: Iterable[Record] = (dict(zip(texts, row, strict=True)) for row in values)
     if embedded:
         records = with_references(records, table, embedded)
-    read_rows(rows, enumerate(records, 1), config, folder=Path(table.folder), source=path.resolve().name)
-    return rows
+    reader = Reader(
+        config=config,
+        origin=origin,
+        folder=table.folder,
+        name=id_start or path.resolve().name,
+        known=schema_names(schema),
+    )
+    numbered = (Row(number, record) for number, record in enumerate(records, 1))
+    return Stream(origin=origin, rows=reader.questions(numbered))
 
 
-def _load(config: DataConfig, path: str) -> Any:
+def _load(config: DataConfig, name: str, path: str) -> Any:
     import datasets
 
     try:
@@ -48,7 +86,7 @@ def _load(config: DataConfig, path: str) -> Any:
         if config.revision is not None:
             options.append(f"revision={config.revision}")
         raise UserError(
-            f"data set {config.path} ({', '.join(options)}) cannot be loaded ({lines[0] or type(error).__name__}): "
+            f"data set {name} ({', '.join(options)}) cannot be loaded ({lines[0] or type(error).__name__}): "
             "check data.path, data.split, data.config_name and data.revision; a private data set needs "
             "`hf auth login`; offline, data.path can be a local folder"
         ) from error

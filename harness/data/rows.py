@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, get_args
 
 from harness.errors import UserError, did_you_mean
 from harness.types import AnswerType, Question
+
+
+class BadRow(Exception):
+    """The reason why a row gives no question."""
 
 
 def checked_questions(option: str, given: Iterable[Any]) -> list[Question]:
@@ -31,6 +36,16 @@ def checked_questions(option: str, given: Iterable[Any]) -> list[Question]:
     return questions
 
 
+def too_many_bad(first: str, num_bad: int, num_rows: int, max_bad_fraction: float) -> str | None:
+    """The line that refuses a source, beginning with its first bad row; None where few enough rows are bad."""
+    if not num_bad or num_bad / num_rows <= max_bad_fraction:
+        return None
+    return (
+        f"{first} ({num_bad} of {num_rows} rows are bad, data.max_bad_fraction={max_bad_fraction:g}): "
+        "fix the rows or raise data.max_bad_fraction"
+    )
+
+
 @dataclass(kw_only=True)
 class Rows:
     """What a source holds. `numbers` are the row numbers of `questions`; `bad` says why a row gave no question.
@@ -50,8 +65,37 @@ class Rows:
     def check(self, max_bad_fraction: float) -> None:
         """Raise UserError, naming the first bad row, where their share is above `max_bad_fraction`."""
         num_rows = len(self.questions) + len(self.bad)
-        if self.bad and len(self.bad) / num_rows > max_bad_fraction:
-            raise UserError(
-                f"{self.messages()[0]} ({len(self.bad)} of {num_rows} rows are bad, "
-                f"data.max_bad_fraction={max_bad_fraction:g}): fix the rows or raise data.max_bad_fraction"
-            )
+        first = self.messages()[0] if self.bad else ""
+        if (refusal := too_many_bad(first, len(self.bad), num_rows, max_bad_fraction)) is not None:
+            raise UserError(refusal)
+
+
+@dataclass(kw_only=True)
+class Stream:
+    """A source that is read row by row: the number of each with its question, or why it gives none."""
+
+    origin: str
+    rows: Iterator[tuple[int, Question | BadRow]]
+    notes: list[str] = field(default_factory=list)
+    """What a user should know about how it is read."""
+    files: tuple[Path, ...] = ()
+    """All that it is read from; empty where that is no file."""
+
+    @classmethod
+    def of(cls, rows: Rows) -> Stream:
+        """What is in memory already."""
+        pairs: list[tuple[int, Question | BadRow]] = list(zip(rows.numbers, rows.questions, strict=True))
+        pairs += [(number, BadRow(reason)) for number, reason in rows.bad.items()]
+        return cls(origin=rows.origin, rows=iter(sorted(pairs, key=lambda pair: pair[0])))
+
+    def all(self, max_bad_fraction: float) -> Rows:
+        """All of it at once. Raises UserError where the share of bad rows is above `max_bad_fraction`."""
+        found = Rows(origin=self.origin)
+        for number, question in self.rows:
+            if isinstance(question, BadRow):
+                found.bad[number] = str(question)
+            else:
+                found.questions.append(question)
+                found.numbers.append(number)
+        found.check(max_bad_fraction)
+        return found

@@ -112,7 +112,9 @@ class QuestionSampler:
         digest = hashlib.sha256(json.dumps([self._shuffle, self._seed]).encode())
         for q in self._questions:
             media = [*[image.name for image in q.images], None if q.video is None else q.video.name]
-            shown = [*media, asdict(q.limits)] if q.images or q.video is not None else []
+            shown: list[Any] = [*media, asdict(q.limits)] if q.images or q.video is not None else []
+            if (own := (q.other_answers, q.closing, q.scorer)) != ((), None, ""):
+                shown.append(own)
             digest.update(json.dumps([q.id, q.text, q.answer, q.answer_type, q.messages, *shown]).encode())
         return digest.hexdigest()[:16]
 

@@ -36,15 +36,6 @@ def column_path(names: Iterable[str], column: str) -> list[str]:
     return [column] if column in names else column.split(".")
 
 
-def column_type(schema: pa.Schema, column: str) -> pa.DataType:
-    """The Arrow type of a column that exists; it may be nested."""
-    first, *rest = column_path(schema.names, column)
-    kind = schema.field(first).type
-    for name in rest:
-        kind = kind.field(name).type
-    return kind
-
-
 def holds(kind: pa.DataType) -> Holds | None:
     """Whether a column of this type, or of lists of it, holds paths or embedded bytes; None: no media."""
     import pyarrow as pa

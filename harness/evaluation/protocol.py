@@ -17,8 +17,9 @@ from harness.evaluation.benchmarks.columns import options_of
 from harness.evaluation.media import MediaDigests
 from harness.evaluation.suites import Benchmark
 from harness.rollout.base import Sampling
+from harness.types import Question
 from methods.options import validated
-from methods.prompts import CLOSING, plain_messages
+from methods.prompts import closing_of, plain_messages
 
 TASK_VERSION = 3
 """Raised whenever the questions or the scoring of a suite change."""
@@ -79,7 +80,7 @@ def evaluation_card(
     """
     digests = MediaDigests() if digests is None else digests
     options = asdict(validated(EvalConfig, asdict(config), str))
-    questions = [[q.id, q.text, list(q.messages), q.answer, q.metadata] for q in benchmark.questions]
+    questions = [[q.id, q.text, list(q.messages), q.answer, q.metadata, *_own(q)] for q in benchmark.questions]
     prompts = [[list(plain_messages(q)), len(q.images), q.video is not None] for q in benchmark.questions]
     media = [digests.of(q) for q in benchmark.questions]
     return {
@@ -91,7 +92,7 @@ def evaluation_card(
         "media": _hash(media) if any(media) else None,
         "decoding": {key: value for key, value in options.items() if key not in NO_PART},
         "options": options_of(benchmark.name, options["options"]),
-        "closing": CLOSING,
+        "closing": closing_of(benchmark.questions[0]),
         "scoring": benchmark.scoring,
         **asdict(setup),
         "grader": grader_name,
@@ -99,6 +100,11 @@ def evaluation_card(
         "task_version": TASK_VERSION,
         "versions": _versions([DISTRIBUTIONS[benchmark.library], *PARSERS[grader_name]]),
     }
+
+
+def _own(question: Question) -> list[Any]:
+    """What questions of one's own data may have besides."""
+    return [list(question.other_answers), question.scorer] if question.other_answers or question.scorer else []
 
 
 def _versions(distributions: Sequence[str]) -> dict[str, str]:

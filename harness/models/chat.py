@@ -106,6 +106,12 @@ class Chat:
         """Tokens of prompt and prefix together. Raises like `pack`."""
         return len(self.pack(prompt).ids) + len(prompt.prefix_ids)
 
+    def num_tokens_of_texts(self, prompts: Sequence[Prompt]) -> list[int]:
+        """`num_tokens_of` of many prompts without media, in a fraction of the time. A template is rendered for each."""
+        texts = [self._text(prompt.messages) for prompt in prompts]
+        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        return [len(own) + len(prompt.prefix_ids) for own, prompt in zip(ids, prompts, strict=True)]
+
     def encode_text(self, text: str) -> list[int]:
         """Ids of plain text, without start or end tokens. What reads as a special token is not one."""
         return self.tokenizer(self.as_data(text), add_special_tokens=False)["input_ids"]
@@ -172,12 +178,15 @@ class Chat:
         return self.tokenizer.get_vocab()[token]
 
 
-def thinking_conflict(tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> str | None:
+def thinking_conflict(
+    tokenizer: PreTrainedTokenizerBase, config: ModelConfig, closing: str | None = None
+) -> str | None:
     """How a chat template is in the way of the closing instruction, which asks to reason inside `<think>`; None if not.
 
-    One that reads `enable_thinking` writes an empty block of thinking where it is false, or leaves its start out.
+    `closing` replaces the usual one. A template that reads `enable_thinking` writes an empty block of thinking where
+    it is false, or leaves its start out.
     """
-    if config.enable_thinking or "<think>" not in CLOSING:
+    if config.enable_thinking or "<think>" not in (CLOSING if closing is None else closing):
         return None
     turn = [{"role": "user", "content": "question"}]
     template = Template(tokenizer, config)

@@ -95,7 +95,8 @@ def tokenizer(run: Preflight) -> Iterator[Finding]:
     model = run.config.student
     run.chat = Chat(load_tokenizer(model), model)
     yield f"{model.path} has one, with a chat template"
-    if conflict := thinking_conflict(run.chat.tokenizer, model):
+    closing = None if run.method is None else run.config.data.closing
+    if conflict := thinking_conflict(run.chat.tokenizer, model, closing):
         yield Warn(conflict, THINKING_REMEDY)
 
 
@@ -240,27 +241,27 @@ def questions(run: Preflight) -> Iterator[Finding]:
     if run.method is None:
         return
     data, limit = run.config.data, run.config.rollout.max_prompt_tokens
-    longest = 0
-
-    def measure(question: Question) -> int:
-        nonlocal longest
-        num_tokens = run.chat.num_tokens_of(plain_prompt(question))
-        if num_tokens <= limit:
-            longest = max(longest, num_tokens)
-        return num_tokens
-
-    loaded = load_questions(data, gold_errors=run.grader.gold_errors, measure=measure, max_prompt_tokens=limit)
+    loaded = load_questions(
+        data,
+        gold_errors=run.grader.gold_errors,
+        measure=lambda question: run.chat.num_tokens_of(plain_prompt(question)),
+        measure_texts=lambda questions: run.chat.num_tokens_of_texts([plain_prompt(q) for q in questions]),
+        max_prompt_tokens=limit,
+    )
+    for note in loaded.notes:
+        yield Warn(note)
     for message in loaded.bad:
         yield Warn(f"skipped {message}")
     yield (
         f"{len(loaded.questions)} questions ({loaded.num_bad} bad, {loaded.num_too_long} with more than {limit} tokens)"
     )
+    if loaded.num_duplicates:
+        yield Warn(f"{loaded.num_duplicates} of {loaded.num_rows} rows repeat the question of another row")
     if loaded.num_unused:
-        yield Warn(
-            f"data.pool_size={data.pool_size} leaves out {loaded.num_unused} of them",
-            "data.pool_size=null trains on all",
-        )
-    run.num_prompt_tokens = longest
+        option = "data.weights" if data.weights else f"data.pool_size={data.pool_size}"
+        remedy = "data.weights=[]" if data.weights else "data.pool_size=null"
+        yield Warn(f"{option} leaves out {loaded.num_unused} of them", f"{remedy} trains on all")
+    run.num_prompt_tokens = int(loaded.num_tokens.max())
     run.sampler = QuestionSampler(
         loaded.questions, batch_size=data.batch_size, epochs=data.epochs, shuffle=data.shuffle, seed=run.config.seed
     )

@@ -49,7 +49,7 @@ def checks_of(config: RunConfig) -> list[Check]:
     deployment = Deployment.of(config, method)
     needs_vllm = deployment.student.in_vllm or (deployment.teacher is not None and deployment.teacher.in_vllm)
     checks = machine_checks(config.outputs, needs_vllm=needs_vllm)
-    with _offline(unless=any(check.name == "hub" and check.state == "ok" for check in checks)):
+    with offline(unless=any(check.name == "hub" and check.state == "ok" for check in checks)):
         return [*checks, *_config_checks(config, method, deployment)]
 
 
@@ -87,7 +87,7 @@ def _shown(name: str, found: Finding) -> Check:
 
 
 @contextmanager
-def _offline(*, unless: bool) -> Iterator[None]:
+def offline(*, unless: bool) -> Iterator[None]:
     """The hub is not asked: its client would try half a minute for each file."""
     from huggingface_hub import constants
 

@@ -186,6 +186,8 @@ class RunFolder:
             trust_remote_code=[
                 m.name for m in (config.student, config.teacher) if m is not None and m.trust_remote_code
             ],
+            closing=config.data.closing,
+            reward=config.data.reward,
             seed=config.seed,
             learning_rate=None if config.method.get("class") is None else config.update.learning_rate,
             overrides=list(overrides),

@@ -21,6 +21,7 @@ ROLLOUT_SCHEMA = pa.schema(
         ("gold", pa.string()), ("reward", pa.float32()), ("training_reward", pa.float32()), ("verdict", pa.string()),
         ("positive_answer", pa.string()), ("negative_answers", pa.list_(pa.string())), ("match", pa.string()),
         ("trained", pa.bool_()), ("advantage", pa.float32()), ("positive_position", pa.int32()),
+        ("source", pa.string()),
     ]
 )  # fmt: skip
 
@@ -79,6 +80,7 @@ def write_rollouts(
                     "trained": sample is not None,
                     "advantage": advantage,
                     "positive_position": group.prompt.positive_position,
+                    "source": group.prompt.question.source,
                 }
             )
     unfinished = file.with_suffix(".tmp")

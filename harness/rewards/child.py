@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, TextIO
 
 from harness.errors import UserError
-from harness.rewards import rules
+from harness.rewards import rules, scorer
 from harness.types import Question
 
 MEMORY_BYTES = 4 * 2**30
@@ -56,7 +56,18 @@ def _reply(replies: TextIO, work: Callable[[], Any]) -> bool:
 def _run(job: dict[str, Any], grader: str, cpu_seconds: float) -> Any:
     if job["kind"] == "same":
         return _limited(cpu_seconds, partial(rules.same_answer, job["a"], job["b"], grader))
-    question = Question(id="", text="", answer=job["gold"], answer_type=job["answer_type"], metadata=job["metadata"])
+    if job["kind"] == "score":
+        function = scorer.load(job["scorer"])
+        return _limited(cpu_seconds, partial(scorer.score, function, job))
+    gold, *others = job["golds"]
+    question = Question(
+        id="",
+        text="",
+        answer=gold,
+        other_answers=tuple(others),
+        answer_type=job["answer_type"],
+        metadata=job["metadata"],
+    )
     if job["kind"] == "gold_error" and question.answer_type == "reasoning_gym":
         return rules.gold_error(question, grader)  # imports a library: no limit
     if job["kind"] == "gold_error":

@@ -67,13 +67,17 @@ def is_correct(answer: str, question: Question, grader: str) -> bool:
     if question.answer_type == "reasoning_gym":
         return _reasoning_gym_correct(answer, question.metadata)
     if question.answer_type == "choice":
-        return _choice_by_value(answer, question, grader)
-    return _math_equal(question.answer, answer, grader)
+        return any(_choice_by_value(gold, answer, question, grader) for gold in question.golds)
+    return any(_math_equal(gold, answer, grader) for gold in question.golds)
 
 
 def quick_check(answer: str, question: Question) -> bool | None:
     """`is_correct` where no library is needed, in microseconds; None where one is."""
-    gold = question.answer
+    found = [_quick_one(gold, answer, question) for gold in question.golds]
+    return True if True in found else None if None in found else False
+
+
+def _quick_one(gold: str, answer: str, question: Question) -> bool | None:
     if question.answer_type == "math":
         return _quick_math(gold, answer)
     if question.answer_type == "text":
@@ -95,10 +99,10 @@ def _quick_choice(gold: str, answer: str, choices: Sequence[str]) -> bool | None
     return None if choices and answer.strip() and len(answer) <= limit else False
 
 
-def _choice_by_value(answer: str, question: Question, grader: str) -> bool:
+def _choice_by_value(gold: str, answer: str, question: Question, grader: str) -> bool:
     """Whether the answer equals the gold option as mathematics, and no other option."""
     choices = question.metadata["choices"]
-    right = choice_letter(question.answer, choices)
+    right = choice_letter(gold, choices)
     equal = [letter for letter, option in zip(LETTERS, choices, strict=False) if _math_equal(option, answer, grader)]
     return equal == [right]
 
@@ -122,13 +126,17 @@ def quick_same(a: str | None, b: str | None) -> bool | None:
 
 
 def gold_error(question: Question, grader: str) -> str | None:
-    """Why the question's gold answer cannot be graded; None if it can."""
-    gold = question.answer.strip()
+    """Why one of the question's gold answers cannot be graded; None if all can."""
     kind = question.answer_type
     if kind not in get_args(AnswerType):
         return f"unknown answer type {kind!r}.{did_you_mean(kind, get_args(AnswerType))}"
     if kind == "reasoning_gym":
         return _reasoning_gym_error(question.metadata)
+    return next(filter(None, (_one_gold_error(gold.strip(), question, grader) for gold in question.golds)), None)
+
+
+def _one_gold_error(gold: str, question: Question, grader: str) -> str | None:
+    kind = question.answer_type
     if not gold:
         return "the gold answer is empty"
     if kind == "text" and not normal_text(gold):
@@ -138,16 +146,18 @@ def gold_error(question: Question, grader: str) -> str | None:
     if kind == "math" and not _INTEGER.fullmatch(gold):
         if problem := values.gold_problem(gold):
             return f"the gold answer {gold!r} {problem}: give the question the type text"
-        if not (notation.reads(gold) or values.readable(gold, grader)):
+        if not (notation.reads(gold) or values.readable(gold)):
             return f"{grader} reads no value in the gold answer {gold!r}"
+    if last_boxed(f"\\boxed{{{gold}}}") != gold:
+        return f"the gold answer {gold!r} has braces without a partner: in a box it would be another one"
     return None
 
 
 def needs_library(question: Question) -> bool:
     """Whether `gold_error` has to ask a library, which may take long."""
     if question.answer_type == "math":
-        gold = question.answer.strip()
-        return bool(gold) and not _INTEGER.fullmatch(gold)
+        golds = [gold.strip() for gold in question.golds]
+        return any(gold and not _INTEGER.fullmatch(gold) for gold in golds)
     return question.answer_type == "reasoning_gym"
 
 

@@ -202,7 +202,7 @@ def _named(word: str) -> str | None:
     if lower in _long():
         return _long()[lower]
     # The plural of something that is counted: apples, marbles, students.
-    is_plural = len(lower) > 4 and lower.endswith("s") and not lower.endswith(("ss", "us", "is"))
+    is_plural = len(lower) > 3 and lower.endswith("s") and not lower.endswith(("ss", "us", "is"))
     return lower[:-1] if is_plural and lower not in _NO_UNITS else None
 
 

@@ -27,6 +27,7 @@ _LETTERS = re.compile(r"[A-Za-z][A-Za-z .,'-]*")
 _PLAIN_WORDS = frozenset(
     ["yes", "no", "true", "false", "even", "odd", "none", "neither", "both", "never", "always", "undefined", "infinite"]
 )
+_COUNTED = re.compile(r"[-+]?[\d.,/]*\d\s+[A-Za-z]{3,}\.?")
 _NULL = frozenset(("none", "null", "nan", "n/a", "nil"))
 _CONNECTIVES = re.compile(r"(?<![A-Za-z])(?:and|or)(?![A-Za-z])")
 _CASES = re.compile(r"\\begin\s*\{[dr]?cases\}|(?<![A-Za-z])(?:if|when|otherwise|unless|whenever)(?![A-Za-z])")
@@ -305,6 +306,8 @@ def gold_problem(gold: str) -> str | None:
         return None
     if len(_words_of(value)) > 1:
         return "is words"
+    if _COUNTED.fullmatch(value.strip()):
+        return "ends in a word that is no unit"
     formulas = [part for part in _CONNECTIVES.split(re.sub(r"\\text\s*\{\s*(and|or)\s*\}", r" \1 ", value)) if part]
     if sum("=" in part and re.match(r"\s*,?\s*[A-Za-z]\s*\(", part) is not None for part in formulas) > 1:
         return "has two formulas"
@@ -319,14 +322,15 @@ def _words_of(text: str) -> list[str]:
     return [word.lower() for word in words if word.lower() not in _FUNCTIONS]
 
 
-def readable(gold: str, grader: str) -> bool:
-    """Whether the grader's library reads a value in a gold answer, one that equals itself."""
+def is_plain_word(text: str) -> bool:
+    r"""Whether a text is words that stand for no answer by themselves: `proof`; not `yes`, `\text{even}` or `abc`."""
+    return _LETTERS.fullmatch(text) is not None and text.lower() not in _PLAIN_WORDS and _word(text) is not None
+
+
+def readable(gold: str) -> bool:
+    """Whether math-verify reads a value in a gold answer, one that equals itself: asked for both graders."""
     value = units.of_gold(latex.tidy(gold)).value
     bare = _MARKS.sub("", value).strip()
-    if grader == "mathruler":
-        from mathruler.math_normalize import normalize_answer
-
-        return bool(normalize_answer(bare))
     if _word(value) is not None:
         return True
     parsed = _parse(bare, _is_complex(bare))

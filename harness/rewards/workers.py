@@ -19,17 +19,20 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from harness.config.schema import RewardConfig
-from harness.rewards import rules
+from harness.errors import UserError
+from harness.rewards import rules, scorer
 from harness.rewards.boxed import last_boxed
 from harness.rewards.process import DIED, LOST, Job, Worker
 from harness.rewards.rules import Grade
-from harness.types import Question, Verdict
+from harness.types import Question
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 BATCH_SIZE = 64
+NUM_FAILURES = 5
+"""Failures of scorers that are logged."""
 MAX_JOBS_PER_WORKER = 20_000  # the libraries' caches grow with every new answer
 
 
@@ -47,29 +50,43 @@ class Grader:
         self._idle: list[Worker] = []
         self._alive: set[Worker] = set()
         self._closed = False
+        self._tried: set[str] = set()
+        self._num_failed = 0
         self.num_replaced = 0
         """Workers that a limit ended or that were lost otherwise."""
 
     def grade(self, items: Sequence[tuple[str, Question]]) -> list[Grade]:
         """Grade (response, question) pairs, in order.
 
-        An answer that uses up its CPU time is a `timeout`, one that two workers are lost at `ungraded`.
+        An answer that uses up its CPU time is a `timeout`, one that two workers are lost at `ungraded`. So is one at
+        which the question's own scorer fails.
         """
         answers = [last_boxed(response) for response, _ in items]
 
         def job(index: int) -> Job:
-            return {"kind": "grade", "answer": answers[index], **_fields(items[index][1])}
+            response, question = items[index]
+            if question.scorer:
+                return scorer.job_of(response, question)
+            return {"kind": "grade", "answer": answers[index], **_fields(question)}
 
-        def verdict(result: Any) -> Verdict:
-            if result is LOST:
-                return "ungraded"
-            return "timeout" if result is DIED else rules.verdict_of(result)
+        def grade(index: int, result: Any) -> Grade:
+            answer, question = answers[index], items[index][1]
+            if result is LOST or result is DIED:
+                return Grade.of(answer, "ungraded" if result is LOST else "timeout")
+            return self._scored(result, question) if question.scorer else Grade.of(answer, rules.verdict_of(result))
 
-        quick: list[Verdict | None] = [
-            _quick_verdict(answer, question) for answer, (_, question) in zip(answers, items, strict=True)
-        ]
-        verdicts: list[Verdict] = self._complete(quick, job, verdict)
-        return list(map(Grade.of, answers, verdicts))
+        quick = [_quick_grade(answer, question) for answer, (_, question) in zip(answers, items, strict=True)]
+        return self._complete(quick, job, grade)
+
+    def _scored(self, result: Any, question: Question) -> Grade:
+        grade = scorer.grade_of(result)
+        if grade.verdict == "ungraded":
+            with self._lock:
+                self._num_failed += 1
+                shown = self._num_failed <= NUM_FAILURES
+            if shown:
+                logger.warning("ungraded: question %s: %s", question.id, scorer.failure(result, question.scorer))
+        return grade
 
     def are_right(self, answers: Sequence[tuple[Question, str]]) -> list[bool]:
         """Whether each answer, without its box, is the question's. No verdict means no."""
@@ -80,25 +97,45 @@ class Grader:
         """Whether the two boxed answers of each pair are the same; (None, None) is. No verdict means no."""
         quick = [rules.quick_same(a, b) for a, b in pairs]
         return self._complete(
-            quick, lambda i: {"kind": "same", "a": pairs[i][0], "b": pairs[i][1]}, lambda result: result is True
+            quick, lambda i: {"kind": "same", "a": pairs[i][0], "b": pairs[i][1]}, lambda _, result: result is True
         )
 
     def gold_errors(self, questions: Sequence[Question]) -> list[str | None]:
-        """Why each question's gold answer cannot be graded; None where it can."""
+        """Why each question's gold answer cannot be graded; None where it can, or where a scorer of its own grades.
+
+        Such a scorer is tried once. Raises UserError where there is none of its name, and for what it does wrong.
+        """
+        self._try_scorers(questions)
         late = f"the gold answer takes more than {self.config.cpu_seconds:g} s to read"
         lost = "the gold answer has lost two grading workers, see the log"
 
         def job(index: int) -> Job:
             return {"kind": "gold_error", **_fields(questions[index])}
 
-        def error(result: Any) -> str:
+        def error(_: int, result: Any) -> str:
             return lost if result is LOST else late if result is DIED else result or ""
 
         quick = [
-            None if rules.needs_library(question) else rules.gold_error(question, self.config.grader) or ""
+            "" if question.scorer
+            else None if rules.needs_library(question)
+            else rules.gold_error(question, self.config.grader) or ""
             for question in questions
-        ]
+        ]  # fmt: skip
         return [found or None for found in self._complete(quick, job, error)]
+
+    def _try_scorers(self, questions: Sequence[Question]) -> None:
+        for question in questions:
+            if not question.scorer or question.scorer in self._tried:
+                continue
+            (result,) = self._run([scorer.job_of(f"\\boxed{{{question.answer}}}", question)])
+            if result is DIED or result is LOST:
+                raise UserError(
+                    f"data.reward={question.scorer} does not end on a right reply to question {question.id}: "
+                    f"it has reward.cpu_seconds={self.config.cpu_seconds:g}"
+                )
+            if (failure := scorer.failure(result, question.scorer)) is not None:
+                raise UserError(f"{failure}, on a right reply to question {question.id}: fix it there")
+            self._tried.add(question.scorer)
 
     def close(self) -> None:
         """End the worker processes. Calls that are under way in other threads fail."""
@@ -120,11 +157,11 @@ class Grader:
     ) -> None:
         self.close()
 
-    def _complete(self, quick: Sequence[T | None], job: Callable[[int], Job], read: Callable[[Any], T]) -> list[T]:
+    def _complete(self, quick: Sequence[T | None], job: Callable[[int], Job], read: Callable[[int, Any], T]) -> list[T]:
         """Where `quick` has None, `read` the result of the worker's `job`."""
         slow = [index for index, value in enumerate(quick) if value is None]
         results = dict(zip(slow, self._run([job(index) for index in slow]), strict=True))
-        return [read(results[index]) if value is None else value for index, value in enumerate(quick)]
+        return [read(index, results[index]) if value is None else value for index, value in enumerate(quick)]
 
     def _run(self, jobs: Sequence[Job]) -> list[Any]:
         """The results of the jobs, in order; DIED for one that used up its time, LOST for one that lost two workers."""
@@ -203,11 +240,13 @@ class Grader:
         worker.dispose()
 
 
-def _quick_verdict(answer: str | None, question: Question) -> Verdict | None:
+def _quick_grade(answer: str | None, question: Question) -> Grade | None:
+    if question.scorer:
+        return None
     if answer is None:
-        return "unparsable"
+        return Grade.of(answer, "unparsable")
     correct = rules.quick_check(answer, question)
-    return None if correct is None else rules.verdict_of(correct)
+    return None if correct is None else Grade.of(answer, rules.verdict_of(correct))
 
 
 def _fields(question: Question) -> Job:
@@ -215,4 +254,4 @@ def _fields(question: Question) -> Job:
     metadata = question.metadata if question.answer_type == "reasoning_gym" else {}
     if question.answer_type == "choice":
         metadata = {"choices": list(question.metadata.get("choices", ()))}
-    return {"gold": question.answer, "answer_type": question.answer_type, "metadata": metadata}
+    return {"golds": list(question.golds), "answer_type": question.answer_type, "metadata": metadata}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -14,6 +15,8 @@ from harness.types import Rollout, RolloutGroup, TrainingSample, comparable
 
 CUMULATIVE = {"admit": "admitted", "graduate": "graduated", "evict": "evicted"}
 MAX_VISITS = 6
+MAX_SOURCES = 32
+"""Of more in a step, no accuracy of its own is kept: they are hardly sources."""
 
 
 def group_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
@@ -37,6 +40,7 @@ def group_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
         rollouts = [r for g in new for r in g.rollouts if _by_student(r)]
         metrics |= {
             **_accuracy("rollout", new),
+            **_accuracy_by_source(new),
             "rollout/truncated_frac": _mean([r.finish_reason == "length" for r in rollouts]),
             "rollout/unparsable_frac": _mean([r.verdict == "unparsable" for r in rollouts]),
             "rollout/timeout_frac": _mean([r.verdict == "timeout" for r in rollouts]),
@@ -53,6 +57,21 @@ def group_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
 def _accuracy(section: str, groups: Sequence[RolloutGroup]) -> dict[str, float]:
     known = [g.accuracy for g in groups if not math.isnan(g.accuracy)]
     return {f"{section}/accuracy": _mean(known)} if known else {}
+
+
+def _accuracy_by_source(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    """`rollout/accuracy@SOURCE`, in steps with several sources. A run may mix files, or a column names its sources."""
+    by_source = defaultdict(list)
+    for group in groups:
+        by_source[group.prompt.question.source].append(group)
+    if not 1 < len(by_source) <= MAX_SOURCES:
+        return {}
+    found = {name: _accuracy("rollout", of_source) for name, of_source in sorted(by_source.items())}
+    return {
+        f"{key}@{re.sub('[^A-Za-z0-9_.-]', '_', name)}": value
+        for name, one in found.items()
+        for key, value in one.items()
+    }
 
 
 def sample_metrics(samples: Sequence[TrainingSample]) -> dict[str, float]:

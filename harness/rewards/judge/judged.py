@@ -128,7 +128,8 @@ class JudgedGrader:
 
 def _is_unresolved(grade: Grade, question: Question) -> bool:
     """An empty box is no answer: the judge would read the complete response instead."""
-    return question.answer_type == "text" and grade.verdict == "wrong" and bool(normal_text(grade.answer or ""))
+    by_rule = question.answer_type == "text" and not question.scorer
+    return by_rule and grade.verdict == "wrong" and bool(normal_text(grade.answer or ""))
 
 
 def _key(question: Question, answer: str | None) -> bytes:

@@ -51,7 +51,12 @@ def test_columns_are_mapped_and_nested(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [record])
     columns = ColumnsConfig(question="prompt.text", answer="extra.gold", id="key", answer_type="kind")
     question = load_jsonl(jsonl(path, columns=columns)).questions[0]
-    assert (question.id, question.text, question.answer, question.answer_type) == ("17", "Which?", "B", "choice")
+    assert (question.id, question.text, question.answer, question.answer_type) == (
+        "17",
+        "Which?\n\nA. x\nB. 2\nC. 2.5",
+        "B",
+        "choice",
+    )
     assert question.metadata == {"choices": ["x", "2", "2.5"]}
 
 
@@ -184,7 +189,7 @@ def test_media_columns_are_mapped_ignored_and_missed(tmp_path: Path) -> None:
     ("media", "reason"),
     [
         ({"images": 3}, "'images' holds a int, not the path of an image"),
-        ({"images": ["a.png", {"path": "b.png"}]}, "'images' holds a dict, not the path of an image"),
+        ({"images": ["a.png", {"name": "b.png"}]}, "'images' holds a record without bytes and path"),
         ({"images": ["a.png", None]}, "an entry of 'images' is empty"),
         ({"images": [""]}, "an entry of 'images' is empty"),
         ({"video": 1.5}, "'video' is a float, not the path of a video"),

@@ -49,7 +49,7 @@ def test_parquet_rows_become_questions(tmp_path: Path) -> None:
     columns = ColumnsConfig(question="q.text", answer="extra.gold")
     rows = load_parquet(parquet(path, columns=columns, max_bad_fraction=0.5))
     assert [(q.id, q.text, q.answer, q.metadata) for q in rows.questions] == [
-        ("train/1", "a?", "3", {"choices": ["x", "y"]}),
+        ("train/1", "a?\n\nA. x\nB. y", "3", {"choices": ["x", "y"]}),
         ("train/3", "b?", "0.5", {}),
     ]
     assert rows.messages() == [f"{path}:2: 'q.text' is empty"]
@@ -130,12 +130,13 @@ def test_parquet_pictures_without_features(tmp_path: Path, cache: Path) -> None:
 def test_parquet_of_raw_bytes_nested_or_not(tmp_path: Path, cache: Path, column: str) -> None:
     path = tmp_path / "a.parquet"
     records = [
-        {"deep": {"q": f"{i}?", "image": png(i)}, "image": png(i), "answer": str(i), "choices": ["x"]} for i in range(3)
+        {"deep": {"q": f"{i}?", "image": png(i)}, "image": png(i), "answer": str(i), "choices": ["x", "y"]}
+        for i in range(3)
     ]
     pq.write_table(pa.Table.from_pylist(records), path)
     rows = load_parquet(parquet(path, columns=ColumnsConfig(question="deep.q", images=column)))
-    assert [(q.text, greys(q)) for q in rows.questions] == [("0?", [0]), ("1?", [1]), ("2?", [2])]
-    assert rows.questions[0].metadata == {"choices": ["x"]}
+    assert [(q.text, greys(q)) for q in rows.questions] == [(f"{i}?\n\nA. x\nB. y", [i]) for i in range(3)]
+    assert rows.questions[0].metadata == {"choices": ["x", "y"]}
     if column == "image":
         tables = list(cache.rglob("*.arrow"))
         assert len(tables) == 1  # only the pictures are copied to where single rows can be read
@@ -208,7 +209,7 @@ def test_folders_that_are_no_table(tmp_path: Path) -> None:
         load_parquet(parquet(tmp_path / "empty"))
     folder = write_shards(tmp_path / "two")
     pq.write_table(pa.table({"question": ["q"], "answer": ["a"]}), folder / "train-00002.parquet")
-    with pytest.raises(UserError, match=r"train-00002.parquet has other columns than .*train-00000-of-00002.parquet"):
+    with pytest.raises(UserError, match=r"train-00002.parquet has no column 'images', which train-00000.*has"):
         load_parquet(parquet(folder))
     (folder / UNFINISHED).mkdir()
     with pytest.raises(UserError, match="whose build has not ended: launch its zppo data build again"):

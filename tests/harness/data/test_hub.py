@@ -82,7 +82,7 @@ def folder(tmp_path: Path) -> Path:
 def test_rows_of_a_split_become_questions(folder: Path) -> None:
     rows = load_hub(hub(folder, columns=ColumnsConfig(question="problem.text"), max_bad_fraction=0.5))
     assert [(q.id, q.text, q.answer, q.source, q.metadata) for q in rows.questions] == [
-        ("sums/1", "a?", "3", "sums", {"choices": ["x", "y"]}),
+        ("sums/1", "a?\n\nA. x\nB. y", "3", "sums", {"choices": ["x", "y"]}),
         ("sums/3", "b?", "0.5", "sums", {}),
     ]
     assert rows.messages() == [f"{folder}:2: 'problem.text' is empty"]

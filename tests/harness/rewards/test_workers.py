@@ -16,6 +16,7 @@ import pytest
 import reasoning_gym
 
 from harness.config.schema import RewardConfig
+from harness.errors import UserError
 from harness.rewards.rules import Grade
 from harness.rewards.workers import Grader
 from harness.types import Question
@@ -73,6 +74,17 @@ def test_hostile_answers_cost_themselves_only(grader: Grader) -> None:
     hostile = {answer: grade.verdict for answer, grade in zip(HOSTILE, grades[::3], strict=True)}
     assert hostile == HOSTILE
     assert grades[0] == Grade(answer="(" * 1900, verdict="timeout", reward=0.0)
+
+
+def test_a_scorer_of_others_grades_in_the_workers(grader: Grader) -> None:
+    def asked(name: str) -> Question:
+        return Question(id="q1", text="", answer="7", scorer=f"tests.support.scorers:{name}")
+
+    assert grader.gold_errors([asked("fragile"), asked("contains")]) == [None, None]
+    said = grader.grade([("spin", asked("fragile")), ("raise", asked("fragile")), ("is 7", asked("contains"))])
+    assert [grade.verdict for grade in said] == ["timeout", "ungraded", "correct"]
+    with pytest.raises(UserError, match=r"scorers:gives_nan gave the reward nan.*on a right reply to question q1"):
+        grader.gold_errors([asked("gives_nan")])
 
 
 def test_order_is_kept_over_batches_and_kinds(grader: Grader) -> None:
