@@ -41,6 +41,18 @@ def teardown_module():
     server.kill()
     server.wait()
 """
+LATE = (
+    ALIVE.replace("that_stays():", "that_is_hidden():\n    core_seconds._children = lambda pid: []")
+    + """
+import core_seconds
+
+children = core_seconds._children
+
+def test_after_it():
+    core_seconds._children = children
+"""
+)
+"""The list of children is cut short while a server burns, and is complete again in the test after it."""
 FIXTURE = f"""{BURN}
 import pytest
 
@@ -64,10 +76,11 @@ def session(folder: Path, files: dict[str, str], *options: str) -> tuple[int, st
 
 
 def test_a_dear_test_of_any_kind_is_named_and_the_session_is_red(tmp_path):
+    """And no other test: what is seen late was not used by who sees it."""
     files = {"test_light.py": LIGHT, "test_dear.py": DEAR, "test_child.py": CHILD, "test_alive.py": ALIVE}
-    code, output = session(tmp_path, files | {"test_fixture.py": FIXTURE}, "--test-bound=0.1")
+    code, output = session(tmp_path, files | {"test_fixture.py": FIXTURE, "test_late.py": LATE}, "--test-bound=0.1")
     assert code == pytest.ExitCode.TESTS_FAILED, output
-    assert "5 passed" in output
+    assert "7 passed" in output
     named = re.findall(r"ERROR: test_\w+\.py::(test_\w+) takes .* core-seconds, more than", output)
     assert sorted(named) == ["test_child", "test_dear", "test_fixture", "test_server_that_stays"]
     assert "the suite takes" not in output
@@ -133,20 +146,3 @@ def test_who_was_seen_is_counted_where_a_list_of_children_is_cut_short(monkeypat
         process.kill()
         process.wait()
         assert family.used() >= whole
-
-
-LATE = """
-import core_seconds
-
-children = core_seconds._children
-
-def pytest_runtest_setup(item):
-    core_seconds._children = (lambda pid: []) if "server" in item.name else children
-"""
-
-
-def test_what_is_seen_late_is_no_other_tests(tmp_path):
-    """The list of children is cut short while a test's server burns, and is complete again in the test after it."""
-    files = {"test_alive.py": f"{ALIVE}\ndef test_after():\n    pass\n", "conftest.py": LATE}
-    code, output = session(tmp_path, files, "--test-bound=0.1", "--suite-bound=90")
-    assert code == pytest.ExitCode.OK and "2 passed" in output, output

@@ -322,6 +322,7 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before_and_goes_on_when_there
     assert_same_run(whole, start(disk))
 
 
+@pytest.mark.slow  # as one that is full, which the fast suite fills, by another line of one table
 def test_a_disk_that_turns_read_only_ends_the_run_and_it_goes_on_when_that_is_mended(whole, mounted):
     """While files are open a file system cannot be turned by hand, so a read-only one is put over the checkpoints."""
     folder = start(mounted("size=16m"), "steps=2")

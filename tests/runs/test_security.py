@@ -6,6 +6,7 @@ import ast
 import json
 import sys
 from collections.abc import Iterator
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -38,10 +39,10 @@ SMALL = [
 ]  # fmt: skip
 
 
-def sources() -> Iterator[tuple[Path, ast.AST]]:
-    for package in ("harness", "methods", "reports"):
-        for file in (ROOT / package).rglob("*.py"):
-            yield file.relative_to(ROOT), ast.parse(file.read_text(encoding="utf-8"))
+@cache
+def sources() -> list[tuple[Path, ast.AST]]:
+    files = [file for package in ("harness", "methods", "reports") for file in (ROOT / package).rglob("*.py")]
+    return [(file.relative_to(ROOT), ast.parse(file.read_text(encoding="utf-8"))) for file in files]
 
 
 # code of models, pickles

@@ -151,6 +151,7 @@ def test_a_worker_that_is_killed_twice_says_nothing_about_the_time_of_a_gold_ans
     assert capsys.readouterr().err == f"error: {answers}:1: the gold answer has lost two grading workers, see the log\n"
 
 
+@pytest.mark.slow  # hostile replies use up their time in the fast suite, and no more workers than they are
 def test_an_answer_that_uses_up_its_time_is_not_graded_again(caplog: pytest.LogCaptureFixture) -> None:
     with Grader(RewardConfig(cpu_seconds=0.2)) as grader:
         assert verdicts(grader, [("0.5", HALF), (TOWER, HALF), ("0.5", HALF)]) == ["correct", "timeout", "correct"]
