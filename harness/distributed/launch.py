@@ -21,6 +21,7 @@ from types import FrameType
 from harness.config.schema import RunConfig
 from harness.distributed.rank import Place
 from harness.errors import UserError
+from harness.process.devices import num_cores
 
 POLL = 0.1
 END = 15.0
@@ -38,7 +39,7 @@ def launch(config: RunConfig, command: Sequence[str]) -> int:
     """
     cluster = config.cluster
     node, address, port = _meeting_point(cluster.num_nodes, os.environ)
-    threads = max(1, (os.cpu_count() or 1) // cluster.student_gpus)
+    threads = max(1, num_cores() // cluster.student_gpus)  # of the allocation, not of the machine
     children = []
     for local_rank in range(cluster.student_gpus):
         place = Place(

@@ -184,7 +184,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(number, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
-        ("joblib", "no launcher 'joblib'. Known: basic, zppo_ray, zppo_slurm."),
+        ("joblib", "no launcher 'joblib'. Known: basic, zppo_ray, zppo_slurm, zppo_slurm_nodes."),
         ("zppo_slrm", "no launcher 'zppo_slrm'. Did you mean 'zppo_slurm'"),
         ("zppo_ray", "hydra/launcher=zppo_ray is not installed: pip install -e '.[launchers]' in the checkout"),
         ("zppo_slurm", ""),  # not installed, or no srun

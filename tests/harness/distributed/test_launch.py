@@ -70,6 +70,18 @@ def test_ranks_of_one_machine(tmp_path):
     assert found == {str(r): [str(r), "3", str(r), "3", "127.0.0.1", *ports] for r in range(3)}
 
 
+def test_ranks_share_the_cores_of_the_allocation(tmp_path, monkeypatch):
+    """Eight cores of a larger machine for three ranks: two threads each."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr("os.cpu_count", lambda: 96)
+    write = (
+        'import os, sys; open(os.path.join(sys.argv[1], os.environ["RANK"]), "w").write(os.environ["OMP_NUM_THREADS"])'
+    )
+    assert launch(config("cluster.student_gpus=3"), [sys.executable, "-c", write, str(tmp_path)]) == 0
+    assert told(tmp_path) == {"0": 2, "1": 2, "2": 2}
+
+
 def test_ranks_of_the_second_slurm_node(tmp_path, slurm):
     """3 ranks a node: the second node has 3, 4 and 5. The port follows from the job: 20,000 + 4711."""
     chosen = config("cluster.num_nodes=2", "cluster.student_gpus=3")

@@ -198,19 +198,29 @@ def test_submitit_on_this_machine_requeues_what_is_preempted(work, tmp_path):
     assert [log(tmp_path, name) for name in "abc"] == [["start"], ["start", "stopped", "start"], ["start"] * 2]
 
 
-def test_what_goes_to_slurm(work, tmp_path, monkeypatch):
-    """No Slurm here: programs of its names write down what they are given."""
+ONE_GPU = {"--gpus-per-node=1", "--nodes=1", "--cpus-per-task=8", "--mem=64GB"}
+NODES = {"--gpus-per-node=8", "--nodes=8", "--exclusive", "--mem=0"}
+
+
+@pytest.mark.parametrize(("preset", "wanted"), [("zppo_slurm", ONE_GPU), ("zppo_slurm_nodes", NODES)])
+def test_what_goes_to_slurm(work, tmp_path, monkeypatch, preset, wanted):
+    """No Slurm here: programs of its names write down what they are given. A job of several nodes has all of them: six
+    ranks, a teacher and graders want more than the memory of a single GPU's share."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     for name, text in {"srun": "", "sbatch": f'cat "$1" > {tmp_path}/batch; echo no partition >&2; exit 1'}.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     plan = plan_of(tmp_path, [work("a", "0"), work("b", "0")])
-    launchers._run_hydra(plan, 2, ["hydra/launcher=zppo_slurm", "hydra.launcher.partition=gpu"])
+    nodes = ["hydra.launcher.nodes=8"] if preset == "zppo_slurm_nodes" else []
+    launchers._run_hydra(plan, 2, [f"hydra/launcher={preset}", "hydra.launcher.partition=gpu", *nodes])
     lines = (tmp_path / "batch").read_text().splitlines()
-    for line in ("--array=0-1%2", "--gpus-per-node=1", "--partition=gpu", "--requeue", "--signal=USR2@180",
-                 "--time=1440"):  # fmt: skip
-        assert f"#SBATCH {line}" in lines
+    options = {line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH")}
+    assert options >= {"--array=0-1%2", "--partition=gpu", "--requeue", "--signal=USR2@180", "--time=1440", *wanted}
+    assert {
+        option for option in options if option.startswith(("--mem", "--cpus", "--gpus", "--excl", "--nodes"))
+    } == wanted
+    assert ("export SRUN_CPUS_PER_TASK=$SLURM_CPUS_ON_NODE" in lines) == (preset == "zppo_slurm_nodes")
 
 
 def test_a_local_ray_runs_every_cell_and_again_that_of_a_worker_that_dies(work, tmp_path):
