@@ -21,6 +21,7 @@ from harness.types import Message, Prompt
 from methods.base import CLOSING
 
 _REPLY = "reply"
+_PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 MARKER = re.compile("<(image|video)>")
 """Where a question shows its media; data sets of the field write it so."""
 IMAGE, VIDEO, START, END = "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"
@@ -70,6 +71,14 @@ class Chat:
     def vision(self) -> Vision:
         """The processor of images and video. Raises UserError for a model that reads text only."""
         return Vision(self._config)
+
+    def processing(self) -> list[object]:
+        """What decides how a prompt is written, besides tokenizer and template: how media become tokens."""
+        files = [source_file(self._config, name) for name in _PROCESSOR_FILES]
+        contents = [
+            None if file is None else Path(file).read_text(encoding="utf-8", errors="replace") for file in files
+        ]
+        return [self._enable_thinking, self._config.chat_template, *contents]
 
     @property
     def placeholder_ids(self) -> tuple[int, int]:
