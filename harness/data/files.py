@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,7 @@ def open_files(config: DataConfig, path: str, name: str = "") -> Stream:
     place = Path(path).expanduser()
     files = files_of(path, config.source)
     stream = (_parquet if config.source == "parquet" else _texts)(config, files, name or files.name)
-    stream.files = files.read
+    stream.files, stream.place, stream.name = files.read, files.path, name or files.name
     if names := [file.name for file in files.left_out]:
         shown = ", ".join(names if len(names) <= 3 else [*names[:3], f"{len(names) - 3} more"])
         stream.notes.append(f"{place} has files of other splits, which are left out: {shown}")
@@ -75,19 +76,23 @@ def _parquet(config: DataConfig, files: Files, name: str) -> Stream:
     with _readable(files.path):
         schema = _common_schema(config, files)
         texts, embedded = table_columns(schema, config, str(files.path))
-        records = _records(files.read, texts)
-        if embedded:
-            records = with_references(records, _media_table(files, sorted(embedded)), embedded)
     reader = Reader(
         config=config, origin=str(files.path), folder=str(files.folder), name=name, known=schema_names(schema)
     )
 
+    @cache
+    def table() -> MediaTable:
+        return _media_table(files, sorted(embedded))
+
     def rows() -> Iterator[Row]:
         with _readable(files.path):
+            records = _records(files.read, texts)
+            if embedded:
+                records = with_references(records, table(), embedded)
             for number, record in enumerate(records, 1):
                 yield Row(number, record)
 
-    return Stream(origin=reader.origin, rows=reader.questions(rows()))
+    return Stream(origin=reader.origin, rows=reader.questions(rows()), table=table)
 
 
 class _readable:

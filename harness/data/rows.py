@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from harness.errors import UserError, did_you_mean
 from harness.types import AnswerType, Question
+
+if TYPE_CHECKING:
+    from harness.data.tables import MediaTable
 
 
 class BadRow(Exception):
@@ -80,6 +83,12 @@ class Stream:
     """What a user should know about how it is read."""
     files: tuple[Path, ...] = ()
     """All that it is read from; empty where that is no file."""
+    place: Path = Path()
+    """The file, or the folder of the files."""
+    name: str = ""
+    """What ids begin with."""
+    table: Callable[[], MediaTable] | None = None
+    """The table that holds pictures and clips, if that is where they are."""
 
     @classmethod
     def of(cls, rows: Rows) -> Stream:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from harness.data.stored import Chosen
 from harness.errors import UserError
 from harness.types import Question, ReplayedQuestion
 
@@ -43,12 +45,20 @@ class QuestionSampler:
         self._epoch = 0
         self._position = 0
         self._order = self._permutation(0)
-        self._fingerprint = self._hash()
+
+    @cached_property
+    def questions(self) -> Mapping[str, Question]:
+        """All questions of the run by id."""
+        if isinstance(self._questions, Chosen):
+            return self._questions.by_id
+        return {question.id: question for question in self._questions}
 
     @property
-    def questions(self) -> dict[str, Question]:
-        """All questions of the run by id."""
-        return {question.id: question for question in self._questions}
+    def has_media(self) -> bool:
+        """Whether any question has a picture or a clip."""
+        if isinstance(self._questions, Chosen):
+            return self._questions.has_media
+        return any(question.images or question.video is not None for question in self._questions)
 
     @property
     def num_steps(self) -> int:
@@ -84,7 +94,7 @@ class QuestionSampler:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved cursor. Raises UserError where the questions or their order are others."""
-        if state["fingerprint"] != self._fingerprint:
+        if state["fingerprint"] != self._fingerprint and state["fingerprint"] != self._hash():
             raise UserError(
                 "the checkpoint was made with other questions or another order: restore data.* and seed, "
                 "or start a new run with another label"
@@ -99,14 +109,22 @@ class QuestionSampler:
     def _take(self, num_questions: int) -> list[Question]:
         start = self._position
         self._position += num_questions
-        return [self._questions[i] for i in self._order[start : self._position]]
+        return [self._questions[int(i)] for i in self._order[start : self._position]]
 
-    def _permutation(self, epoch: int) -> list[int]:
+    def _permutation(self, epoch: int) -> np.ndarray:
         if not self._shuffle:
-            return list(range(len(self._questions)))
+            return np.arange(len(self._questions))
         # numpy takes no negative seeds
         rng = np.random.default_rng([self._seed % 2**64, epoch])
-        return rng.permutation(len(self._questions)).tolist()
+        return rng.permutation(len(self._questions))
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        """16 hex digits of the questions and their order. Of stored ones their own digests count, which is fast."""
+        if not isinstance(self._questions, Chosen):
+            return self._hash()
+        order = json.dumps([self._shuffle, self._seed]).encode()
+        return hashlib.sha256(order + self._questions.digest()).hexdigest()[:16]
 
     def _hash(self) -> str:
         digest = hashlib.sha256(json.dumps([self._shuffle, self._seed]).encode())

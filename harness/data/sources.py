@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import itertools
-import json
+import logging
 import random
 import re
-from array import array
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from harness.config.data import SOURCES, DataConfig, paths_of
+from harness.data import index
 from harness.data.folders import is_saved
 from harness.data.images import MediaError
-from harness.data.rows import BadRow, Rows, Stream, checked_questions
+from harness.data.rows import BadRow, Rows, Stream, checked_questions, too_many_bad
+from harness.data.stored import Chosen, StoredQuestions, Writer, content_hash
 from harness.errors import UserError
 from harness.types import Question
+
+logger = logging.getLogger(__name__)
 
 GoldErrors = Callable[[Sequence[Question]], list[str | None]]
 """Why the grader cannot use a question's gold answer, or None; in the order of the questions."""
@@ -89,6 +92,7 @@ def load_questions(
     measure: Measure,
     max_prompt_tokens: int,
     measure_texts: MeasureTexts | None = None,
+    depends: str | None = None,
 ) -> LoadedQuestions:
     """Training questions in the order of the source, before any shuffling.
 
@@ -97,36 +101,63 @@ def load_questions(
     left. `measure` is called by several threads at once for questions with media; `measure_texts` measures many without
     media at once.
 
+    With `depends`, a digest of all that measures and golds depend on, files are read once: the next call maps their
+    index (`harness.data.index`), unless `config.recheck`.
+
     Raises UserError for unusable files or options, too many bad rows, no questions left, or a pool that is too large.
     """
-    texts = measure_texts or (lambda questions: [measure(question) for question in questions])
-    parts = [_read(stream, config, gold_errors, measure, texts) for stream in _streams(config)]
-    kept: list[Question] = []
-    counts, sizes = [], []
+    checks = _Checks(gold_errors, measure, measure_texts or (lambda questions: [measure(q) for q in questions]))
+    parts = [_part(stream, config, checks, depends) for stream in _streams(config)]
+    kept, counts = [], []
     for part in parts:
-        fitting = [i for i, size in enumerate(part.num_tokens) if size <= max_prompt_tokens]
-        if not fitting:
+        fitting = np.flatnonzero(part.num_tokens <= max_prompt_tokens)
+        if not len(fitting):
             raise UserError(
                 f"all {len(part.questions)} questions of {part.origin} have prompts of more than "
                 f"rollout.max_prompt_tokens={max_prompt_tokens} tokens: raise it or use shorter questions"
             )
-        kept += [part.questions[i] for i in fitting]
-        sizes += [part.num_tokens[i] for i in fitting]
+        kept.append(fitting + sum(len(other.questions) for other in parts[: len(kept)]))
         counts.append(len(fitting))
-    chosen = chosen_positions(counts, config)
+    chosen = np.concatenate(kept)[np.asarray(chosen_positions(counts, config), dtype=np.int64)]
     num_read = sum(len(part.questions) for part in parts)
     return LoadedQuestions(
-        questions=[kept[i] for i in chosen],
+        questions=_chosen(parts, chosen),
         num_rows=num_read + sum(part.num_bad for part in parts),
         num_bad=sum(part.num_bad for part in parts),
         bad=[line for part in parts for line in part.bad][:NUM_MESSAGES],
         reasons=sum((part.reasons for part in parts), Counter()),
-        num_too_long=num_read - len(kept),
-        num_unused=len(kept) - len(chosen),
+        num_too_long=num_read - sum(counts),
+        num_unused=sum(counts) - len(chosen),
         num_duplicates=num_read - len(np.unique(np.concatenate([part.content for part in parts]))),
-        num_tokens=np.array([sizes[i] for i in chosen]),
+        num_tokens=np.concatenate([part.num_tokens for part in parts])[chosen],
         notes=[note for part in parts for note in part.notes],
     )
+
+
+def questions_of(config: DataConfig) -> list[Question]:
+    """All questions of a source in its order, as an evaluation takes them: no grader has seen their golds.
+
+    Raises UserError for unusable files or options, and too many bad rows.
+    """
+    return [question for stream in _streams(config) for question in stream.all(config.max_bad_fraction).questions]
+
+
+@dataclass(frozen=True)
+class _Checks:
+    """What a question has to pass."""
+
+    gold_errors: GoldErrors
+    measure: Measure
+    measure_texts: MeasureTexts
+
+    def of(self, questions: Sequence[Question]) -> list[int | str]:
+        """The prompt tokens of each question, or why it cannot be used."""
+        found: list[int | str] = [error or 0 for error in self.gold_errors(questions)]
+        right = [i for i, error in enumerate(found) if not error]
+        sizes = _measure_all([questions[i] for i in right], self.measure, self.measure_texts)
+        for i, size in zip(right, sizes, strict=True):
+            found[i] = size
+        return found
 
 
 @dataclass(kw_only=True)
@@ -135,13 +166,21 @@ class _Part:
 
     origin: str
     notes: list[str]
-    questions: list[Question]
-    num_tokens: list[int]
+    questions: Sequence[Question]
+    num_tokens: np.ndarray
     num_bad: int
     bad: list[str]
     reasons: Counter[str]
     content: np.ndarray
     """Hashes of what each question asks, uint64."""
+
+
+def _chosen(parts: Sequence[_Part], positions: np.ndarray) -> Sequence[Question]:
+    stored = [part.questions for part in parts if isinstance(part.questions, StoredQuestions)]
+    if len(stored) == len(parts):
+        return Chosen(stored, positions)
+    every = [question for part in parts for question in part.questions]
+    return [every[i] for i in positions.tolist()]
 
 
 def _streams(config: DataConfig) -> list[Stream]:
@@ -164,55 +203,127 @@ def _names(paths: Sequence[str]) -> list[str]:
     return [f"{i}-{name}" if own.count(name) > 1 else "" for i, name in enumerate(own, 1)]
 
 
-def _read(
-    stream: Stream, config: DataConfig, gold_errors: GoldErrors, measure: Measure, measure_texts: MeasureTexts
-) -> _Part:
-    """All of a stream, checked and measured in blocks."""
-    questions: list[Question] = []
-    num_tokens: list[int] = []
-    bad: dict[int, str] = {}
-    content = array("Q")
-    while block := list(itertools.islice(stream.rows, BLOCK_ROWS)):
-        bad |= {number: str(row) for number, row in block if isinstance(row, BadRow)}
-        asked = [(number, row) for number, row in block if isinstance(row, Question)]
-        errors = gold_errors([question for _, question in asked])
-        bad |= {number: error for (number, _), error in zip(asked, errors, strict=True) if error}
-        asked = [pair for pair, error in zip(asked, errors, strict=True) if not error]
-        sizes = _measure_all([question for _, question in asked], measure, measure_texts)
-        for (number, question), size in zip(asked, sizes, strict=True):
-            if isinstance(size, str):
-                bad[number] = size
-            else:
-                questions.append(question)
-                num_tokens.append(size)
-                content.append(_content(question))
-    rows = Rows(origin=stream.origin, questions=questions, bad=bad)
-    rows.check(config.max_bad_fraction)
-    if not questions:
-        raise UserError(f"{stream.origin} has no questions: add rows or raise data.num_questions")
+def _part(stream: Stream, config: DataConfig, checks: _Checks, depends: str | None) -> _Part:
+    """The questions of a stream with what is known about them: from its index, or read and checked."""
+    if depends is None or not stream.files:
+        return _in_memory(stream, config, checks)
+    key = index.key_of(stream.files, stream.name, config, depends)
+    if not config.recheck and (part := _indexed(stream, config, key)) is not None:
+        return part
+    with index.new_file(stream.place) as file:
+        writer = Writer(file, stream.origin)
+        try:
+            bad, num_questions = _Bad(), 0
+            for questions, num_tokens in _blocks(stream, checks, bad):
+                writer.add(questions, num_tokens)
+                num_questions += len(questions)
+        finally:
+            writer.close()
+        bad.check(stream.origin, num_questions, config.max_bad_fraction)
+        about = {"num_bad": bad.number, "bad": bad.messages(stream.origin), "reasons": dict(bad.reasons)}
+        final = index.keep(file, key, about)
+        return _stored(stream, config, final, about)
+
+
+def _indexed(stream: Stream, config: DataConfig, key: str) -> _Part | None:
+    """What an earlier launch has kept; None where there is nothing, or it is damaged."""
+    found = index.find(stream.place, key)
+    if found is None:
+        return None
+    try:
+        part = _stored(stream, config, *found)
+    except (ValueError, OSError, LookupError, TypeError):  # pyarrow's errors are ValueErrors
+        return None
+    num_rows = len(part.questions) + part.num_bad
+    first = part.bad[0] if part.bad else ""
+    if (refusal := too_many_bad(first, part.num_bad, num_rows, config.max_bad_fraction)) is not None:
+        raise UserError(refusal)
+    logger.info("%s: %d questions of the index of an earlier launch", stream.origin, len(part.questions))
+    return part
+
+
+def _stored(stream: Stream, config: DataConfig, file: Path, about: dict[str, Any]) -> _Part:
+    questions = StoredQuestions(file, stream.origin, config, stream.table)
     return _Part(
         origin=stream.origin,
         notes=stream.notes,
         questions=questions,
-        num_tokens=num_tokens,
-        num_bad=len(bad),
-        bad=rows.messages()[:NUM_MESSAGES],
-        reasons=Counter(map(_kind, bad.values())),
-        content=np.frombuffer(content, np.uint64) if content else np.empty(0, np.uint64),
+        num_tokens=questions.num_tokens,
+        num_bad=int(about["num_bad"]),
+        bad=[str(line) for line in about["bad"]],
+        reasons=Counter(about["reasons"]),
+        content=questions.content,
     )
+
+
+def _in_memory(stream: Stream, config: DataConfig, checks: _Checks) -> _Part:
+    questions: list[Question] = []
+    num_tokens: list[int] = []
+    bad = _Bad()
+    for block, sizes in _blocks(stream, checks, bad):
+        questions += block
+        num_tokens += sizes
+    bad.check(stream.origin, len(questions), config.max_bad_fraction)
+    return _Part(
+        origin=stream.origin,
+        notes=stream.notes,
+        questions=questions,
+        num_tokens=np.array(num_tokens),
+        num_bad=bad.number,
+        bad=bad.messages(stream.origin),
+        reasons=bad.reasons,
+        content=np.array([content_hash(question) for question in questions], np.uint64),
+    )
+
+
+class _Bad:
+    """Bad rows: all are counted, the first ones kept in words."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.reasons: Counter[str] = Counter()
+        self._first: list[tuple[int, str]] = []
+
+    def add(self, number: int, reason: str) -> None:
+        self.number += 1
+        self.reasons[_kind(reason)] += 1
+        self._first = sorted([*self._first, (number, reason)])[:NUM_MESSAGES]
+
+    def messages(self, origin: str) -> list[str]:
+        return [f"{origin}:{number}: {reason}" for number, reason in self._first]
+
+    def check(self, origin: str, num_questions: int, max_bad_fraction: float) -> None:
+        """Raise UserError for too many of them, and where no question is left."""
+        first = self.messages(origin)[0] if self.number else ""
+        refusal = too_many_bad(first, self.number, num_questions + self.number, max_bad_fraction)
+        if refusal is not None:
+            raise UserError(refusal)
+        if not num_questions:
+            raise UserError(f"{origin} has no questions: add rows or raise data.num_questions")
+
+
+def _blocks(stream: Stream, checks: _Checks, bad: _Bad) -> Iterator[tuple[list[Question], list[int]]]:
+    """The usable questions of a stream with their prompt tokens, a block of rows at a time."""
+    while block := list(itertools.islice(stream.rows, BLOCK_ROWS)):
+        asked = [(number, row) for number, row in block if isinstance(row, Question)]
+        for number, row in block:
+            if isinstance(row, BadRow):
+                bad.add(number, str(row))
+        questions, sizes = [], []
+        found = checks.of([question for _, question in asked])
+        for (number, question), size in zip(asked, found, strict=True):
+            if isinstance(size, str):
+                bad.add(number, size)
+            else:
+                questions.append(question)
+                sizes.append(size)
+        yield questions, sizes
 
 
 def _kind(reason: str) -> str:
     """A reason without what is one row's alone: values in quotes but for names of columns, numbers, places."""
     plain = re.sub(r"(?<=answer )'[^']*'|(?<=' )'[^']*'|(?<=' )\"[^\"]*\"", "...", reason)
     return re.sub(r"(image|video) \S*[/\\]\S*", r"\1 ...", re.sub(r"\d+", "N", plain))
-
-
-def _content(question: Question) -> int:
-    """A hash of what a question asks, by the names of its media."""
-    names = [image.name for image in question.images] + ([question.video.name] if question.video is not None else [])
-    text = json.dumps([question.text, question.messages, names])
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def _rows(config: DataConfig) -> Rows:

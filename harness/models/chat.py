@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -13,11 +14,13 @@ from transformers import PreTrainedTokenizerBase
 from harness.config.schema import ModelConfig
 from harness.data.images import MediaError
 from harness.errors import UserError
+from harness.models.loading import source_file
 from harness.models.template import Template, end_ids, media_ids
 from harness.models.vision import PackedMedia, Vision
 from harness.types import Message, Prompt
 from methods.base import CLOSING
 
+_PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 MARKER = re.compile("<(image|video)>")
 """Where a question shows its media; data sets of the field write it so."""
 MEDIA = re.compile("image|img|video|vision|audio|media", re.IGNORECASE)
@@ -77,6 +80,14 @@ class Chat:
     def vision(self) -> Vision:
         """The processor of images and video. Raises UserError for a model that reads text only."""
         return Vision(self._config)
+
+    def processing(self) -> list[object]:
+        """What decides how a prompt is written, besides tokenizer and template: how media become tokens."""
+        files = [source_file(self._config, name) for name in _PROCESSOR_FILES]
+        contents = [
+            None if file is None else Path(file).read_text(encoding="utf-8", errors="replace") for file in files
+        ]
+        return [self._config.enable_thinking, self._config.chat_template, *contents]
 
     @property
     def placeholder_ids(self) -> tuple[int, int]:

@@ -237,6 +237,7 @@ def judge(run: Preflight) -> Iterator[Finding]:
 def questions(run: Preflight) -> Iterator[Finding]:
     from harness.data.sampler import QuestionSampler
     from harness.data.sources import load_questions
+    from harness.models.identity import prompt_identity
 
     if run.method is None:
         return
@@ -247,6 +248,7 @@ def questions(run: Preflight) -> Iterator[Finding]:
         measure=lambda question: run.chat.num_tokens_of(plain_prompt(question)),
         measure_texts=lambda questions: run.chat.num_tokens_of_texts([plain_prompt(q) for q in questions]),
         max_prompt_tokens=limit,
+        depends=prompt_identity(run.chat, run.config.reward.grader),
     )
     for note in loaded.notes:
         yield Warn(note)
@@ -272,7 +274,7 @@ def media(run: Preflight) -> Iterator[Finding]:
     from harness.models.vision import Vision
 
     place = run.deployment.teacher
-    if place is None or not any(question.images or question.video for question in run.sampler.questions.values()):
+    if place is None or not run.sampler.has_media:
         return
     if not place.sees_media:
         text = "questions have pictures or clips, and a served teacher is asked text alone: a run ends at the first one"

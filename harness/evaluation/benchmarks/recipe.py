@@ -43,6 +43,9 @@ Aggregate = Callable[[Sequence[tuple[Question, float]]], Estimate]
 
 def by_grade(question: Question, grade: Grade) -> Mark:
     """The grader's verdict: equal as mathematics, as an option or as text, by the question's answer type."""
+    if question.scorer:
+        outcomes: dict[str, Outcome] = {"correct": "match", "unparsable": "unparsed", "ungraded": "ungraded"}
+        return Mark(score=grade.reward, outcome=outcomes.get(grade.verdict, "mismatch"))
     if grade.answer is None or not grade.answer.strip():
         return Mark(score=0.0, outcome="unparsed")
     if grade.verdict == "correct":

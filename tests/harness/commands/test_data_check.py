@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -10,8 +11,14 @@ import pytest
 
 from harness.app import main
 
-DATA = Path(__file__).parents[2] / "fixtures" / "data"
+FILES = Path(__file__).parents[2] / "fixtures" / "data"
 MADE = ["student=tiny_xs", "data.batch_size=4", "eval=none"]
+
+
+def copied(folder: Path, name: str) -> str:
+    """A copy, since an index is written next to it."""
+    shutil.copy(FILES / name, folder / name)
+    return f"data.path={folder / name}"
 
 
 def check(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -20,10 +27,10 @@ def check(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, st
     return code, said.out, said.err
 
 
-def test_what_a_run_would_train_on_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_run_would_train_on_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     columns = ["data.columns.question=problem", "data.columns.answer=solution"]
     code, out, _ = check(
-        capsys, "data=jsonl", f"data.path={DATA / 'math.jsonl'}", *columns, "data.closing=End with a number."
+        capsys, "data=jsonl", copied(tmp_path, "math.jsonl"), *columns, "data.closing=End with a number."
     )
     assert code == 0
     lines = out.splitlines()
@@ -35,8 +42,10 @@ def test_what_a_run_would_train_on_is_shown(capsys: pytest.CaptureFixture[str]) 
     assert out.count("<|im_start|>user\nTom has ") == out.count("\n\nEnd with a number.<|im_end|>") == 5
 
 
-def test_rows_that_a_run_would_refuse_are_counted_and_the_exit_code_is_2(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["data=jsonl", f"data.path={DATA / 'numina15.jsonl'}", "data.columns.question=problem"]
+def test_rows_that_a_run_would_refuse_are_counted_and_the_exit_code_is_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["data=jsonl", copied(tmp_path, "numina15.jsonl"), "data.columns.question=problem"]
     code, out, err = check(capsys, *words)
     assert code == 2 and "4 of 8 rows are bad" in err and len(err.splitlines()) == 1
     assert "rows read: 8\nkept: 4\nbad: 4 " in out

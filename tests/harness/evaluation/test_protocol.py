@@ -89,7 +89,7 @@ def test_the_judge_is_part_of_the_card_where_one_is_asked() -> None:
 
 def test_grader_closing_and_task_version_change_the_hash(monkeypatch: pytest.MonkeyPatch) -> None:
     hashes = {hash_of(), hash_of(grader="mathruler")}
-    monkeypatch.setattr(protocol, "CLOSING", "Answer.")
+    monkeypatch.setattr("methods.prompts.CLOSING", "Answer.")
     hashes.add(hash_of())
     monkeypatch.setattr(protocol, "TASK_VERSION", 99)
     hashes.add(hash_of())
