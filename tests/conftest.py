@@ -1,17 +1,23 @@
 """One thread a process: models this small gain nothing from more, and the suite runs one process a core."""
 
+from __future__ import annotations
+
 import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 
 import tests.support.gc_off  # noqa: F401 (before the modules of tests import the libraries)
 from tests.core_seconds import pytest_addoption, pytest_configure  # noqa: F401 (hooks)
+
+if TYPE_CHECKING:
+    from harness.rewards.workers import Grader
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -65,6 +71,16 @@ def install(tmp_path, monkeypatch) -> Iterator[Callable[..., Path]]:
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
             del sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def grader() -> Iterator[Grader]:
+    """With the default limits. A worker takes more than a second of a core to start."""
+    from harness.config.schema import RewardConfig
+    from harness.rewards.workers import Grader
+
+    with Grader(RewardConfig()) as grader:
+        yield grader
 
 
 @pytest.fixture(scope="session")

@@ -189,7 +189,9 @@ def test_another_package_that_is_missing_fails_as_it_is(tmp_path, monkeypatch):
 
 
 def test_base_is_evaluated_only(tmp_path):
-    folder = start(tmp_path, "method=base", "eval=mini", "eval.num_questions=5", "~method.group_size")
+    folder = start(
+        tmp_path, "method=base", "eval=mini", "eval.num_questions=5", "eval.levels=[1]", "~method.group_size"
+    )
     assert (folder / "eval" / "mini" / "scores.csv").exists()
     assert not (folder / "model").exists() and not (folder / "metrics.jsonl").exists()
     assert RunFolder.read_info(folder)["method_class"] is None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import sys
-from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -117,12 +116,6 @@ def test_a_run_says_whose_code_it_allowed(tmp_path):
 
 
 # what a model writes
-
-
-@pytest.fixture(scope="module")
-def grader() -> Iterator[Grader]:
-    with Grader(RewardConfig()) as grader:
-        yield grader
 
 
 @pytest.mark.parametrize("name", ["countdown", "spiral_matrix", "polynomial_multiplication", "string_insertion"])

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness.config.schema import EvalConfig, RewardConfig
+from harness.config.schema import EvalConfig
 from harness.evaluation.store import SampleStore
 from harness.evaluation.student import Respondent
 from harness.evaluation.suites import Benchmark
@@ -93,10 +93,3 @@ def student_of(tmp_path: Path) -> Iterator[Callable[..., Respondent]]:
             return Respondent(engine, grader, config, benchmarks, store=store, identity="scripted")
 
         yield make
-
-
-@pytest.fixture(scope="session")
-def grader() -> Iterator[Grader]:
-    grader = Grader(RewardConfig())
-    yield grader
-    grader.close()

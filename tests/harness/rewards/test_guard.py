@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import pytest
 import reasoning_gym
 import sympy
 
-from harness.config.schema import RewardConfig
 from harness.rewards.guard import evaluate
 from harness.rewards.workers import Grader
 from harness.types import Question
@@ -23,12 +21,6 @@ EVALUATING = (
     "intermediate_integration", "polynomial_multiplication",
 )  # fmt: skip
 """Data sets whose scorers evaluate answers."""
-
-
-@pytest.fixture(scope="module")
-def grader() -> Iterator[Grader]:
-    with Grader(RewardConfig(cpu_seconds=5.0)) as grader:
-        yield grader
 
 
 @pytest.mark.parametrize("name", EVALUATING)

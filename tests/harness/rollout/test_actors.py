@@ -8,11 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.config.schema import ModelConfig, RewardConfig, RolloutConfig
+from harness.config.schema import ModelConfig, RolloutConfig
 from harness.errors import UserError
 from harness.models.chat import Chat
 from harness.models.loading import load_tokenizer
-from harness.rewards.workers import Grader
 from harness.rollout.actors import LiveActors, between_tags
 from harness.types import Prompt, Question, Rollout, RolloutGroup
 
@@ -60,16 +59,14 @@ def prompt(uid, answer="2", reference=None):
 
 
 @pytest.fixture
-def make(chat):
-    with Grader(RewardConfig()) as grader:
+def make(chat, grader):
+    def build(student, teacher=None, config=None):
+        config = config or RolloutConfig()
+        actors = LiveActors(student=student, teacher=teacher, chat=chat, grader=grader, config=config, seed=5)
+        actors.begin(3)
+        return actors
 
-        def build(student, teacher=None, config=None):
-            config = config or RolloutConfig()
-            actors = LiveActors(student=student, teacher=teacher, chat=chat, grader=grader, config=config, seed=5)
-            actors.begin(3)
-            return actors
-
-        yield build
+    return build
 
 
 def test_single_answers_are_graded_by_the_rule(make):

@@ -52,8 +52,8 @@ for preset, case in CASES.items():
     FIRST.setdefault(case.method_class, preset)
 RESUME = "resume_equals_the_unbroken_run"
 """Three runs, so it is seen in the fast suite once a class."""
-CARRY_OVER = {"off_policy_kd", "zppo"}
-"""They carry over all that a class may: rollouts, a buffer, a teacher. The slow suite resumes the others."""
+CARRY_OVER = {"off_policy_kd"}
+"""Its teacher samples and scores. `tests/runs/test_run.py` resumes ZPPO with its buffer, the slow suite the others."""
 ONCE = {"moves_the_student", "same_seed_same_groups", "gradient_does_not_depend_on_micro_batches", RESUME}
 """Checks that update or sample anew: the fast suite makes them once a class, of which presets are options."""
 

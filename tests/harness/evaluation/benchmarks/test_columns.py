@@ -5,11 +5,9 @@ import re
 
 import pytest
 
-from harness.config.schema import RewardConfig
 from harness.evaluation.benchmarks.columns import columns, suite_columns
 from harness.evaluation.benchmarks.registry import recipe, recipes
 from harness.rewards.rules import gold_error
-from harness.rewards.workers import Grader
 from methods.prompts import CLOSING, plain_messages
 
 NAMES = list(columns())
@@ -19,12 +17,6 @@ DIRECTIVES = re.compile(
     r"curly bracket|请",
     re.IGNORECASE,
 )
-
-
-@pytest.fixture(scope="module")
-def grader():
-    with Grader(RewardConfig(num_workers=1)) as grader:
-        yield grader
 
 
 def wrong_box(question):
