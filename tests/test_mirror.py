@@ -14,6 +14,7 @@ ELSEWHERE = {
     "harness/builders/tiny/test_corpus.py": "harness.builders.tiny: slips",
     "harness/config/test_schema.py": "harness.config: data evaluation update values",
     "harness/data/test_files.py": "harness.data: rows scalars",
+    "harness/data/test_index.py": "harness.data: stored",
     "harness/data/test_records_published.py": "harness.data: columns folders formats pictures",
     "harness/evaluation/benchmarks/test_columns.py": "harness.evaluation.benchmarks: registry",
     "harness/evaluation/benchmarks/test_knowledge.py": "harness.evaluation.benchmarks: recipe",

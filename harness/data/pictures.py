@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from harness.data.columns import Steps, value_at
@@ -80,10 +78,6 @@ class EncodedImage:
 
     name: str
     data: bytes = field(repr=False, compare=False)
-
-    @cached_property
-    def digest(self) -> str:
-        return hashlib.sha256(self.data).hexdigest()
 
     def open(self) -> Image:
         return decode_image(self.data, self.name)

@@ -108,7 +108,9 @@ def load_questions(
     """
     checks = _Checks(gold_errors, measure, measure_texts or (lambda questions: [measure(q) for q in questions]))
     parts = [_part(stream, config, checks, depends) for stream in _streams(config)]
-    kept, counts = [], []
+    kept: list[np.ndarray] = []
+    counts: list[int] = []
+    num_before = 0
     for part in parts:
         fitting = np.flatnonzero(part.num_tokens <= max_prompt_tokens)
         if not len(fitting):
@@ -116,19 +118,19 @@ def load_questions(
                 f"all {len(part.questions)} questions of {part.origin} have prompts of more than "
                 f"rollout.max_prompt_tokens={max_prompt_tokens} tokens: raise it or use shorter questions"
             )
-        kept.append(fitting + sum(len(other.questions) for other in parts[: len(kept)]))
+        kept.append(fitting + num_before)
         counts.append(len(fitting))
+        num_before += len(part.questions)
     chosen = np.concatenate(kept)[np.asarray(chosen_positions(counts, config), dtype=np.int64)]
-    num_read = sum(len(part.questions) for part in parts)
     return LoadedQuestions(
         questions=_chosen(parts, chosen),
-        num_rows=num_read + sum(part.num_bad for part in parts),
+        num_rows=num_before + sum(part.num_bad for part in parts),
         num_bad=sum(part.num_bad for part in parts),
         bad=[line for part in parts for line in part.bad][:NUM_MESSAGES],
         reasons=sum((part.reasons for part in parts), Counter()),
-        num_too_long=num_read - sum(counts),
+        num_too_long=num_before - sum(counts),
         num_unused=sum(counts) - len(chosen),
-        num_duplicates=num_read - len(np.unique(np.concatenate([part.content for part in parts]))),
+        num_duplicates=num_before - len(np.unique(np.concatenate([part.content for part in parts]))),
         num_tokens=np.concatenate([part.num_tokens for part in parts])[chosen],
         notes=[note for part in parts for note in part.notes],
     )

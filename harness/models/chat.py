@@ -120,8 +120,17 @@ class Chat:
     def num_tokens_of_texts(self, prompts: Sequence[Prompt]) -> list[int]:
         """`num_tokens_of` of many prompts without media, in a fraction of the time. A template is rendered for each."""
         texts = [self._text(prompt.messages) for prompt in prompts]
-        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-        return [len(own) + len(prompt.prefix_ids) for own, prompt in zip(ids, prompts, strict=True)]
+        return [num + len(prompt.prefix_ids) for num, prompt in zip(self._num_tokens(texts), prompts, strict=True)]
+
+    def _num_tokens(self, texts: list[str]) -> list[int]:
+        """Of each text. The tokenizer's own core makes no lists of ids, which take longer than the tokens."""
+        if not texts:
+            return []
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return [len(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        self.tokenizer(texts[:1], add_special_tokens=False)  # takes back what its file says about cutting and padding
+        return list(map(len, backend.encode_batch_fast(texts, add_special_tokens=False)))
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of plain text, without start or end tokens. What reads as a special token is not one."""

@@ -1,4 +1,4 @@
-"""`zppo doctor`: what this machine has, and what would refuse a run here. Reads no weights and writes nothing."""
+"""`zppo doctor`: what this machine has, and what would refuse a run here. Reads no weights and writes no run."""
 
 from __future__ import annotations
 

@@ -53,6 +53,15 @@ def test_prompts_are_rendered_up_to_the_reply_without_their_prefix(tmp_path):
     assert chat.pack(prompt("a", "b", "c")).ids == [2, 6, 4, 3, 7, 4, 2, 8, 4, 3]
 
 
+def test_many_prompts_are_measured_as_one_by_one(tmp_path):
+    chat = Chat(tokenizer(), config(tmp_path))
+    chat.tokenizer._tokenizer.enable_truncation(2)  # as a tokenizer's file may ask for it
+    prompts = [prompt("ab"), prompt("a <turn> b", "c", "ddd"), prompt("<think>a")]
+    found = chat.num_tokens_of_texts(prompts)
+    assert found == [chat.num_tokens_of(one) for one in prompts] and (found[0], found[2]) == (6, 6)
+    assert chat.num_tokens_of_texts([]) == []
+
+
 def test_thinking_is_passed_to_the_template(tmp_path):
     chat = Chat(tokenizer(), config(tmp_path, enable_thinking=True))
     assert chat.decode_prompt(chat.pack(prompt("ab")).ids) == "<user>ab<turn><bot><think>"
