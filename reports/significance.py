@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from reports.inference.contrast import PAIRED_SHARE, Contrast, Runs, contrast, v
 from reports.inference.power import detectable
 from reports.runs.answers import Answers, Benchmark
 from reports.runs.cards import BLOCK, comparable
+from reports.runs.collect import BASE
 from reports.tables import MACRO
 
 COLUMNS = (
@@ -83,10 +84,13 @@ def _rows(
         name: frozenset(group) for name, group in compared.groupby(["label", "benchmark"])["seed"]
     }
     benchmarks = list(dict.fromkeys(scores["benchmark"]))
+    untrained = set(scores.loc[scores["method"] == BASE, "label"])
     rows = []
     for label in (name for name in dict.fromkeys(scores["label"]) if name != baseline):
         named = dict(zip(BLOCK, key, strict=True)) | {"label": label, "baseline": baseline}
-        cells = [_cell(answers.get((student, suite, name)), seeds, name, (label, baseline)) for name in benchmarks]
+        cells = [
+            _cell(answers.get((student, suite, name)), seeds, name, (label, baseline), untrained) for name in benchmarks
+        ]
         for cell, name in zip(cells, benchmarks, strict=True):
             found, columns = _compared([cell], [name], (label, baseline))
             rows.append((found, named | {"benchmark": name} | columns))
@@ -113,6 +117,7 @@ def _cell(
     seeds: Mapping[tuple[str, str], frozenset[int]],
     benchmark: str,
     labels: tuple[str, str],
+    untrained: Collection[str],
 ) -> _Cell:
     """The responses of both labels to a benchmark; `seeds` of a label's runs that may be compared on one."""
     sides, notes = [], []
@@ -136,7 +141,12 @@ def _cell(
         notes.append(f"{answered.sum()} of {num_given} responses in common")
     _, questions_I = np.unique(answers.questions_I[answered], return_inverse=True)
     runs = [
-        Runs(tuple(answers.runs[row][1] for row in rows), answers.scores_RI[np.ix_(rows, answered)]) for rows in sides
+        Runs(
+            tuple(answers.runs[row][1] for row in rows),
+            answers.scores_RI[np.ix_(rows, answered)],
+            is_trained=label not in untrained,
+        )
+        for label, rows in zip(labels, sides, strict=True)
     ]
     return _Cell(runs[0], runs[1], questions_I, tuple(notes))
 
@@ -155,8 +165,9 @@ def _compared(cells: Sequence[_Cell], names: Sequence[str], labels: tuple[str, s
     questions = [cell.questions_I for cell in cells if cell.questions_I is not None]
     found = contrast(ours, theirs, questions)
     texts = [" ".join(map(str, side)) for side in seeds]
-    said = [f"{label} has one run" for label, side in zip(labels, seeds, strict=True) if len(side) == 1]
-    said += ["seeds are not shared: unpaired"] if texts[0] != texts[1] else []
+    is_trained = [runs[0].is_trained for runs in both]
+    said = [f"{label} has one run" for label, runs in zip(labels, (ours, theirs), strict=True) if not runs[0].is_enough]
+    said += ["seeds are not shared: unpaired"] if texts[0] != texts[1] and all(is_trained) else []
     return found, {
         "delta": found.delta, "lo": found.lo, "hi": found.hi, "p": found.p, "p_questions": found.p_questions,
         "test": found.test, "num_questions": sum(int(asked.max()) + 1 for asked in questions),
@@ -171,4 +182,4 @@ def _without(note: str) -> Row:
 def _only(runs: Runs, seeds: Sequence[int]) -> Runs:
     """The runs of some seeds, in their order."""
     rows = [runs.seeds.index(seed) for seed in seeds]
-    return Runs(tuple(seeds), runs.scores_RI[rows])
+    return replace(runs, seeds=tuple(seeds), scores_RI=runs.scores_RI[rows])

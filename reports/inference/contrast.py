@@ -37,6 +37,12 @@ class Runs:
     seeds: tuple[int, ...]
     scores_RI: np.ndarray
     """0 to 1; a row a run, a column a response."""
+    is_trained: bool = True
+    """A model that was not trained has no seeds that it could vary with: its one run is all there is."""
+
+    @property
+    def is_enough(self) -> bool:
+        return len(self.seeds) > 1 or not self.is_trained
 
 
 @dataclass(frozen=True)
@@ -67,17 +73,17 @@ def contrast(a: Sequence[Runs], b: Sequence[Runs], questions: Sequence[np.ndarra
     leads = [100 * (x.scores_RI.mean() - y.scores_RI.mean()) for x, y in zip(a, b, strict=True)]
     delta = float(np.mean(leads))
     p_questions, test = _question_level(a, b, questions)
-    if len(a[0].seeds) < 2 or len(b[0].seeds) < 2:
+    if not (a[0].is_enough and b[0].is_enough) or len(a[0].seeds) + len(b[0].seeds) < 3:
         return Contrast(delta, np.nan, np.nan, np.nan, p_questions, test, np.nan, np.nan)
     of_a, of_b = (100 * np.mean([side.scores_RI.mean(axis=1) for side in sides], axis=0) for sides in (a, b))
     of_questions = [
         (_question_variance(x.scores_RI, y.scores_RI, asked) / num**2, asked.max())
         for x, y, asked in zip(a, b, questions, strict=True)
     ]
-    runs = [(side.var(ddof=1) / len(side), len(side) - 1) for side in (of_a, of_b)]
+    runs = [(side.var(ddof=1) / len(side), len(side) - 1) for side in (of_a, of_b) if len(side) > 1]
     p, se, df = _student(delta, [*runs, *of_questions])
     half = _half(se, df, ALPHA)
-    if sorted(a[0].seeds) == sorted(b[0].seeds):
+    if sorted(a[0].seeds) == sorted(b[0].seeds):  # both have several
         pairs = of_a[np.argsort(a[0].seeds)] - of_b[np.argsort(b[0].seeds)]
         paired = _student(delta, [(pairs.var(ddof=1) / len(pairs), len(pairs) - 1), *of_questions])
         p = min(1.0, p / (1 - PAIRED_SHARE), paired[0] / PAIRED_SHARE)
@@ -157,6 +163,8 @@ def _question_variance(a_RI: np.ndarray, b_RI: np.ndarray, questions_I: np.ndarr
     for scores_RI in (a_RI, b_RI):
         residuals = scores_RI - scores_RI.mean(axis=1, keepdims=True) - scores_RI.mean(axis=0) + scores_RI.mean()
         num = len(scores_RI)
+        if num == 1:  # all that its responses bring is a part of the questions' variance
+            continue
         noise += sum(_spread(row, questions_I) for row in residuals) / (num * (num - 1))
     return 1e4 * max(0.0, leads - noise)
 

@@ -46,7 +46,10 @@ def detectable(se: float, df: float, alpha: float = ALPHA) -> float:
     return float(se * nctdtrinc(df, 1 - POWER, stdtrit(df, 1 - alpha / 2)))
 
 
-def planned_alpha(num_labels: int, num_benchmarks: int) -> float:
-    """The strictest alpha of Holm's first step for one label against the baseline on one benchmark."""
-    num_tests = num_labels * num_benchmarks * (2 if num_benchmarks > 1 else 1)
-    return ALPHA * (1 - PAIRED_SHARE) / max(1, num_tests)
+def planned_alpha(num_labels: int, num_benchmarks: int, *, macro: bool = False) -> float:
+    """The alpha of Holm's first step where so many labels are compared with a baseline (`verdicts`).
+
+    Of one benchmark, or with `macro` of the macro average.
+    """
+    num_kinds = 2 if num_benchmarks > 1 else 1
+    return ALPHA * (1 - PAIRED_SHARE) / (num_kinds * num_labels * (1 if macro else num_benchmarks))

@@ -49,6 +49,10 @@ class Assumptions:
     """Tokens a second of one sequence at most, however small the model; 0: `STEPS_PER_SECOND` of the engine."""
     rollout_rate: float = 0.0
     """Student tokens a second on a GPU; 0: from the bandwidth."""
+    run_sd: float = 1.0
+    """Standard deviation of a run's accuracy over seeds, percentage points."""
+    response_sd: float = 35.0
+    """Of one response about its question's own accuracy, percentage points, at most 50."""
 
 
 @dataclass(frozen=True, kw_only=True)

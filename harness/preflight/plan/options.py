@@ -7,6 +7,7 @@ from dataclasses import fields
 
 from harness.errors import UserError
 from harness.preflight.plan.counting import Assumptions
+from harness.preflight.plan.power import with_spread
 from harness.training.memory import Kernels
 
 HELP = {
@@ -18,6 +19,8 @@ HELP = {
     "mfu": "share of a GPU's bf16 peak in updates and scoring",
     "bandwidth": "share of its memory's bandwidth in decoding",
     "max_steps_per_second": "tokens a second of one sequence, at most; default 100 with vLLM, 25 with transformers",
+    "run_sd": "standard deviation of a run's accuracy over seeds, percentage points",
+    "response_sd": "of one response about its question's own accuracy, percentage points",
     "rollout_rate": "student's tokens a second on a GPU; default: from the bandwidth",
 }
 SHARES = ("accuracy", "teacher_accuracy", "mfu", "bandwidth")
@@ -30,6 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{field.name.replace('_', '-')}", type=kind, default=field.default, help=HELP[field.name] + shown
         )
+    parser.add_argument("--spread", metavar="STUDY", help="take --run-sd and --response-sd from the runs of a study")
     parser.add_argument(
         "--kernels",
         choices=("fla", "torch"),
@@ -47,4 +51,5 @@ def read_options(args: argparse.Namespace) -> tuple[Assumptions, Kernels]:
             raise UserError(f"{option} must lie in [0, 1], got {value:g}")
         if value < 0 or (value == 0 and name in ("mfu", "bandwidth", "prompt_tokens")):
             raise UserError(f"{option} must be above 0, got {value:g}")
-    return Assumptions(**values), args.kernels
+    assumed = Assumptions(**values)
+    return assumed if args.spread is None else with_spread(assumed, args.spread), args.kernels

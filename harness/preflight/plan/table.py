@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from harness.preflight.placement import place_texts
 from harness.preflight.plan.cells import Plan
 from harness.preflight.plan.costs import published
 from harness.preflight.plan.counting import OF_OTHERS, STEPS_PER_SECOND, Assumptions
+from harness.preflight.plan.power import Detectable, detectable_leads
 from harness.training.memory import GB, Kernels
 
 WIDTH = 120
@@ -52,6 +54,13 @@ def plan_text(plans: Sequence[Plan], assumed: Assumptions, kernels: Kernels) -> 
             "",
             *_assumptions(trained, assumed, kernels),
         ]
+    if leads := detectable_leads(plans, assumed):
+        parts += [
+            "",
+            "Smallest lead that is found with probability 0.8, percentage points",
+            _power(leads),
+            _spread(assumed),
+        ]
     console = Console(width=WIDTH, markup=False, highlight=False, emoji=False)
     with console.capture() as capture:
         console.print(Group(*(part if isinstance(part, Table) else Text(part) for part in parts)))
@@ -65,6 +74,10 @@ def plan_json(plans: Sequence[Plan], assumed: Assumptions, kernels: Kernels) -> 
             "cluster": dataclasses.asdict(plans[0].config.cluster),
             "assumed": dataclasses.asdict(assumed) | {"kernels": kernels},
             "cells": [_record(plan) for plan in plans],
+            "detectable": [
+                {name: _known(value) for name, value in dataclasses.asdict(lead).items()}
+                for lead in detectable_leads(plans, assumed)
+            ],
         },
         indent=1,
     )
@@ -203,6 +216,48 @@ def _costs(plans: Sequence[Plan]) -> Table:
             f"{cost.disk_bytes / GB:,.0f}",
         )
     return table
+
+
+def _power(leads: Sequence[Detectable]) -> Table:
+    table = _table(
+        "student", "suite", "family", "labels", "seeds", "benchmarks", "questions", "one benchmark\nalone",
+        "one benchmark\ncorrected", "macro avg\ncorrected", left=(0, 1, 2), wrap=(0,),
+    )  # fmt: skip
+    for lead in leads:
+        questions = f"{min(lead.num_questions):,}", f"{max(lead.num_questions):,}"
+        table.add_row(
+            lead.student,
+            lead.suite,
+            lead.family,
+            str(lead.num_labels),
+            str(lead.num_seeds),
+            str(len(lead.num_questions)),
+            " to ".join(dict.fromkeys(questions)),
+            *(_points(pair) for pair in (lead.alone, lead.corrected, (lead.macro, lead.macro))),
+        )
+    return table
+
+
+def _points(pair: tuple[float, float]) -> str:
+    """The lead on the largest and on the smallest benchmark."""
+    if math.isnan(pair[0]):
+        return "one run"
+    return " to ".join(dict.fromkeys(f"{lead:.1f}" for lead in pair))
+
+
+def _known(value: Any) -> Any:
+    """NaN is no JSON."""
+    if isinstance(value, tuple):
+        return [_known(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _spread(assumed: Assumptions) -> str:
+    return (
+        f"By formula: a run's accuracy has the standard deviation {assumed.run_sd:g} over seeds (--run-sd), a response "
+        f"{assumed.response_sd:g} about its question's own (--response-sd); --spread STUDY takes both from "
+        "a study's runs. Corrected over the labels and benchmarks of a table. One run says nothing about a method."
+    )
 
 
 def _totals(plans: Sequence[Plan], trained: Sequence[Plan], cluster: ClusterConfig) -> list[str]:

@@ -105,6 +105,26 @@ def test_one_run_has_no_verdict(num):
     assert verdicts([found], [False])[0].word == "one run"
 
 
+def test_a_model_that_is_not_trained_has_one_run():
+    """Its accuracy has no seeds to vary with: one-sample t over the others' runs. Alone against one run it is none."""
+    a = np.tile(np.array([0.52, 0.55, 0.51, 0.57])[:, None], NUM)
+    base = Runs((0,), np.full((1, NUM), 0.5), is_trained=False)
+    found = contrast([Runs((0, 1, 2, 3), a)], [base], [ASKED])
+    known = stats.ttest_1samp(a.mean(axis=1), 0.5)
+    interval = known.confidence_interval(0.95)
+    assert (found.df, found.p) == pytest.approx((3, known.pvalue))
+    assert [found.lo, found.hi] == pytest.approx([100 * (bound - 0.5) for bound in interval])
+    assert np.isnan(contrast([Runs((0,), a[:1])], [base], [ASKED]).p)
+    assert np.isnan(contrast([base], [base], [ASKED]).p)
+
+
+def test_responses_of_a_lone_run_are_noise_of_its_questions():
+    """Base answers by coins: the lead of runs without spread is as sure as its questions' leads are many."""
+    coins = np.tile([1.0, 0.0], NUM // 2)
+    found = contrast([Runs((0, 1), np.full((2, NUM), 0.8))], [Runs((0,), coins[None], is_trained=False)], [ASKED])
+    assert found.se == pytest.approx(100 * (0.25 / (NUM - 1)) ** 0.5) and found.df == pytest.approx(NUM - 1)
+
+
 def test_runs_that_are_all_alike_do_not_prove_a_lead_on_one_question():
     sides = [Runs((0, 1, 2), np.full((3, 1), score)) for score in (1.0, 0.0)]
     assert contrast([sides[0]], [sides[1]], [np.zeros(1, int)]).p == 1

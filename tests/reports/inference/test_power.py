@@ -43,3 +43,4 @@ def test_alpha_is_shared_between_labels_and_benchmarks():
     assert planned_alpha(1, 1) == pytest.approx(0.045)
     # Three labels on four benchmarks: half for the macro averages, and a twelfth of the rest.
     assert planned_alpha(3, 4) == pytest.approx(0.045 / 24)
+    assert planned_alpha(3, 4, macro=True) == pytest.approx(0.045 / 6)
