@@ -85,6 +85,8 @@ class Chat:
 
         Raises MediaError for media that cannot be used or do not match the marks, UserError for a model without eyes.
         """
+        if prompt.ids:
+            return PackedPrompt(list(prompt.ids))
         question = prompt.question
         if not question.images and question.video is None:
             return PackedPrompt(self._ids(prompt.messages))
@@ -96,6 +98,24 @@ class Chat:
     def num_tokens_of(self, prompt: Prompt) -> int:
         """Tokens of prompt and prefix together. Raises like `pack`."""
         return len(self.pack(prompt).ids) + len(prompt.prefix_ids)
+
+    def as_text(self, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool = True) -> str:
+        """A conversation in the chat template, contents as they are: what an evaluation library makes prompts of.
+
+        Without a generation prompt the last turn goes on. A template that knows no system turn is given none.
+        """
+        options = {
+            "tokenize": False,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": not add_generation_prompt,
+        }
+        try:
+            return self._render(messages, **options)
+        except UserError:
+            others = [message for message in messages if message["role"] != "system"]
+            if len(others) == len(messages):
+                raise
+            return self._render(others, **options)
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of plain text, without start or end tokens. What reads as a special token is not one."""

@@ -66,6 +66,11 @@ class LanguageModel:
         """The model with the banned ids and the vocabulary of `chat`'s tokenizer."""
         return cls(model, chat.banned_ids, num_tokens=chat.num_tokens, compute_dtype=compute_dtype)
 
+    @cached_property
+    def unrestricted(self) -> LanguageModel:
+        """The same weights without banned ids, with every row of the head: the model's own distribution."""
+        return LanguageModel(self.module, compute_dtype=self._compute_dtype)
+
     @property
     def device(self) -> torch.device:
         return self.module.device
