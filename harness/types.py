@@ -147,6 +147,8 @@ class Prompt:
     question: Question
     messages: tuple[Message, ...]
     kind: PromptKind = "plain"
+    ids: tuple[int, ...] = ()
+    """The prompt as ids, where it is no chat: `messages` are then not read."""
     prefix_ids: tuple[int, ...] = ()
     """Tokens that start every completion and are masked in the loss."""
     reference: str | None = None

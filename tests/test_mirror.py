@@ -22,6 +22,8 @@ ELSEWHERE = {
     "harness/evaluation/judge/test_formats.py": "harness.evaluation.judge: official",
     "harness/evaluation/library/test_isolation.py": "harness.evaluation.library: upstream",
     "harness/evaluation/test_evaluate.py": "harness.evaluation: student",
+    "harness/evaluation/test_library_tasks.py": "harness.evaluation: asking library_scores",
+    "harness/evaluation/test_lm_eval_tasks.py": "harness.evaluation.library: loglikelihood",
     "harness/preflight/plan/test_costs.py": "harness.config: gpus",
     "harness/preflight/plan/test_study.py": "harness.preflight.plan: cells options table",
     "harness/preflight/test_doctor.py": "harness.preflight: checks machine parts placement",

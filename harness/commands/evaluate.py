@@ -13,9 +13,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
 from harness.commands.options import show, start_logging
 from harness.config.cluster import ClusterConfig
-from harness.config.evaluation import MediaConfig
+from harness.config.evaluation import LIBRARIES, TASKS, MediaConfig
 from harness.config.schema import EvalConfig, RunConfig, from_hydra
 from harness.errors import UserError, did_you_mean
 from harness.records.folder import RunFolder
@@ -47,7 +49,8 @@ def eval_command(words: Sequence[str], config_dir: str | None = None) -> str:
         raise UserError("zppo eval needs run=FOLDER of a finished run, or model=NAME or path; see zppo eval --list")
     if "run" in given:
         return _evaluate_run(Path(given["run"]), given.get("suite"), overrides, config_dir)
-    return _evaluate_model(given["model"], given.get("suite", "mini"), overrides, config_dir)
+    suite = given.get("suite") or (TASKS if _has_tasks(overrides) else "mini")
+    return _evaluate_model(given["model"], suite, overrides, config_dir)
 
 
 def _evaluate_run(path: Path, suite: str | None, overrides: list[str], config_dir: str | None) -> str:
@@ -68,7 +71,7 @@ def _evaluate_run(path: Path, suite: str | None, overrides: list[str], config_di
         remedy = "leave student.path out" if names_model else "name the model that it evaluated, student.path=NAME"
         raise UserError(f"{path} has {'its' if names_model else 'no'} model in {model}: {remedy}")
     own = run.options.pop("eval.suite", None)
-    suite = suite or own
+    suite = suite or (TASKS if _has_tasks(overrides) else own)
     if suite is None:
         raise UserError(f"{path} was run without an evaluation: name one, suite=mini")
     # Another suite has its own decoding; what the student is shown stays the run's.
@@ -132,12 +135,18 @@ def _suite_words(suite: str, overrides: Sequence[str], config_dir: str | None) -
     known = group_options("eval", config_dir)
     if suite in known:
         return [f"eval={suite}"]
-    if any(word.startswith("eval.benchmarks=") for word in overrides):
+    if any(word.startswith("eval.benchmarks=") for word in overrides) or _has_tasks(overrides):
         return ["eval=none", f"eval.suite={suite}"]
+    if suite == TASKS:
+        raise UserError("no folder says which library tasks to evaluate: name them, eval.tasks=[lm_eval:NAME]")
     raise UserError(
         f"suite={suite}: no such suite.{did_you_mean(suite, known)} One of your own is the file eval/{suite}.yaml in a "
         "folder that --config-dir names, or eval.benchmarks=[...]"
     )
+
+
+def _has_tasks(overrides: Sequence[str]) -> bool:
+    return any(word.startswith("eval.tasks=") and word != "eval.tasks=[]" for word in overrides)
 
 
 def _folder_words(folder: Path, composed: DictConfig) -> list[str]:
@@ -166,6 +175,7 @@ def _evaluate(config: RunConfig, out_dir: Path, label: str) -> str:
     where another process evaluates on the same suite; other suites may be under way."""
     from harness.config.deployment import check_devices
     from harness.evaluation.evaluate import evaluate
+    from harness.evaluation.library_tasks import find_tasks
     from harness.evaluation.protocol import Setup
     from harness.records.lock import RunLock
     from harness.rewards.workers import Grader
@@ -173,15 +183,18 @@ def _evaluate(config: RunConfig, out_dir: Path, label: str) -> str:
 
     config = dataclasses.replace(config, cluster=ClusterConfig())  # it is one process
     check_devices(config)
+    find_tasks(config.eval)  # before anything is loaded
     with ExitStack() as stack:
         stack.callback(RunLock(out_dir).release)
         grader = stack.enter_context(Grader(config.reward))
-        engine, identity = None, None
+        engine, identity, live = None, None, None
         if config.eval.stage != "judge":
-            engine, identity = live_student(config, out_dir / out_dir.name, stack)
+            engine, identity, live = live_student(config, out_dir / out_dir.name, stack)
         name = f"{label}/{config.student.name}"
         setup = Setup.of(config)
-        evaluate(config.eval, engine, grader, out_dir=out_dir, model_name=name, identity=identity, setup=setup)
+        evaluate(
+            config.eval, engine, grader, out_dir=out_dir, model_name=name, identity=identity, setup=setup, live=live
+        )
     return _shown(config, out_dir)
 
 
@@ -211,7 +224,17 @@ def _text(out_dir: Path) -> str:
     return "\n".join([*lines, f"Written: {out_dir}"])
 
 
-def list_text() -> str:
+def tasks_text(library: str, paths: Sequence[str] = ()) -> str:
+    """`zppo eval --list lm_eval`: the tasks, groups and tags of a library, and one's own in `paths`. Offline."""
+    from harness.evaluation.library.index import task_index
+
+    index = task_index(library, paths)
+    kinds = {"python_task": "task"}
+    lines = [f"{library}:{name}  {kinds.get(entry.kind, entry.kind)}" for name, entry in sorted(index.items())]
+    return "\n".join([*lines, f"{len(index)} names: zppo eval model=NAME eval.tasks=[{library}:NAME]"])
+
+
+def list_text(config_dir: str | None = None) -> str:
     """`zppo eval --list`: the columns with their sizes, scoring, data sets and options, and the suites. Offline."""
     from harness.config.evaluation import BenchmarkOptions
     from harness.evaluation.benchmarks.columns import columns, options_of, suite_columns
@@ -225,8 +248,38 @@ def list_text() -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     suites = ", ".join(f"{name} ({len(members)})" for name, members in suite_columns().items())
-    lines += ["", f"suites: mini, {suites}", "options are set with eval.options.NAME=VALUE"]
+    lines += ["", f"suites: mini, {suites}"]
+    if own := _own_suites(config_dir):
+        lines.append(f"suites of others: {', '.join(own)}")
+    lines += [
+        "options are set with eval.options.NAME=VALUE",
+        "tasks of libraries: zppo eval --list lm_eval, or lmms_eval",
+    ]
     return "\n".join(lines)
+
+
+def _listed(value: str) -> list[str]:
+    """The items of a word's value, a list or one alone."""
+    return [item.strip().strip("'\"") for item in value.strip("[]").split(",") if item.strip()]
+
+
+def _own_suites(config_dir: str | None) -> list[str]:
+    """The suites of `--config-dir` and of installed packages, with the number of their benchmarks and tasks."""
+    from harness.config.compose import group_files
+    from harness.config.evaluation import suites
+
+    found = []
+    for name, file in group_files("eval", config_dir).items():
+        if name in (*suites(), "mini", "none"):
+            continue
+        try:
+            options = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+            number = sum(len(options.get(key) or ()) for key in ("benchmarks", "tasks"))
+        except (OSError, ValueError, yaml.YAMLError, AttributeError, TypeError):
+            found.append(f"{name} (cannot be read)")
+            continue
+        found.append(f"{name} ({number})")
+    return found
 
 
 def data_text(words: Sequence[str]) -> str:
@@ -262,12 +315,20 @@ def _reachable(repository: str, root: str | None) -> str:
 
 
 def run_eval(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
-    parser.add_argument("--list", action="store_true", help="the benchmarks, their options, and whether data are there")
+    parser.add_argument(
+        "--list", action="store_true",
+        help="the benchmarks, their options, and whether data are there; --list lm_eval: the tasks of a library",
+    )  # fmt: skip
     parser.add_argument("words", nargs="*", help="run=FOLDER or model=NAME, suite=NAME, limit=N, stage=..., eval.*=...")
     parser.add_argument("--config-dir", help="a folder with further options, <group>/<name>.yaml")
     args = parser.parse_intermixed_args(argv)
+    libraries = [word for word in args.words if word in LIBRARIES]
+    if args.list and libraries:
+        paths = [word.partition("=")[2] for word in args.words if word.startswith("eval.task_paths=")]
+        show("\n".join(tasks_text(name, [p for path in paths for p in _listed(path)]) for name in libraries))
+        return 0
     if args.list:
-        print(list_text(), flush=True)
+        print(list_text(args.config_dir), flush=True)
         show(data_text(args.words))
         return 0
     start_logging()

@@ -82,8 +82,15 @@ class BenchmarkOptions:
 BENCHMARKS = Registry(option="eval.benchmarks", group="zppo.benchmarks")
 """Benchmarks of others: each is called without arguments, and gives a `harness.types.OwnBenchmark`. The paper's columns
 are a table (`harness.evaluation.benchmarks.columns`)."""
+DESCRIPTIONS = (".yaml", ".yml")
+"""How the names of files end that describe a benchmark."""
 GENERATED = "mini"
 """The suite that generates its questions."""
+MINI_TASKS = ("arithmetic", "bar_chart", "bar_cards", "bar_clip")
+LIBRARIES = ("lm_eval", "lmms_eval")
+"""Libraries whose tasks `eval.tasks` names."""
+TASKS = "tasks"
+"""Name of a suite of library tasks alone, where none is given."""
 
 
 @dataclass
@@ -133,13 +140,25 @@ class EvalConfig:
     """Name of the suite, which `eval=` chooses: an option file that lists `eval.benchmarks`. `null` evaluates
     nothing."""
     benchmarks: list[str] = field(default_factory=list)
-    """What the suite has: columns of the paper's tables (`zppo eval --list`), names of installed packages, or
-    `package.module:function`. Empty: what the option file of the suite lists; `mini` generates its questions."""
+    """What the suite has: columns of the paper's tables (`zppo eval --list`), YAML files that describe a benchmark,
+    names of installed packages, or `package.module:function`. Empty: what the option file of the suite lists; `mini`
+    generates its questions."""
     every: NonNegativeInt = 0
     """Also evaluate after every so many rollout steps. 0: only at the end."""
-    tasks: list[str] = field(
-        default_factory=lambda: ["arithmetic", "bar_chart", "bar_cards", "bar_clip"], metadata=FOREIGN
-    )
+    tasks: list[str] = field(default_factory=list)
+    """Tasks, groups and tags of lm-eval and lmms-eval, as `[lm_eval:gsm8k, lmms_eval:mme]`. Each keeps its own prompts,
+    decoding and metrics. `zppo eval --list lm_eval` has their names."""
+    task_paths: list[Text] = field(default_factory=list)
+    """Folders with task files of one's own, in the libraries' YAML. Their names come before the libraries'."""
+    apply_chat_template: bool = foreign(False)
+    """Put prompts of lm-eval's tasks into the student's chat template. Off by default, as in lm-eval. Tasks of
+    lmms-eval are always chats."""
+    num_fewshot: NonNegativeInt | None = foreign(None)
+    """Examples in the prompts of library tasks. `null`: as many as each task says."""
+    allow_code: bool = False
+    """Evaluate library tasks that run code which the student has written. It runs in processes with limits, which are
+    no sandbox."""
+    mini_tasks: list[str] = field(default_factory=lambda: list(MINI_TASKS), metadata=FOREIGN)
     """Tasks that `mini` generates: `arithmetic` (LLM), `bar_chart` and `bar_cards` (VLM), `bar_clip` (Video). Each is a
     benchmark at each level."""
     levels: list[int] = field(default_factory=lambda: [1, 2, 3, 4], metadata=FOREIGN)
@@ -149,6 +168,9 @@ class EvalConfig:
     seed: int = foreign(0)
     """Decides the questions of `mini` and the sampling of all suites, so that scores do not depend on the run's
     `seed`."""
+    num_samples: PositiveInt = foreign(1)
+    """Samples for each question of the suite. Above 1 the score is their mean, and `samples.csv` has pass@k and maj@k.
+    Library tasks have repeats of their own."""
     temperature: NonNegativeFloat = foreign(0.6)
     """Sampling temperature of the student (published: 0.6). 0 is greedy."""
     top_p: PositiveShare = foreign(0.95)
@@ -179,6 +201,10 @@ class EvalConfig:
     judge: EvalJudgeConfig = field(default_factory=EvalJudgeConfig)
     """This judge is asked in evaluation. Training has its own, `reward.judge`."""
 
+    def __post_init__(self) -> None:
+        if self.suite is None and self.tasks:
+            self.suite = TASKS
+
 
 @cache
 def suites() -> dict[str, list[str]]:
@@ -197,7 +223,7 @@ def benchmarks_of(config: EvalConfig) -> list[str]:
     Raises UserError for a suite that has no benchmarks, and for a name that no benchmark can have.
     """
     names = config.benchmarks or suites().get(str(config.suite), [])
-    if not names and config.suite != GENERATED:
+    if not names and not config.tasks and config.suite != GENERATED:
         raise UserError(
             f"eval.suite={config.suite} is not known.{did_you_mean(str(config.suite), [*suites(), GENERATED])} "
             "A suite of one's own lists eval.benchmarks."
@@ -206,8 +232,23 @@ def benchmarks_of(config: EvalConfig) -> list[str]:
         raise UserError(f"eval.benchmarks has {twice} twice: name it once")
     ours = {name for members in suites().values() for name in members}
     for name in set(names) - ours:
-        BENCHMARKS.entry(name, ours)
+        if not name.endswith(DESCRIPTIONS):
+            BENCHMARKS.entry(name, ours)
     return names
+
+
+def library_task(entry: str) -> tuple[str, str]:
+    """Library and name of an entry of `eval.tasks`. Whether there is such a task, the library's files say.
+
+    Example: `lm_eval:gsm8k` gives `("lm_eval", "gsm8k")`. Raises UserError for anything else.
+    """
+    library, colon, name = entry.partition(":")
+    if entry in MINI_TASKS:
+        raise UserError(f"eval.tasks={entry} is a task of the suite mini: write eval.mini_tasks=[{entry}]")
+    if colon and name and library in LIBRARIES:
+        return library, name
+    near = did_you_mean(library, LIBRARIES) if colon else f" Write lm_eval:{entry} or lmms_eval:{entry}."
+    raise UserError(f"eval.tasks={entry} names no library.{near} zppo eval --list lm_eval has the names.")
 
 
 def check_suite(config: EvalConfig) -> None:
@@ -218,6 +259,15 @@ def check_suite(config: EvalConfig) -> None:
         return
     check_name("eval.suite", config.suite)
     benchmarks_of(config)
+    if config.num_samples > 1 and config.temperature == 0.0:
+        raise UserError(
+            f"eval.num_samples={config.num_samples} at eval.temperature=0 would draw the same reply every time: "
+            "set eval.temperature=0.6"
+        )
+    for task in config.tasks:
+        library_task(task)
+    if twice := next((task for task in config.tasks if config.tasks.count(task) > 1), None):
+        raise UserError(f"eval.tasks has {twice} twice: name it once")
     if (
         config.benchmarks
         and config.benchmarks != suites().get(config.suite, [])

@@ -28,6 +28,7 @@ from harness.models.identity import model_identity
 from harness.models.loading import load_model
 from harness.process.step_clock import StepClock
 from harness.rollout.base import RolloutEngine
+from harness.rollout.transformers_engine import TransformersEngine
 from harness.training.models import (
     Teacher,
     load_student,
@@ -72,6 +73,13 @@ class RankModels:
         world.meet()
         self.engines["student"] = own
         self.engine = own if world.rank else ShardedEngine(own, world, "student", range(world.size))
+
+    @property
+    def complete(self) -> LanguageModel | None:
+        if self.sharded is None:
+            return self.student
+        own = self.engines["student"]
+        return own.model if isinstance(own, TransformersEngine) else None
 
     def open_teacher(self, method: Method) -> Teacher:
         whole, rank = self._deployment.teacher, self._world.place

@@ -1,4 +1,4 @@
-"""Evaluate a student: generate through the libraries, mark by rule, ask the judge, and write scores and responses."""
+"""Evaluate a student: generate, mark by rule, ask the judge, and write scores and responses."""
 
 from __future__ import annotations
 
@@ -7,15 +7,21 @@ import io
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from harness.config.schema import EvalConfig
 from harness.errors import UserError
-from harness.evaluation.library.isolation import preserved_state, quiet_lm_eval, quiet_lmms_eval
+from harness.evaluation.asking import Asker, Live
+from harness.evaluation.library.isolation import preserved_state
+from harness.evaluation.library_scores import LibraryScore
+from harness.evaluation.library_tasks import load_tasks
 from harness.evaluation.protocol import UNKNOWN, Setup, card_hash, evaluation_card
+from harness.evaluation.samples import Sampled, sample_row
 from harness.evaluation.store import SampleStore
 from harness.evaluation.student import Respondent, Response
 from harness.evaluation.suites import Benchmark, load_suite, refuse_golds
@@ -28,15 +34,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Library = Callable[[Sequence[Benchmark], Respondent], dict[str, float]]
-"""Runs benchmarks on the student, which keeps the responses. Returns the mean mark in [0, 1] of each."""
-
 SCORE_COLUMNS = (
     "benchmark", "family", "score", "stderr", "n", "num_truncated", "num_unparsable", "num_timeout", "num_judged",
     "num_malformed", "protocol",
 )  # fmt: skip
 DECIMALS = 4
 MODEL_FILE = "model.json"
+SAMPLES_FILE = "samples.csv"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +66,11 @@ def evaluate(
     model_name: str,
     identity: str | None,
     setup: Setup = UNKNOWN,
+    live: Live | None = None,
 ) -> list[dict[str, Any]]:
-    """Score a model on `config.suite`. Returns the rows of `scores.csv`.
+    """Score a model on `config.suite` and `config.tasks`. Returns the rows of `scores.csv`.
+
+    `live` is what library tasks read of the student; they need it.
 
     Writes under `out_dir`, `scores.csv` last:
 
@@ -76,6 +83,7 @@ def evaluate(
       was scored. A response that nobody could grade is `ungraded`, without a score.
     - `protocol.json`: the evaluation card of each benchmark by the hash in its row, the model, why benchmarks are
       missing (`holes`), and what the data of others lack (`partial`).
+    - `samples.csv` with several samples a question (`harness.evaluation.samples`).
     - `scores.csv`: benchmark, family, score (in percent), stderr, n, num_truncated, num_unparsable, num_timeout,
       num_judged, num_malformed, protocol. `stderr` is over questions, not over runs. `num_timeout` counts answers at
       the grader's limits, `num_malformed` replies of the judge that are no verdicts: wrong. A benchmark that could not
@@ -90,36 +98,50 @@ def evaluate(
     suite = load_suite(config)
     refuse_golds(suite, grader.gold_errors)
     holes = dict(suite.holes)
-    with SampleStore(out_dir / "responses.jsonl") as store, preserved_state():
+    from_library: dict[str, list[LibraryScore]] = {}
+    with ExitStack() as stack:
+        stack.enter_context(preserved_state())
+        tasks, task_holes = load_tasks(config)
+        holes |= task_holes
+        store = stack.enter_context(SampleStore(out_dir / "responses.jsonl"))
         student = Respondent(engine, grader, config, suite.benchmarks, store=store, identity=identity, setup=setup)
         for benchmark in suite.benchmarks:
             try:
-                _run(benchmark, student)
+                student.answer(benchmark)
             except UserError as error:
                 if suite.strict:
                     raise
                 holes[benchmark.name] = str(error)
-    student.report()
+        student.report()
+        for task in tasks:
+            asker = Asker(engine, live, store=store, identity=identity, setup=setup)
+            try:
+                from_library[task.entry] = task.evaluate(asker, config, setup)
+            except UserError as error:
+                holes[task.entry] = str(error)
     described: dict[str, Any] = {"model": model_name, "identity": identity}
     write_atomically(out_dir / MODEL_FILE, json.dumps(described | asdict(setup)) + "\n")
     answered = [benchmark for benchmark in suite.benchmarks if benchmark.name not in holes]
     if config.stage == "generate":
-        _report_holes(holes, any_answered=bool(answered))
+        _report_holes(holes, any_answered=bool(answered or from_library))
         return []
-    verdicts = _verdicts([student.responses[uid] for b in answered for uid in b.uids()], config, out_dir)
+    verdicts = _verdicts([response for b in answered for response in student.of(b)], config, out_dir)
     cards: dict[str, Any] = {}
     scored: list[Scored] = []
     rows: dict[str, dict[str, Any]] = {}
+    spreads: list[dict[str, Any]] = []
     partial: dict[str, Any] = {}
     for benchmark in answered:
-        finals = [_scored(student.responses[uid], verdicts, config.judge.when) for uid in benchmark.uids()]
+        finals = [_scored(response, verdicts, config.judge.when) for response in student.of(benchmark)]
         if ungraded := _ungraded(finals):
             holes[benchmark.name] = f"{benchmark.name}: {ungraded}"
             scored += finals
             continue
         card = evaluation_card(benchmark, config, grader.config.grader, setup, student.digests)
         try:
-            rows[benchmark.name] = _score_row(benchmark, finals, card_hash(card))
+            rows[benchmark.name] = _score_row(benchmark, finals, card_hash(card), config.num_samples)
+            if config.num_samples > 1:
+                spreads.append(sample_row(benchmark.name, _sampled(finals, config), benchmark.aggregate, grader.same))
         except UserError as error:  # of an aggregation that needs more rows than there are
             holes[benchmark.name] = str(error)
             continue
@@ -128,11 +150,21 @@ def evaluate(
             partial[benchmark.name] = benchmark.partial
             logger.warning("%s is not complete: %s", benchmark.name, benchmark.partial)
         scored += finals
-    _report_holes(holes, any_answered=bool(scored))
+    _report_holes(holes, any_answered=bool(scored or from_library))
     scores = [rows.get(name) or _hole_row(name, family) for name, family in suite.families.items()]
-    write_atomically(out_dir / "rows.jsonl", "".join(json.dumps(_response_row(s)) + "\n" for s in scored))
+    responses = [_response_row(one) for one in scored]
+    for entry in config.tasks:
+        if entry in holes:
+            scores.append(_hole_row(entry, entry.partition(":")[0]))
+        for score in from_library.get(entry, ()):
+            cards[card_hash(score.card)] = score.card
+            scores.append(_library_row(score, card_hash(score.card)))
+            responses += score.rows
+    write_atomically(out_dir / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in responses))
     described |= {"cards": cards, "holes": holes, "partial": partial}
     write_atomically(out_dir / "protocol.json", json.dumps(described, indent=2) + "\n")
+    if spreads:
+        write_atomically(out_dir / SAMPLES_FILE, _csv_text(spreads, list(spreads[0])))
     write_atomically(out_dir / "scores.csv", _csv_text(scores))
     return scores
 
@@ -148,33 +180,6 @@ def _stored_model(out_dir: Path) -> tuple[str, Setup]:
         return str(stored["identity"]), setup
     except (ValueError, LookupError, AttributeError, TypeError) as error:
         raise UserError(f"{out_dir / MODEL_FILE} is damaged: {again}") from error
-
-
-def _run(benchmark: Benchmark, student: Respondent) -> None:
-    """One benchmark through its library, by itself, so that what one of them lacks is no matter of the others."""
-    mean = LIBRARIES[benchmark.library]([benchmark], student)[benchmark.name]
-    marks = [student.responses[uid].mark.score for uid in benchmark.uids()]
-    assert abs(mean - sum(marks) / len(marks)) < 1e-6, f"{benchmark.name}: {benchmark.library} has another mean"
-
-
-# A library is imported where it has a benchmark: each takes seconds to load, and changes the process.
-
-
-def _lm_eval(benchmarks: Sequence[Benchmark], student: Respondent) -> dict[str, float]:
-    from harness.evaluation.lm_eval_adapter import run_benchmarks
-
-    with quiet_lm_eval():
-        return run_benchmarks(benchmarks, student)
-
-
-def _lmms_eval(benchmarks: Sequence[Benchmark], student: Respondent) -> dict[str, float]:
-    with quiet_lmms_eval():
-        from harness.evaluation.lmms_eval_adapter import run_benchmarks
-
-        return run_benchmarks(benchmarks, student)
-
-
-LIBRARIES: dict[str, Library] = {"lm_eval": _lm_eval, "lmms_eval": _lmms_eval}
 
 
 def needs_judge(response: Response, when: str) -> bool:
@@ -260,14 +265,18 @@ def _report_holes(holes: dict[str, str], *, any_answered: bool) -> None:
         logger.warning("not evaluated: %s", message)
 
 
-def _score_row(benchmark: Benchmark, scored: Sequence[Scored], protocol: str) -> dict[str, Any]:
-    estimate = benchmark.aggregate([(s.response.prompt.question, s.score) for s in scored if s.score is not None])
+def _score_row(benchmark: Benchmark, scored: Sequence[Scored], protocol: str, num_samples: int) -> dict[str, Any]:
+    """The mean over runs, each with one sample a question; the standard error is of the questions' means."""
+    marked = [(s.response.prompt.question, s.score) for s in scored if s.score is not None]
+    runs = [benchmark.aggregate(marked[k::num_samples]) for k in range(num_samples)]
+    blocks = [marked[i : i + num_samples] for i in range(0, len(marked), num_samples)]
+    means = [(block[0][0], fmean(score for _, score in block)) for block in blocks]
     values = (
         benchmark.name,
         benchmark.family,
-        round(100 * estimate.mean, DECIMALS),
-        round(100 * estimate.stderr, DECIMALS),
-        len(scored),
+        round(100 * fmean(run.mean for run in runs), DECIMALS),
+        round(100 * (benchmark.aggregate(means) if num_samples > 1 else runs[0]).stderr, DECIMALS),
+        len(scored) // num_samples,
         sum(s.response.sample.finish_reason == "length" for s in scored),
         sum(s.response.grade.verdict == "unparsable" for s in scored),
         sum(s.response.grade.verdict == "timeout" for s in scored),
@@ -276,6 +285,27 @@ def _score_row(benchmark: Benchmark, scored: Sequence[Scored], protocol: str) ->
         protocol,
     )
     return dict(zip(SCORE_COLUMNS, values, strict=True))
+
+
+def _library_row(score: LibraryScore, protocol: str) -> dict[str, Any]:
+    stderr = "" if score.stderr is None else round(score.stderr, DECIMALS)
+    values = (
+        score.name, score.family, round(score.score, DECIMALS), stderr, score.num_questions, score.num_truncated,
+        0, 0, 0, 0, protocol,
+    )  # fmt: skip
+    return dict(zip(SCORE_COLUMNS, values, strict=True))
+
+
+def _sampled(scored: Sequence[Scored], config: EvalConfig) -> list[Sampled]:
+    blocks = [scored[i : i + config.num_samples] for i in range(0, len(scored), config.num_samples)]
+    return [
+        Sampled(
+            question=block[0].response.prompt.question,
+            answers=[one.response.grade.answer for one in block],
+            scores=[one.score for one in block if one.score is not None],
+        )
+        for block in blocks
+    ]
 
 
 def _hole_row(name: str, family: str) -> dict[str, Any]:
@@ -304,9 +334,9 @@ def _response_row(scored: Scored) -> dict[str, Any]:
     }
 
 
-def _csv_text(rows: Sequence[dict[str, Any]]) -> str:
+def _csv_text(rows: Sequence[dict[str, Any]], columns: Sequence[str] = SCORE_COLUMNS) -> str:
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, SCORE_COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return buffer.getvalue()

@@ -24,8 +24,9 @@ from methods.prompts import closing_of, plain_messages
 TASK_VERSION = 3
 """Raised whenever the questions or the scoring of a suite change."""
 NO_PART = (
-    "suite", "benchmarks", "every", "columns", "limit", "data_root", "stage", "judge", "options", "tasks", "levels",
-    "num_questions",
+    "suite", "benchmarks", "every", "columns", "limit", "data_root", "stage", "judge", "options", "mini_tasks",
+    "levels", "num_questions", "tasks", "task_paths", "apply_chat_template", "num_fewshot", "allow_code",
+    "num_samples",
 )  # fmt: skip
 """Options that choose what is asked, and when, not how it is answered: what they change is in the fingerprints."""
 DISTRIBUTIONS = {"lm_eval": "lm-eval", "lmms_eval": "lmms-eval"}
@@ -97,6 +98,7 @@ def evaluation_card(
         **asdict(setup),
         "grader": grader_name,
         "judge": None if benchmark.judge is None else _judge(benchmark.judge, config),
+        **({"num_samples": config.num_samples} if config.num_samples > 1 else {}),
         "task_version": TASK_VERSION,
         "versions": _versions([DISTRIBUTIONS[benchmark.library], *PARSERS[grader_name]]),
     }
@@ -129,9 +131,9 @@ def _hash(value: Any) -> str:
 
 
 def eval_sampling(config: EvalConfig) -> Sampling:
-    """One completion a question; evaluation has its own seed, so scores do not depend on the run's."""
+    """The decoding of all questions; evaluation has its own seed, so scores do not depend on the run's."""
     return Sampling(
-        num_rollouts=1,
+        num_rollouts=config.num_samples,
         seed=config.seed,
         step=0,
         temperature=config.temperature,
@@ -142,18 +144,3 @@ def eval_sampling(config: EvalConfig) -> Sampling:
         repetition_penalty=config.repetition_penalty,
         max_new_tokens=config.max_response_tokens,
     )
-
-
-def generation_kwargs(config: EvalConfig) -> dict[str, Any]:
-    """The decoding options as the libraries state them. `until` is empty: its default cuts at the first blank line."""
-    return {
-        "until": [],
-        "do_sample": config.temperature > 0,
-        "max_gen_toks": config.max_response_tokens,
-        "temperature": float(config.temperature),
-        "top_p": config.top_p,
-        "top_k": config.top_k,
-        "min_p": config.min_p,
-        "presence_penalty": config.presence_penalty,
-        "repetition_penalty": config.repetition_penalty,
-    }

@@ -36,15 +36,23 @@ class Sample:
 
 
 def sample_key(
-    identity: str, answered: Mapping[str, Any], sampling: Sampling, prompt: Prompt, media: Sequence[str]
+    identity: str,
+    answered: Mapping[str, Any],
+    sampling: Sampling,
+    prompt: Prompt,
+    media: Sequence[str],
+    index: int = 0,
 ) -> str:
-    """24 hex digits of the model, how it answers and is marked, decoding, what is asked and shown, and the uid, which
-    decides the random draws.
+    """24 hex digits of the model, how it answers and is marked, decoding, and what is asked and shown.
+
+    So of what decides the random draws: the uid, and which of a question's samples it is.
 
     `answered` is `harness.evaluation.protocol.answered_by`, `media` the digests of what is shown.
     """
     limits = asdict(prompt.question.limits)
-    parts = [identity, answered, asdict(sampling), prompt.uid, list(prompt.messages), list(media), limits]
+    decoding = sampling.changed() | {"num_rollouts": 1}  # however many samples are drawn, the i-th is the same
+    parts: list[Any] = [identity, answered, decoding, prompt.uid, list(prompt.messages), list(media), limits]
+    parts += [index] if index else []
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from harness.config.evaluation import BENCHMARKS, EvalConfig, benchmarks_of
+from harness.config.evaluation import BENCHMARKS, GENERATED, EvalConfig, benchmarks_of
 from harness.config.names import check_name
 from harness.data.rows import checked_questions
 from harness.errors import UserError, did_you_mean
 from harness.evaluation.benchmarks.columns import Column, Family, Scoring, columns
+from harness.evaluation.benchmarks.described import described_benchmark, is_description
 from harness.evaluation.benchmarks.recipe import Aggregate, Mark, Recipe, Scorer, by_grade, row_mean
 from harness.evaluation.benchmarks.rows import NoGold, Row, load_rows
 from harness.rewards.rules import Grade
@@ -57,7 +58,7 @@ class Suite:
 
 
 def mini_tasks(config: EvalConfig) -> Suite:
-    """Held-out questions of the generated tasks, one benchmark a task of `config.tasks` and level of `config.levels`.
+    """Held-out questions of the generated tasks, one a task of `config.mini_tasks` and level of `config.levels`.
 
     Never a question of training: `held_out` and `train` are disjoint splits, of all tasks together. Raises UserError
     for tasks or levels that do not exist or repeat.
@@ -65,11 +66,12 @@ def mini_tasks(config: EvalConfig) -> Suite:
     from harness.data.arithmetic import LEVELS
     from harness.data.synthetic import TASKS, make_questions
 
-    tasks, levels = config.tasks, config.levels
+    tasks, levels = config.mini_tasks, config.levels
     if unknown := [task for task in tasks if task not in TASKS]:
-        raise UserError(f"eval.tasks={tasks}: there is no task '{unknown[0]}'.{did_you_mean(unknown[0], TASKS)}")
+        near = did_you_mean(unknown[0], TASKS)
+        raise UserError(f"eval.mini_tasks={tasks}: there is no task '{unknown[0]}'.{near}")
     if not tasks or len(set(tasks)) < len(tasks):
-        raise UserError(f"eval.tasks must be some of {', '.join(TASKS)}, each once, got {tasks}")
+        raise UserError(f"eval.mini_tasks must be some of {', '.join(TASKS)}, each once, got {tasks}")
     if not levels or len(set(levels)) < len(levels) or not set(levels) <= set(LEVELS):
         raise UserError(f"eval.levels must be some of {', '.join(map(str, LEVELS))}, each once, got {levels}")
     limits, positions = config.media.limits(), spread(config.num_questions, config.limit)
@@ -110,14 +112,15 @@ def listed_suite(config: EvalConfig) -> Suite:
             benchmarks.append(_benchmark(column, config))
         except UserError as error:
             holes[name] = str(error)
-    if not benchmarks:
+    if not benchmarks and not config.tasks:
         raise UserError(next(iter(holes.values())))
     return Suite(benchmarks=tuple(benchmarks), holes=holes, families=families)
 
 
 def _own_benchmark(entry: str, config: EvalConfig, taken: Collection[str]) -> Benchmark:
     """What others give by a name of `eval.benchmarks`. Raises UserError for what it lacks: it is no hole."""
-    own, option = BENCHMARKS.call(entry), f"eval.benchmarks={entry}"
+    is_file, option = is_description(entry), f"eval.benchmarks={entry}"
+    own = described_benchmark(entry) if is_file else BENCHMARKS.call(entry)
     if not isinstance(own, OwnBenchmark):
         raise UserError(f"{option} gave a {type(own).__name__}: it has to give a harness.types.OwnBenchmark")
     check_name(f"name of {option}", own.name)
@@ -136,7 +139,7 @@ def _own_benchmark(entry: str, config: EvalConfig, taken: Collection[str]) -> Be
         questions=tuple(chosen),
         positions=tuple(positions),
         library="lm_eval" if own.family == "LLM" else "lmms_eval",
-        dataset=BENCHMARKS.entry(entry) or entry,
+        dataset=Path(entry).name if is_file else BENCHMARKS.entry(entry) or entry,
         scoring="exact_judge" if own.judged else "det",
         scorer=by_grade if own.mark is None else _by_mark(own.mark, entry),
         is_own=True,
@@ -242,4 +245,6 @@ def spread(num: int, limit: int | None) -> list[int]:
 
 def load_suite(config: EvalConfig) -> Suite:
     """The benchmarks of `config.suite`. Raises UserError when there is no such suite, or nothing in it can be run."""
-    return listed_suite(config) if benchmarks_of(config) else mini_tasks(config)
+    if benchmarks_of(config):
+        return listed_suite(config)
+    return mini_tasks(config) if config.suite == GENERATED else Suite(families={}, benchmarks=())

@@ -104,6 +104,8 @@ class Chat:
 
         Raises MediaError for media that cannot be used or do not match the marks, UserError for a model without eyes.
         """
+        if prompt.ids:
+            return PackedPrompt(list(prompt.ids))
         question = prompt.question
         if not question.images and question.video is None:
             return PackedPrompt(self._ids(self._text(prompt.messages)))
@@ -131,6 +133,23 @@ class Chat:
             return [len(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
         self.tokenizer(texts[:1], add_special_tokens=False)  # takes back what its file says about cutting and padding
         return list(map(len, backend.encode_batch_fast(texts, add_special_tokens=False)))
+
+    def as_text(self, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool = True) -> str:
+        """A conversation in the chat template, contents as they are: what an evaluation library makes prompts of.
+
+        Without a generation prompt the last turn goes on. A template that knows no system turn is given none.
+        """
+        options: dict[str, Any] = {
+            "reply": add_generation_prompt,
+            "continue_final_message": not add_generation_prompt,
+        }
+        try:
+            return self._template.render(messages, **options)
+        except UserError:
+            others = [message for message in messages if message["role"] != "system"]
+            if len(others) == len(messages):
+                raise
+            return self._template.render(others, **options)
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of plain text, without start or end tokens. What reads as a special token is not one."""

@@ -79,6 +79,11 @@ class LanguageModel:
             )
         return cls(model, chat.banned_ids, num_tokens=chat.num_tokens, compute_dtype=compute_dtype)
 
+    @cached_property
+    def unrestricted(self) -> LanguageModel:
+        """The same weights without banned ids, with every row of the head: the model's own distribution."""
+        return LanguageModel(self.module, compute_dtype=self._compute_dtype)
+
     @property
     def device(self) -> torch.device:
         return self.module.device

@@ -175,6 +175,8 @@ def port(run: Preflight) -> Iterator[Finding]:
 
 def suite(run: Preflight) -> Iterator[Finding]:
     """What the evaluation would refuse is refused before the training."""
+    from harness.evaluation.library.isolation import preserved_state
+    from harness.evaluation.library_tasks import load_tasks
     from harness.evaluation.suites import load_suite, refuse_golds
 
     config = run.config.eval
@@ -185,8 +187,15 @@ def suite(run: Preflight) -> Iterator[Finding]:
     found = load_suite(config)
     refuse_golds(found, run.grader.gold_errors)
     num_questions = sum(len(benchmark.questions) for benchmark in found.benchmarks)
-    yield f"{config.suite}: {num_questions} questions of {len(found.benchmarks)} benchmarks"
-    for hole in dict.fromkeys(found.holes.values()):
+    if found.benchmarks:
+        yield f"{config.suite}: {num_questions} questions of {len(found.benchmarks)} benchmarks"
+    with preserved_state():
+        tasks, holes = load_tasks(config)
+    if config.tasks:
+        yield f"library tasks: {', '.join(task.entry for task in tasks) or 'none can be loaded'}"
+    if holes and not tasks and not found.benchmarks:
+        raise UserError(next(iter(holes.values())))
+    for hole in dict.fromkeys([*found.holes.values(), *holes.values()]):
         yield Warn(f"not evaluated: {hole}")
     for benchmark in found.benchmarks if found.strict else ():
         run.chat.pack(plain_prompt(benchmark.questions[0]))

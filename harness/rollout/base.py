@@ -7,8 +7,8 @@ import json
 import queue
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.errors import UserError
 from harness.types import Prompt, RolloutGroup, Sampler
@@ -47,6 +47,15 @@ class Sampling:
     presence_penalty: float = 0.0
     repetition_penalty: float = 1.0
     max_new_tokens: int = 12_288
+    stop: tuple[str, ...] = ()
+    """Texts that end a completion, special tokens among them; they stay at its end. A reader cuts them off."""
+    unrestricted: bool = False
+    """No id is banned: the model's own distribution, as evaluation libraries sample it. Never for training."""
+
+    def changed(self) -> dict[str, Any]:
+        """The values by name, without the last two where they change nothing."""
+        values = asdict(self)
+        return {name: value for name, value in values.items() if name not in ("stop", "unrestricted") or value}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -104,13 +104,18 @@ class ServerEngine:
                 f"question {question.id} has media and a served model is asked text prompts only: "
                 "use rollout=transformers or rollout=vllm"
             )
+        if self._api == "text" and prompt.ids:
+            raise UserError(
+                f"prompt {prompt.uid} is given as tokens, which {self._name} cannot take as text: "
+                f"serve it with vLLM and set {self.sampler}.api=tokens"
+            )
         if self._api == "text" and prompt.prefix_ids:
             raise UserError(
                 f"prompt {prompt.uid} starts the reply with given tokens, which {self._name} cannot take as text: "
                 f"serve it with vLLM and set {self.sampler}.api=tokens"
             )
         ids = self._chat.pack(prompt).ids
-        return _Asked(prompt, ids, room(prompt, len(ids), sampling, self._window))
+        return _Asked(prompt, ids, room(prompt, len(ids), sampling, self._window), sampling)
 
     def _groups(self, asked: Iterable[_Asked], sampling: Sampling) -> Iterator[RolloutGroup]:
         """A request a prompt; a request a rollout where the endpoints give text, because few of them draw many."""
@@ -155,9 +160,10 @@ class ServerEngine:
             "seed": rollout_seed(sampling, self.sampler, asked.prompt.uid),
             "stop_token_ids": sorted(self._chat.stop_ids),
             "ignore_eos": True,
-            "logit_bias": self._bias,
             "logprobs": 0,  # that of the sampled token alone
             "return_token_ids": True,
+            **({} if sampling.unrestricted else {"logit_bias": self._bias}),
+            **({"stop": list(sampling.stop), "include_stop_str_in_output": True} if sampling.stop else {}),
         }
 
     def _text_body(self, asked: _Asked, sampling: Sampling, part: int, draws: int) -> dict[str, Any]:
@@ -195,10 +201,12 @@ class ServerEngine:
             raise UserError(f"{self._name} gave {len(ids)} tokens where at most {most} were asked for: {remedy}")
         chat = self._chat
         try:
-            check_sampled(ids, num_tokens=chat.num_tokens, stop_ids=chat.stop_ids, banned_ids=self._banned)
+            banned = frozenset() if asked.sampling.unrestricted else self._banned
+            check_sampled(ids, num_tokens=chat.num_tokens, stop_ids=chat.stop_ids, banned_ids=banned)
         except WrongAnswer as error:
             raise UserError(f"{self._name} {error}") from error
-        finish: FinishReason = "stop" if ids[-1] in chat.stop_ids else "length"
+        ended = ids[-1] in chat.stop_ids or (asked.sampling.stop and choice.get("finish_reason") == "stop")
+        finish: FinishReason = "stop" if ended else "length"
         if finish == "length" and len(prefix) + len(ids) < asked.limit:
             raise UserError(
                 f"{self._name} ended a reply after {len(ids)} tokens without a token that ends a turn "
@@ -249,8 +257,9 @@ class ServerEngine:
 class _Asked:
     """A prompt under way."""
 
-    def __init__(self, prompt: Prompt, ids: list[int], limit: int) -> None:
+    def __init__(self, prompt: Prompt, ids: list[int], limit: int, sampling: Sampling) -> None:
         self.prompt = prompt
+        self.sampling = sampling
         self.ids = ids
         self.limit = limit
         """Completion tokens at most, the prefix included."""

@@ -49,6 +49,11 @@ class TransformersEngine:
         self._closed = threading.Event()
 
     @property
+    def model(self) -> LanguageModel:
+        """What it samples with: the trainer's own, or a complete copy."""
+        return self._model
+
+    @property
     def context_window(self) -> int:
         return self._model.context_window
 
@@ -116,11 +121,12 @@ class TransformersEngine:
 
     def _decode(self, rows: Sequence[_Row], batch: Sequence[_Piece], sampling: Sampling) -> None:
         """Sample every row to its end."""
-        state = _State(self._model, batch)
+        model = self._model.unrestricted if sampling.unrestricted else self._model
+        state = _State(model, batch)
         streams = RowStreams(sampling, self.sampler, [(row.piece.prompt.uid, row.index) for row in rows])
         seen: SeenTokens | None = None
         if has_penalties(sampling):
-            seen = SeenTokens([row.piece.given for row in rows], self._model.num_tokens, self._model.device)
+            seen = SeenTokens([row.piece.given for row in rows], model.num_tokens, model.device)
         live = list(rows)
         while True:
             if self._closed.is_set():
@@ -130,6 +136,8 @@ class TransformersEngine:
             logprobs_R = gather_logprobs(scaled(state.logits_RV, sampling.temperature or 1.0), ids_R)
             for row, token_id, logprob in zip(live, ids_R.tolist(), logprobs_R.tolist(), strict=True):
                 row.append(token_id, logprob, self._chat.stop_ids)
+                if sampling.stop and row.finish_reason != "stop" and self._has_ended(row.ids, sampling.stop):
+                    row.finish_reason = "stop"
             if seen is not None:
                 seen.add(ids_R)
             kept = [i for i, row in enumerate(live) if row.finish_reason is None]
@@ -144,6 +152,12 @@ class TransformersEngine:
                 if seen is not None:
                     seen.keep(kept_R)
             state.step(ids_R)
+
+    def _has_ended(self, ids: Sequence[int], stop: Sequence[str]) -> bool:
+        """Whether one of the texts has just been completed: only the last tokens are read."""
+        longest = max(map(len, stop))
+        text = self._chat.decode_prompt(ids[-(longest + 2) :])
+        return any(one in text for one in stop)
 
     def _rollout(self, row: _Row) -> Rollout:
         assert row.finish_reason is not None

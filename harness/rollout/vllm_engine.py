@@ -202,9 +202,12 @@ class VllmEngine:
             max_tokens=limit - len(prompt.prefix_ids),
             stop_token_ids=sorted(self._chat.stop_ids),
             ignore_eos=True,
-            logit_bias=self._bias,
+            logit_bias=None if sampling.unrestricted else self._bias,
             logprobs=0,
-            detokenize=False,
+            stop=list(sampling.stop),
+            include_stop_str_in_output=True,
+            detokenize=bool(sampling.stop),
+            skip_special_tokens=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
@@ -225,7 +228,7 @@ class VllmEngine:
         logprobs = [entry[token_id].logprob for token_id, entry in zip(ids, output.logprobs, strict=True)]
         if not all(map(math.isfinite, logprobs)):
             raise RuntimeError(f"the engine's log-probabilities of prompt {prompt.uid} are not finite")
-        finish: FinishReason = "stop" if ids[-1] in self._chat.stop_ids else "length"
+        finish: FinishReason = "stop" if output.finish_reason == "stop" or ids[-1] in self._chat.stop_ids else "length"
         return Rollout(
             sampler=self.sampler,
             index=index,

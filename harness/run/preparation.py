@@ -67,6 +67,7 @@ class Preparation(Preflight):
 
     def evaluate(self, step: int | None = None) -> None:
         """Score the live student on the suite, if there is one: after a step, or as it is in the end."""
+        from harness.evaluation.asking import Live
         from harness.evaluation.evaluate import evaluate, refuse_no_score
         from harness.evaluation.protocol import Setup
 
@@ -81,6 +82,7 @@ class Preparation(Preflight):
             model_name=f"{self.label}/{self.config.student.name}",
             identity=None if self.models is None else self.models.identity(),
             setup=Setup.of(self.config),
+            live=None if self.models is None else Live(chat=self.chat, model=self.models.complete),
         ):
             logger.info("%-16s %6s", row["benchmark"], f"{row['score']:.1f}" if row["n"] else "-")
         if self.method is None and self.config.eval.stage != "generate":  # its scores are all that such a run is

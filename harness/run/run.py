@@ -25,6 +25,7 @@ from methods.base import Method
 
 if TYPE_CHECKING:
     from harness.distributed.world import World
+    from harness.evaluation.asking import Live
     from harness.rollout.base import RolloutEngine
 
 logger = logging.getLogger(__name__)
@@ -165,12 +166,16 @@ def _give_up(folder: RunFolder) -> None:
     folder.end("interrupted", "preempt_grace was over before its state was written: the last checkpoint counts")
 
 
-def live_student(config: RunConfig, logs: Path, stack: ExitStack) -> tuple[RolloutEngine, str]:
-    """The student of a configuration as it is, in its engine, and the model's identity. Ends with `stack`."""
+def live_student(config: RunConfig, logs: Path, stack: ExitStack) -> tuple[RolloutEngine, str, Live]:
+    """The student of a configuration as it is, in its engine, the model's identity, and what library tasks read of it.
+
+    Ends with `stack`.
+    """
+    from harness.evaluation.asking import Live
     from harness.models.chat import Chat
     from harness.models.loading import load_tokenizer
 
     prepare_process(config)
     chat = Chat(load_tokenizer(config.student), config.student)
     models = make_models(config, Deployment.of(config, None), chat, None, logs=logs, stack=stack)
-    return models.engine, models.identity()
+    return models.engine, models.identity(), Live(chat=chat, model=models.complete)

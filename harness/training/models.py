@@ -52,6 +52,11 @@ class RunModels(Protocol):
     """None where endpoints answer for it."""
     engine: RolloutEngine
 
+    @property
+    def complete(self) -> LanguageModel | None:
+        """The student where this process alone can read with all of its weights; else None."""
+        ...
+
     def open_teacher(self, method: Method) -> Teacher: ...
 
     def updater(self, method: Method, teacher: Teacher, clock: StepClock) -> Updater: ...
@@ -75,6 +80,10 @@ class LocalModels:
         self.student = load_student(config, deployment, chat)
         log = server_log(logs, "student")
         self.engine = student_engine(config, deployment, chat, self.student, log=log, stack=stack)
+
+    @property
+    def complete(self) -> LanguageModel | None:
+        return self.student
 
     def open_teacher(self, method: Method) -> Teacher:
         log = server_log(self._logs, "teacher")

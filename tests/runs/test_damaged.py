@@ -10,7 +10,7 @@ from harness.app import main
 from harness.records.folder import RunFolder
 
 SMALL = [
-    "student=tiny_xs", "eval=mini", "eval.num_questions=4", "eval.tasks=[arithmetic]", "eval.levels=[1]",
+    "student=tiny_xs", "eval=mini", "eval.num_questions=4", "eval.mini_tasks=[arithmetic]", "eval.levels=[1]",
     "eval.max_response_tokens=16", "data.batch_size=2", "data.num_questions=20", "data.pool_size=12",
     "data.levels=[1]", "method.group_size=4", "method.replay=true", "rollout.max_response_tokens=16", "num_threads=1",
 ]  # fmt: skip

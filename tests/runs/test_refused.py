@@ -25,8 +25,9 @@ from methods import prompts
 ROOT = Path(__file__).parents[2]
 SMALL = [
     "student=tiny_xs", "method=grpo", "method.group_size=4", "eval=mini", "eval.num_questions=4",
-    "eval.tasks=[arithmetic]", "eval.levels=[1]", "data.batch_size=4", "data.num_questions=40", "data.pool_size=24",
-    "data.levels=[1]", "rollout.max_response_tokens=24", "eval.max_response_tokens=24", "num_threads=1",
+    "eval.mini_tasks=[arithmetic]", "eval.levels=[1]", "data.batch_size=4", "data.num_questions=40",
+    "data.pool_size=24", "data.levels=[1]", "rollout.max_response_tokens=24", "eval.max_response_tokens=24",
+    "num_threads=1",
 ]  # fmt: skip
 
 

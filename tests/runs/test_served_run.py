@@ -212,7 +212,7 @@ def test_what_it_can_give_is_not_refused(options):
     assert build_method(from_hydra(compose(lines))) is not None
 
 
-MINI = ["eval.tasks=[arithmetic]", "eval.levels=[1]", "eval.num_questions=8", "rollout=server", "num_threads=1"]
+MINI = ["eval.mini_tasks=[arithmetic]", "eval.levels=[1]", "eval.num_questions=8", "rollout=server", "num_threads=1"]
 
 
 @pytest.mark.parametrize("api", ["tokens", "text"])

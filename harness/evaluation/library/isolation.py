@@ -65,6 +65,7 @@ def quiet_lm_eval() -> Iterator[None]:
             _replaced(evaluator, "add_env_info", lambda results: None),
             _replaced(task, "tqdm", lambda docs, **options: docs),
             _hidden(RANK_VARIABLES),
+            _without_bars(),
         ):
             yield
     finally:
@@ -86,8 +87,9 @@ def quiet_lmms_eval() -> Iterator[None]:
     with ExitStack() as stack:
         _QUIET.append(True)
         stack.callback(_QUIET.clear)
-        logger.disable("lmms_eval")
-        stack.callback(logger.enable, "lmms_eval")
+        for name in ("lmms_eval", "utils"):  # the second is how most files of tasks are imported
+            logger.disable(name)
+            stack.callback(logger.enable, name)
         with _import_undone():
             from lmms_eval import evaluator
             from lmms_eval.api import task
@@ -99,6 +101,7 @@ def quiet_lmms_eval() -> Iterator[None]:
         for module in (evaluator, task):
             stack.enter_context(_replaced(module, "tqdm", _without_bar(module.tqdm)))
         stack.enter_context(_hidden(RANK_VARIABLES))
+        stack.enter_context(_without_bars())
         yield
 
 
@@ -138,6 +141,20 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
             setattr(owner, name, original)
         else:
             delattr(owner, name)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """While a task loads its data."""
+    from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+
+    shown = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bar()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import pytest
 from harness.app import main
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "benchmarks"
-SMALL = ["eval.tasks=[arithmetic]", "eval.levels=[1,2]", "eval.num_questions=6"]
+SMALL = ["eval.mini_tasks=[arithmetic]", "eval.levels=[1,2]", "eval.num_questions=6"]
 
 
 @pytest.fixture(scope="session")

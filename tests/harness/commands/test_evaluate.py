@@ -85,7 +85,7 @@ def test_a_run_on_another_suite_joins_the_tables_of_its_study(run: Path) -> None
 
 
 def test_a_models_folder_is_scored_as_its_run_is(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    few = ["eval.tasks=[bar_chart]", "eval.levels=[1]", "eval.num_questions=6"]
+    few = ["eval.mini_tasks=[bar_chart]", "eval.levels=[1]", "eval.num_questions=6"]
     assert main(["eval", f"run={run}", *few]) == 0
     words = ["eval", f"model={run / 'model'}", f"outputs={run.parent}", "study=copy", *few]
     assert main(words) == 0

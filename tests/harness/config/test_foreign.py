@@ -75,7 +75,7 @@ def test_no_marked_option_names_code_a_place_an_address_or_a_variable() -> None:
     assert [key for key, hint in marked.items() if str in (hint, *get_args(hint))] == [
         "rollout.engine",  # names, which are looked up
         "eval.suite",
-        "eval.tasks",  # lists of names
+        "eval.mini_tasks",  # lists of names
         "eval.columns",
     ]
     kinds = {

@@ -269,7 +269,7 @@ def test_the_doctor_finds_an_engine_as_a_run_does(parts: Path, capsys) -> None:
 
 def test_a_suite_of_ones_own_leaves_the_scores_of_another(parts: Path, capsys) -> None:
     words = ["eval", "model=tiny_xs", "limit=1", f"outputs={parts}"]
-    assert main([*words, "suite=mini", "eval.levels=[1]", "eval.tasks=[arithmetic]"]) == 0
+    assert main([*words, "suite=mini", "eval.levels=[1]", "eval.mini_tasks=[arithmetic]"]) == 0
     (scores,) = parts.rglob("scores.csv")
     before = scores.read_bytes()
     assert main([*words, "suite=own", "eval.benchmarks=['parts_pkg:sums']"]) == 0

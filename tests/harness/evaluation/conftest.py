@@ -26,6 +26,7 @@ class ScriptedEngine:
     """Replies `script(prompt)` = (text, finish reason), one token a word, the last prompt's group first."""
 
     sampler: Sampler = "student"
+    context_window = 4096
 
     def __init__(self, script: Script) -> None:
         self.script = script
@@ -73,13 +74,13 @@ def make_engine() -> Callable[..., ScriptedEngine]:
 @pytest.fixture
 def two_levels() -> EvalConfig:
     return EvalConfig(
-        suite="mini", tasks=["arithmetic"], levels=[1, 2], num_questions=4, temperature=0.0, max_response_tokens=48
+        suite="mini", mini_tasks=["arithmetic"], levels=[1, 2], num_questions=4, temperature=0.0, max_response_tokens=48
     )
 
 
 @pytest.fixture
 def all_tasks(two_levels: EvalConfig) -> EvalConfig:
-    return replace(two_levels, tasks=["bar_clip", "arithmetic", "bar_chart", "bar_cards"])
+    return replace(two_levels, mini_tasks=["bar_clip", "arithmetic", "bar_chart", "bar_cards"])
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from harness.config.schema import EvalConfig
 from harness.evaluation.evaluate import evaluate
 from harness.evaluation.store import Sample, SampleStore, sample_key
-from harness.evaluation.student import _Progress
+from harness.evaluation.student import Progress
 from harness.rollout.base import Sampling
 from harness.types import MediaLimits, Prompt, Question
 
@@ -95,7 +95,9 @@ DAMAGE = {
 
 
 def test_lines_that_are_no_sample_are_passed_over_counted_and_asked_again(make_engine, grader, tmp_path, caplog):
-    config = EvalConfig(suite="mini", tasks=["arithmetic"], levels=[1], num_questions=2 * len(DAMAGE), temperature=0.0)
+    config = EvalConfig(
+        suite="mini", mini_tasks=["arithmetic"], levels=[1], num_questions=2 * len(DAMAGE), temperature=0.0
+    )
 
     def run():
         engine = make_engine()
@@ -122,7 +124,7 @@ def test_lines_that_are_no_sample_are_passed_over_counted_and_asked_again(make_e
 def test_progress_says_how_fast_and_how_long_yet(caplog):
     caplog.set_level("INFO")
     now = [0.0]
-    progress = _Progress(100, clock=lambda: now[0])
+    progress = Progress(100, clock=lambda: now[0])
     progress.skip(40)
     for _ in range(20):
         now[0] += 2.0

@@ -183,7 +183,7 @@ def test_checks_that_need_nothing_of_a_failed_one_are_made(tmp_path):
         listener.listen()
         words = [
             "method=on_policy_kd", "student=hf", f"student.path={tmp_path}", "teacher.serve=true", "data=jsonl",
-            "teacher=tiny_teacher", "eval=mini", "eval.tasks=[arithmetic]",
+            "teacher=tiny_teacher", "eval=mini", "eval.mini_tasks=[arithmetic]",
             f"server.port={taken}", f"data.path={tmp_path}/absent.jsonl", "reward.judge.url=http://127.0.0.1:1/v1",
         ]  # fmt: skip
         checks = run_checks(words)
@@ -211,7 +211,7 @@ def test_every_endpoint_is_asked():
 @pytest.mark.parametrize("place", range(len(doctor.CHECKS)), ids=[check.__name__ for check in doctor.CHECKS])
 def test_without_what_a_check_gives_the_others_are_made_or_said_not_to_be(monkeypatch, place):
     words = ["method=zppo", "student=tiny_xs", "data.num_questions=50", "data.pool_size=null", "eval=mini"]
-    words += ["eval.num_questions=1", "eval.tasks=[arithmetic]", "eval.levels=[1]", "steps=1"]
+    words += ["eval.num_questions=1", "eval.mini_tasks=[arithmetic]", "eval.levels=[1]", "steps=1"]
 
     def fail(run: Preflight) -> Iterator[Finding]:
         raise UserError("broken: fix it")

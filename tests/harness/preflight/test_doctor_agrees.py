@@ -256,8 +256,8 @@ DATA: dict[str, tuple[Make, str]] = {
         lambda at: written(at, "a.jsonl", *(row | {"images": ["absent.png"]} for row in sums(8))), "absent.png",
     ),
     "suite without data": (lambda at: ["eval=paper31", f"eval.data_root={at}/absent"], "is no folder"),
-    "unknown task": (lambda at: ["eval=mini", "eval.tasks=[sums]"], "there is no task 'sums'"),
-    "judge of later": (lambda at: ["eval=mini", "eval.tasks=[arithmetic]", f"eval.judge.url={GONE}"], ""),
+    "unknown task": (lambda at: ["eval=mini", "eval.mini_tasks=[sums]"], "there is no task 'sums'"),
+    "judge of later": (lambda at: ["eval=mini", "eval.mini_tasks=[arithmetic]", f"eval.judge.url={GONE}"], ""),
     "only judging": (lambda at: ["eval=mini", "eval.stage=judge"], "eval.stage=judge generates nothing"),
     "no judge": (lambda at: [f"reward.judge.url={GONE}"], "cannot be reached"),
     "no gpu": (lambda at: ["device=cuda"], "this machine has no GPU"),
@@ -362,7 +362,7 @@ def test_a_served_teacher_of_pictures_is_a_warning(tmp_path, served):
 
 
 def test_a_served_student(tmp_path, capsys, url):
-    words = [*SMALL, "method=base", "student=hf", "student.path=tiny:xs", "eval=mini", "eval.tasks=[arithmetic]"]
+    words = [*SMALL, "method=base", "student=hf", "student.path=tiny:xs", "eval=mini", "eval.mini_tasks=[arithmetic]"]
     words += ["rollout=server", "eval.levels=[1]", "eval.num_questions=4"]
     assert both([*words, f"student.urls=[{url}]"], tmp_path / "outputs", capsys) == ""
     assert "cannot be reached" in both([*words, f"student.urls=[{GONE}]"], tmp_path / "outputs", capsys)
