@@ -16,7 +16,7 @@ from harness.data.images import MediaError
 from harness.errors import UserError
 from harness.models.loading import source_file
 from harness.models.template import Template, end_ids, media_ids
-from harness.models.vision import PackedMedia, Vision
+from harness.models.vision import MediaInputs, PackedMedia, Vision
 from harness.types import Message, Prompt
 from methods.base import CLOSING
 
@@ -75,6 +75,8 @@ class Chat:
         banned |= {i for i in special - tags if MEDIA.search(text[i])} | media_ids(config)
         banned |= set(range(self.num_tokens)) - used
         self.banned_ids: list[int] = sorted(banned - self.stop_ids)
+        self.shown: dict[str, tuple[list[int], MediaInputs]] = {}
+        """Ids and tensors of the first prompt that was packed with each kind of medium, for the probe of a model."""
 
     @cached_property
     def vision(self) -> Vision:
@@ -110,10 +112,14 @@ class Chat:
         if not question.images and question.video is None:
             return PackedPrompt(self._ids(self._text(prompt.messages)))
         messages = _with_marks(prompt)
-        media = self.vision.pack(question)
         text = self._text([{**message, "content": self._parts(message["content"])} for message in messages])
-        ids = self._ids(text)
-        return PackedPrompt(list(self._expand(ids, media)), media)
+        self._template.check_media({kind for message in messages for kind in MARKER.findall(message["content"])})
+        media = self.vision.pack(question, text)
+        ids = list(media.ids) or list(self._expand(self._ids(text), media))
+        for kind in ("image",) * bool(question.images) + ("video",) * (question.video is not None):
+            if kind not in self.shown:
+                self.shown[kind] = ids, media.inputs()
+        return PackedPrompt(ids, media)
 
     def num_tokens_of(self, prompt: Prompt) -> int:
         """Tokens of prompt and prefix together. Raises like `pack`."""

@@ -7,17 +7,20 @@ P patches, D values of a patch, F vision features.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from harness.errors import UserError
-from harness.models.cpu import multiply_fast, product
+from harness.models.cpu import multiply_fast, product, sampling_cache
 
 if TYPE_CHECKING:
-    from transformers import Cache, PreTrainedModel
+    from transformers import Cache, DynamicCache, PreTrainedModel
 
     from harness.models.chat import Chat
     from harness.models.vision import MediaInputs
@@ -25,6 +28,13 @@ if TYPE_CHECKING:
     Media = Sequence[MediaInputs | None]
     """The media of every sequence of a batch; the sequences of a group share one object."""
 
+Path = Literal["fast", "plain", "own"]
+"""How a model is read, the best first."""
+NAMES = {
+    "image": ("pixel_values", "image_grid_thw"),
+    "video": ("pixel_values_videos", "video_grid_thw"),
+}
+"""Patches of all pictures or clips, and the grids [n, 3] that they form, as forward passes call them."""
 CAST_ELEMENTS = 1 << 24
 """Weights of a 16-bit head that are cast to fp32 at once: 64 MiB."""
 UNBOUNDED = 1 << 30
@@ -39,6 +49,13 @@ class LanguageModel:
     `banned_ids` get `BANNED_LOGIT`. V is `num_tokens`, the tokenizer's size: rows that pad the head beyond it are not
     computed, so models that share a tokenizer have logits of one width. None keeps every row. With `compute_dtype` the
     decoder runs under autocast in it: a student that is trained in 16 bit keeps fp32 weights, which small updates need.
+
+    How the model is read is settled when it is loaded (`harness.models.probe`):
+
+    - `path`: `fast`; `plain`, where a prompt is never shared; `own`, where `hidden` gives the logits of the module's
+      own forward pass, one sequence at a time.
+    - `caches`: a token is read after those in a cache. Else all of them are read again for each.
+    - `joins_media`: one call of the vision tower a batch. Else a sequence with media is read alone, by the model.
     """
 
     def __init__(
@@ -53,15 +70,20 @@ class LanguageModel:
         if self.device.type == "cpu":
             multiply_fast(model)
         self.config = model.config.get_text_config()
-        rows = model.get_output_embeddings().weight.shape[0]
+        head = model.get_output_embeddings()
+        rows = self.config.vocab_size if head is None else head.weight.shape[0]
         self.num_tokens = rows if num_tokens is None else min(num_tokens, rows)
+        self.path: Path = "fast"
+        self.caches = True
         self.banned_ids = sorted(i for i in set(banned_ids) if i < self.num_tokens)
         self._banned = torch.tensor(self.banned_ids, dtype=torch.int64, device=self.device)
         self._scale = _logit_scale(self.config)
-        self._compute_dtype = compute_dtype
+        self.compute_in = compute_dtype
         vision = getattr(model.config, "vision_config", None)
-        self._sees = vision is not None and hasattr(model.base_model, "get_rope_index")
-        self._merge_unit = 1 if vision is None else vision.spatial_merge_size**2
+        self._has_rope_index = vision is not None and hasattr(model.base_model, "get_rope_index")
+        self.joins_media = self._has_rope_index
+        self._merge_unit: int | None = getattr(vision, "spatial_merge_size", 1) ** 2 if self._has_rope_index else None
+        self._takes = _arguments(model.base_model)
         self._softcap: float | None = getattr(self.config, "final_logit_softcapping", None)
 
     @classmethod
@@ -91,7 +113,7 @@ class LanguageModel:
     @property
     def compute_dtype(self) -> torch.dtype:
         """Type of the decoder's activations."""
-        return self._compute_dtype or self.module.dtype
+        return self.compute_in or self.module.dtype
 
     @property
     def context_window(self) -> int:
@@ -115,51 +137,105 @@ class LanguageModel:
         from which position (`position_offsets`). Positions count tokens, not padding, and are always explicit: a
         Qwen3.5 model without them continues from the rope offsets of its last multimodal call.
 
-        Raises ValueError where the placeholders of a sequence and its media do not match.
+        On the path `own`, logits [B, T, V] before `logits` bans ids. Raises ValueError where the placeholders of a
+        sequence and its media do not match.
         """
+        shown = any(item is not None for item in media)
         if cache is None or media:  # after a prompt there are no placeholders; counting would wait for the device
             self._check_placeholders(ids_BT, media)
-        if any(item is not None for item in media):
+        if self.path == "own" or (shown and not self.joins_media):
+            return self._row_by_row(ids_BT, mask_BT, media, cache)
+        if shown:
             positions = self._rope(ids_BT, mask_BT, media)[0]
         else:
             positions = (mask_BT.cumsum(-1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
             if offsets_B is not None:
                 positions = positions + offsets_B.unsqueeze(1)
-        enabled = self._compute_dtype is not None
-        with torch.autocast(self.device.type, dtype=self._compute_dtype, enabled=enabled):
+        with self.computing():
             output = self.module.base_model(
-                **self._inputs(ids_BT, media),
-                attention_mask=mask_BT,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=cache is not None,
+                **self._inputs(ids_BT, media), attention_mask=mask_BT, position_ids=positions, **self._cached(cache)
             )
         return output.last_hidden_state
+
+    def computing(self) -> torch.autocast:
+        """The number format of the decoder's activations, as a context."""
+        return torch.autocast(self.device.type, dtype=self.compute_in, enabled=self.compute_in is not None)
+
+    def _cached(self, cache: Cache | None) -> dict[str, Any]:
+        """Models of states call the same cache by another name."""
+        name = "cache_params" if "cache_params" in self._takes else "past_key_values"
+        return {name: cache, "use_cache": cache is not None}
+
+    def new_cache(self) -> DynamicCache:
+        """An empty cache to sample with."""
+        from transformers import DynamicCache
+
+        return (sampling_cache if self.path == "fast" else DynamicCache)(config=self.module.config)
+
+    def _row_by_row(
+        self, ids_BT: torch.Tensor, mask_BT: torch.Tensor, media: Media, cache: Cache | None
+    ) -> torch.Tensor:
+        """`hidden` of each sequence alone, without padding. A cache is that of one sequence."""
+        assert cache is None or len(ids_BT) == 1
+        rows = []
+        for ids_T, mask_T, item in zip(ids_BT, mask_BT, media or [None] * len(ids_BT), strict=True):
+            ids_1T = ids_T[mask_T.bool()].unsqueeze(0)
+            row_TX = self.alone(ids_1T, item, cache)[0]
+            start = int(mask_T.argmax())
+            rows.append(F.pad(row_TX, (0, 0, start, len(ids_T) - start - len(row_TX))))
+        return torch.stack(rows)
+
+    def alone(
+        self, ids_1T: torch.Tensor, item: MediaInputs | None = None, cache: Cache | None = None, *, last: int = 0
+    ) -> torch.Tensor:
+        """Hidden states [1, T, H] of one sequence as the model's code forms them; on the path `own` its logits.
+
+        T are the `last` positions, 0 means all.
+        """
+        reads = self.module if self.path == "own" else self.module.base_model
+        arguments: dict[str, Any] = {"attention_mask": torch.ones_like(ids_1T), **self._cached(cache)}
+        if item is not None:
+            arguments |= item.for_sequence(ids_1T.shape[1], self.device, self.module.dtype)
+            if "mm_token_type_ids" not in arguments and self._has_rope_index:
+                arguments["mm_token_type_ids"] = self._kinds(ids_1T)
+        elif self._has_rope_index:  # without them it would go on from those of the last media
+            arguments["position_ids"] = torch.arange(ids_1T.shape[1], device=self.device).unsqueeze(0)
+        if last and self.path == "own":
+            arguments["logits_to_keep"] = last
+        known = _arguments(reads)
+        named = {"logits_to_keep"}  # others would pass it on to where it is not known
+        arguments = {k: value for k, value in arguments.items() if k in known or ("**" in known and k not in named)}
+        with self.computing():
+            output = reads(input_ids=ids_1T, **arguments)
+        if self.path == "own":
+            return output.logits[:, -last:, : self.num_tokens].float()
+        return output.last_hidden_state[:, -last:]
 
     def position_offsets(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor, media: Media) -> torch.Tensor | None:
         """What to add to a token's count to get its position after these prompts, int64 [B]; None without media.
 
         A picture takes as many positions as its longer side has features, which is fewer than it has placeholders.
         """
-        if not any(item is not None for item in media):
+        if not self._has_rope_index or not any(item is not None for item in media):
             return None
         return self._rope(ids_BT, mask_BT, media)[1].squeeze(1)
 
     def _rope(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor, media: Media) -> tuple[torch.Tensor, torch.Tensor]:
         """Positions (time, height, width) [3, B, T] and their offsets [B, 1], by the model's own rule."""
-        kinds_BT = (ids_BT == self._placeholder("image")).int() + 2 * (ids_BT == self._placeholder("video")).int()
+        rule = self.module.base_model.get_rope_index
         shown = [item for item in media if item is not None]
-        grids = {
-            kind: torch.cat(found).to(self.device) if (found := _present(shown, f"{kind}_grid")) else None
-            for kind in ("image", "video")
+        described = {
+            name: torch.cat(found).to(self.device) if (found := _present(shown, name)) else None
+            for name in inspect.signature(rule).parameters  # type: ignore[arg-type]
+            if name.endswith(("_grid_thw", "_grid_ts"))
         }
-        return self.module.base_model.get_rope_index(  # type: ignore[operator]
-            ids_BT,
-            mm_token_type_ids=kinds_BT,
-            image_grid_thw=grids["image"],
-            video_grid_thw=grids["video"],
-            attention_mask=mask_BT,
+        return rule(  # type: ignore[operator]
+            ids_BT, mm_token_type_ids=self._kinds(ids_BT), attention_mask=mask_BT, **described
         )
+
+    def _kinds(self, ids_BT: torch.Tensor) -> torch.Tensor:
+        """0 for text, 1 for a picture's placeholders, 2 for a clip's."""
+        return (ids_BT == self._placeholder("image")).int() + 2 * (ids_BT == self._placeholder("video")).int()
 
     def _inputs(self, ids_BT: torch.Tensor, media: Media) -> dict[str, torch.Tensor]:
         """Ids, or their embeddings with vision features in the place of the placeholders."""
@@ -176,23 +252,24 @@ class LanguageModel:
 
     def _features(self, kind: str, media: Media) -> dict[MediaInputs | None, torch.Tensor]:
         """The tower's features [F, H] of everything of one kind: one call, each prompt's media once."""
-        shown = [item for item in dict.fromkeys(media) if item is not None and getattr(item, f"{kind}_PD") is not None]
+        names = NAMES[kind]
+        shown = [item for item in dict.fromkeys(media) if item is not None and names[0] in item.arguments]
         if not shown:
             return {}
-        pixels_PD, grid = (torch.cat(_present(shown, f"{kind}_{name}")).to(self.device) for name in ("PD", "grid"))
+        pixels_PD, grid = (torch.cat(_present(shown, name)).to(self.device) for name in names)
         # Images and video go through one tower; a clip is a picture with more than one time step.
         tower = self.module.base_model.get_image_features
         parts = iter(tower(pixels_PD, grid).pooler_output)  # type: ignore[operator]
-        return {item: torch.cat([next(parts) for _ in getattr(item, f"{kind}_grid")]) for item in shown}
+        return {item: torch.cat([next(parts) for _ in item.arguments[names[1]]]) for item in shown}
 
     def _check_placeholders(self, ids_BT: torch.Tensor, media: Media) -> None:
-        if not self._sees:
-            assert not any(item is not None for item in media), "a model that reads text only was given media"
+        if self._merge_unit is None:
             return
         for kind in ("image", "video"):
             counts = (ids_BT == self._placeholder(kind)).sum(-1).tolist()
             for row, count in enumerate(counts):
-                grid = getattr(media[row], f"{kind}_grid", None) if media else None
+                item = media[row] if media else None
+                grid = None if item is None else item.arguments.get(NAMES[kind][1])
                 wanted = 0 if grid is None else int(grid.prod(-1).sum()) // self._merge_unit
                 if count != wanted:
                     raise ValueError(
@@ -203,9 +280,13 @@ class LanguageModel:
     def _placeholder(self, kind: str) -> int:
         return getattr(self.module.config, f"{kind}_token_id")
 
-    @cached_property
+    @property
     def can_share_prompts(self) -> bool:
         """Whether a prompt's cache can be repeated for several continuations with gradients: attention layers only."""
+        return self.path == "fast" and self.caches and self._has_attention_alone
+
+    @cached_property
+    def _has_attention_alone(self) -> bool:
         from transformers import DynamicCache
         from transformers.cache_utils import DynamicLayer
 
@@ -234,6 +315,8 @@ class LanguageModel:
         16-bit weights are cast a block of the vocabulary at a time, so products are summed in fp32. The stored weights
         (which may be tied to the embedding) stay as they are.
         """
+        if self.path == "own":
+            return self.forbid(hidden_NH)
         head = self.module.get_output_embeddings()
         weight_VH, hidden_NH = head.weight[: self.num_tokens], hidden_NH.float()
         if weight_VH.dtype == torch.float32 or torch.is_grad_enabled():
@@ -253,6 +336,10 @@ class LanguageModel:
             logits_NV = logits_NV * self._softcap if logits_NV.requires_grad else logits_NV.mul_(self._softcap)
         return logits_NV.index_fill_(1, self._banned.to(logits_NV.device), BANNED_LOGIT)
 
+    def forbid(self, logits_NV: torch.Tensor) -> torch.Tensor:
+        """A copy in fp32 in which `banned_ids` have `BANNED_LOGIT`."""
+        return logits_NV.float().index_fill(1, self._banned.to(logits_NV.device), BANNED_LOGIT)
+
     @torch.no_grad()
     def backward_logits(
         self, hidden_NH: torch.Tensor, logits_NV: torch.Tensor, gradient_NV: torch.Tensor
@@ -264,6 +351,8 @@ class LanguageModel:
         """
         head = self.module.get_output_embeddings()
         gradient_NV = gradient_NV.index_fill_(1, self._banned.to(gradient_NV.device), 0.0)
+        if self.path == "own":
+            return gradient_NV
         if self._softcap is not None:  # d tanh(x) = 1 - tanh(x)^2
             gradient_NV *= logits_NV.div_(self._softcap).square_().neg_().add_(1.0)
         if self._scale != 1.0:
@@ -285,7 +374,15 @@ def num_common(sequences: Sequence[list[int]]) -> int:
 
 
 def _present(media: Sequence[MediaInputs], name: str) -> list[torch.Tensor]:
-    return [value for item in media if (value := getattr(item, name)) is not None]
+    return [value for item in media if (value := item.arguments.get(name)) is not None]
+
+
+def _arguments(module: nn.Module | None) -> frozenset[str]:
+    """What the forward pass of a module takes by name; `**` if anything else."""
+    if module is None:
+        return frozenset()
+    parameters = inspect.signature(module.forward).parameters.values()
+    return frozenset("**" if p.kind is p.VAR_KEYWORD else p.name for p in parameters)
 
 
 def gather_logprobs(logits_NV: torch.Tensor, ids_N: torch.Tensor) -> torch.Tensor:

@@ -110,9 +110,9 @@ def load_processor(config: ModelConfig) -> Any:
     if any(source_file(config, name) is not None for name in PROCESSOR_FILES):
         with _readable(config, path, "processor"):
             processor = AutoProcessor.from_pretrained(path, **_source(config))
-    if getattr(processor, "image_processor", None) is None or getattr(processor, "video_processor", None) is None:
+    if getattr(processor, "image_processor", None) is None:
         raise UserError(
-            f"{config.path} reads text only, it has no image and video processor: "
+            f"{config.path} reads text only, it has no image processor: "
             "choose a vision-language model or questions without images and video"
         )
     return processor

@@ -32,6 +32,7 @@ class Template:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:
         self._tokenizer = tokenizer
         self._config = config
+        self._shows: set[str] = set()
         self.takes_parts = self._takes_parts()
         self._refuse_without_reply()
 
@@ -65,6 +66,15 @@ class Template:
             for content in contents if message["role"] == "user" else ():
                 if "".join(content.split()) not in shown:
                     raise UserError(f"the chat template of {self._config.path} drops the question's text: {REMEDY}")
+
+    def check_media(self, kinds: set[str]) -> None:
+        """Raises UserError where the template writes nothing for a picture or a clip."""
+        for kind in kinds - self._shows:
+            part = {"type": "text", "text": QUESTION}
+            forms = [self.render([{"role": "user", "content": parts}]) for parts in ([part], [{"type": kind}, part])]
+            if forms[0] == forms[1]:
+                raise UserError(f"the chat template of {self._config.path} drops every {kind}: {REMEDY}")
+            self._shows.add(kind)
 
     def terminator(self, special: set[int]) -> int | None:
         """The first special token after the content of an assistant's turn, else the tokenizer's end token."""

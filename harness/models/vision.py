@@ -1,8 +1,9 @@
-"""From the pictures and the clip of a question to what a Qwen3.5 vision tower reads: pixels, grids, placeholder counts.
+"""From the pictures and the clip of a question to what a model reads: ids, and tensors by the names it takes them.
 
-The model's own processor does the work. The pixels of one prompt are the same object for sampling, for scoring and for
-the update. A cache of bounded size keeps them; they are made again when they have left it. P patches, D values of a
-patch.
+The model's own processor does the work, in one call for the rendered prompt. A clip of Qwen3-VL's and Qwen3.5's is
+written here, since transformers 5.23 leaves marks around it that these models were trained without. The tensors of one
+prompt are the same object for sampling, for scoring and for the update. A cache of bounded size keeps them; they are
+made again when they have left it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 from transformers.video_utils import VideoMetadata
 
 from harness.config.schema import ModelConfig
@@ -29,16 +31,15 @@ CACHE_BYTES = 1 << 30
 
 @dataclass(frozen=True, eq=False)
 class MediaInputs:
-    """Pixels and grids of one prompt; equality is identity, so that a group's prompt is encoded once.
+    """What a model's forward pass takes for the media of one prompt; equality is identity, so that a group's prompt is
+    encoded once.
 
-    `image_PD` and `video_PD` are the patches of all its pictures and of its clip, fp32. `image_grid` and `video_grid`
-    are int64 [n, 3] (time, height, width in patches). A field is None where the prompt has no such medium.
+    `arguments` are tensors by name, in the processor's order, floats in fp32. Those of `token_arguments` have a value
+    for each token of the prompt, int64 [1, T].
     """
 
-    image_PD: torch.Tensor | None
-    image_grid: torch.Tensor | None
-    video_PD: torch.Tensor | None
-    video_grid: torch.Tensor | None
+    arguments: dict[str, torch.Tensor]
+    token_arguments: dict[str, torch.Tensor] = field(default_factory=dict)
     digest: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -49,8 +50,17 @@ class MediaInputs:
         object.__setattr__(self, "digest", digest.hexdigest()[:16])
 
     def tensors(self) -> list[torch.Tensor]:
-        values = (self.image_PD, self.image_grid, self.video_PD, self.video_grid)
-        return [value for value in values if value is not None]
+        return [*self.arguments.values(), *self.token_arguments.values()]
+
+    def for_sequence(self, num_tokens: int, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """The arguments of a sequence that goes on after the prompt: what follows is text, kind 0."""
+        whole = {name: value.to(device) for name, value in self.arguments.items()}
+        whole = {name: value.to(dtype) if value.is_floating_point() else value for name, value in whole.items()}
+        tokens = {
+            name: F.pad(value[:, :num_tokens], (0, max(0, num_tokens - value.shape[1]))).to(device)
+            for name, value in self.token_arguments.items()
+        }
+        return whole | tokens
 
     @property
     def num_bytes(self) -> int:
@@ -70,13 +80,17 @@ class PackedMedia:
     frame_times: tuple[float, ...]
     """When each frame pair is shown, in seconds."""
     vision: Vision = field(repr=False)
+    text: str = ""
+    """The rendered prompt, where the processor makes ids and tensors of it together."""
+    ids: tuple[int, ...] = ()
+    """The processor's ids of the prompt; none where it has the placeholders above."""
 
     def inputs(self) -> MediaInputs:
         """The pixels, made anew if the cache has dropped them.
 
         Raises UserError where the files have changed since the rollout was sampled.
         """
-        inputs = self.vision.inputs(self.question)
+        inputs = self.vision.inputs(self.question, self.text)
         if inputs.digest != self.digest:
             raise UserError(
                 f"the images or the video of question {self.question.id} have changed since it was sampled: "
@@ -85,73 +99,127 @@ class PackedMedia:
         return inputs
 
 
+@dataclass(frozen=True)
+class _Made:
+    """What is kept of a prompt's media."""
+
+    inputs: MediaInputs
+    times: tuple[float, ...]
+    ids: tuple[int, ...] = ()
+
+
 class Vision:
     """The image and video processor of a model, and the cache of what it made. Used by several threads at once."""
 
     def __init__(self, config: ModelConfig, *, cache_bytes: int = CACHE_BYTES) -> None:
         """Raises UserError where the model has no such processor: it reads text only."""
-        processor = load_processor(config)
-        self._images = processor.image_processor
-        self._videos = processor.video_processor
-        self.merge: int = self._images.merge_size
-        self._cache: OrderedDict[Hashable, tuple[MediaInputs, tuple[float, ...]]] = OrderedDict()
+        from transformers import Qwen3VLProcessor
+
+        self._config = config
+        self._processor = load_processor(config)
+        self._images = self._processor.image_processor
+        self._videos: Any = getattr(self._processor, "video_processor", None)
+        self.writes_times = isinstance(self._processor, Qwen3VLProcessor)
+        """Clips are written as Qwen3-VL's were in training: a time before the marks of each pair of frames."""
+        self._cache: OrderedDict[Hashable, _Made] = OrderedDict()
         self._cache_bytes = cache_bytes
         self._cached_bytes = 0
         self._lock = threading.Lock()
 
     def settings(self) -> dict[str, Any]:
         """What decides how a medium becomes patches, to compare two models."""
-        names = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
-        return {f"{kind}.{name}": getattr(processor, name) for kind, processor in self._both() for name in names}
+        names = ["patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std"]
+        names += [] if self.writes_times else ["size", "crop_size"]
+        return {f"{kind}.{name}": getattr(part, name, None) for kind, part in self._both() for name in names}
 
-    def pack(self, question: Question) -> PackedMedia:
-        """Open and process the media of a question. Raises MediaError, which names what cannot be used."""
-        inputs, times = self._get(question)
+    def pack(self, question: Question, text: str = "") -> PackedMedia:
+        """Open and process the media of a question, whose rendered prompt is `text`.
+
+        Raises MediaError, which names what cannot be used, and UserError for a kind that the model does not read.
+        """
+        text = "" if self.writes_times else text
+        made = self._get(question, text)
+        if text:
+            return PackedMedia(question, made.inputs.digest, (), 0, (), self, text, made.ids)
         image_tokens: tuple[int, ...] = ()
-        if inputs.image_grid is not None:
-            image_tokens = tuple(int(n) // self.merge**2 for n in inputs.image_grid.prod(-1))
+        if (grid := made.inputs.arguments.get("image_grid_thw")) is not None:
+            image_tokens = tuple(int(n) // self._images.merge_size**2 for n in grid.prod(-1))
         frame_tokens = 0
-        if inputs.video_grid is not None:
-            frame_tokens = int(inputs.video_grid[0, 1:].prod()) // self.merge**2
-        return PackedMedia(question, inputs.digest, image_tokens, frame_tokens, times, self)
+        if (grid := made.inputs.arguments.get("video_grid_thw")) is not None:
+            frame_tokens = int(grid[0, 1:].prod()) // self._images.merge_size**2
+        return PackedMedia(question, made.inputs.digest, image_tokens, frame_tokens, made.times, self)
 
-    def inputs(self, question: Question) -> MediaInputs:
-        return self._get(question)[0]
+    def inputs(self, question: Question, text: str = "") -> MediaInputs:
+        return self._get(question, text).inputs
 
     def _both(self) -> list[tuple[str, Any]]:
-        return [("image", self._images), ("video", self._videos)]
+        return [("image", self._images), *([("video", self._videos)] if self._videos is not None else [])]
 
-    def _get(self, question: Question) -> tuple[MediaInputs, tuple[float, ...]]:
+    def _get(self, question: Question, text: str) -> _Made:
         video = None if question.video is None else question.video.name
-        key = (tuple(image.name for image in question.images), video, question.limits)
+        key = (tuple(image.name for image in question.images), video, question.limits, text)
         with self._lock:
             if key in self._cache:
                 self._cache.move_to_end(key)
                 return self._cache[key]
-        made = self._make(question)
+        made = self._make_together(question, text) if text else self._make(question)
         with self._lock:
             # Another thread may have been faster: its object stays, so that a prompt's pixels are one object.
             if key not in self._cache:
                 self._cache[key] = made
-                self._cached_bytes += made[0].num_bytes
+                self._cached_bytes += made.inputs.num_bytes
             self._cache.move_to_end(key)
             while len(self._cache) > 1 and self._cached_bytes > self._cache_bytes:
-                _, (left, _) = self._cache.popitem(last=False)
-                self._cached_bytes -= left.num_bytes
+                _, left = self._cache.popitem(last=False)
+                self._cached_bytes -= left.inputs.num_bytes
             return self._cache[key]
 
-    def _make(self, question: Question) -> tuple[MediaInputs, tuple[float, ...]]:
-        image_PD = image_grid = video_PD = video_grid = None
+    def _make(self, question: Question) -> _Made:
+        arguments: dict[str, torch.Tensor] = {}
         times: tuple[float, ...] = ()
         if question.images:
             opened = [image.open() for image in question.images]
             names = ", ".join(image.name for image in question.images)
-            image_PD, image_grid = self._process_images(opened, question.limits, names)
+            arguments["pixel_values"], arguments["image_grid_thw"] = self._process_images(
+                opened, question.limits, names
+            )
         if question.video is not None:
             clip = question.video.open(question.limits)
-            video_PD, video_grid = self._process_clip(clip, question.limits, question.video.name)
+            arguments["pixel_values_videos"], arguments["video_grid_thw"] = self._process_clip(
+                clip, question.limits, question.video.name
+            )
             times = self._pair_times(clip)
-        return MediaInputs(image_PD, image_grid, video_PD, video_grid), times
+        return _Made(MediaInputs(arguments), times)
+
+    def _make_together(self, question: Question, text: str) -> _Made:
+        """By the processor's own call for text and media."""
+        options: dict[str, Any] = {}
+        names = [image.name for image in question.images]
+        if question.images:
+            options["images"] = [image.open() for image in question.images]
+            options["images_kwargs"] = self._sizes(self._images, question.limits, 1)
+        if question.video is not None:
+            if self._videos is None:
+                raise UserError(f"{self._config.path} reads pictures and no clips: choose questions without video")
+            clip = question.video.open(question.limits)
+            names.append(question.video.name)
+            options["videos"] = [torch.from_numpy(clip.frames_FHWC).permute(0, 3, 1, 2)]
+            sizes = self._sizes(self._videos, question.limits, len(clip.frames_FHWC))
+            options["videos_kwargs"] = {"video_metadata": [_metadata(clip)], "do_sample_frames": False, **sizes}
+        try:
+            made = self._processor(text=[text], add_special_tokens=False, return_tensors="pt", **options)
+        except (ValueError, TypeError, IndexError, KeyError, AttributeError, RuntimeError) as error:
+            raise MediaError(f"{', '.join(names)}: {self._config.path}'s processor fails ({error})") from error
+        ids = made.pop("input_ids")
+        tensors = {name: _tensor(value) for name, value in made.items() if name != "attention_mask"}
+        arguments = {name: value for name, value in tensors.items() if value is not None}
+        of_tokens = {name: arguments.pop(name) for name, value in list(arguments.items()) if value.shape == ids.shape}
+        return _Made(MediaInputs(arguments, of_tokens), (), tuple(ids[0].tolist()))
+
+    def _sizes(self, processor: Any, limits: MediaLimits, num_frames: int) -> dict[str, Any]:
+        """The limits in pixels, for processors that have such ones; others have a size of their own."""
+        by_pixels = hasattr(processor, "merge_size") and hasattr(processor, "temporal_patch_size")
+        return {"size": _size(processor.size, limits, num_frames)} if by_pixels else {}
 
     def _process_images(
         self, images: Sequence[Any], limits: MediaLimits, names: str
@@ -195,3 +263,24 @@ def _size(default: Any, limits: MediaLimits, num_frames: int) -> dict[str, int]:
     smallest = default["shortest_edge"] if limits.min_pixels is None else limits.min_pixels * num_frames
     largest = default["longest_edge"] if limits.max_pixels is None else limits.max_pixels * num_frames
     return {"shortest_edge": smallest, "longest_edge": largest}
+
+
+def _metadata(clip: Clip) -> VideoMetadata:
+    """Frames that were chosen already, at the rate at which they are shown."""
+    num_frames, last = len(clip.times_F), clip.times_F[-1]
+    rate = (num_frames - 1) / last if last else 1.0
+    return VideoMetadata(
+        total_num_frames=num_frames, fps=rate, frames_indices=list(range(num_frames)), duration=num_frames / rate
+    )
+
+
+def _tensor(value: Any) -> torch.Tensor | None:
+    """A tensor on the CPU, floats in fp32; None for what no forward pass takes."""
+    if isinstance(value, list):
+        try:
+            value = torch.tensor(value)
+        except (ValueError, TypeError, RuntimeError):
+            return None
+    if not isinstance(value, torch.Tensor):
+        return None
+    return value.float() if value.is_floating_point() else value

@@ -14,18 +14,18 @@ from typing import cast
 import torch
 
 from harness.models.chat import Chat, PackedPrompt
-from harness.models.cpu import sampling_cache
 from harness.models.forward import LanguageModel, gather_logprobs, num_common
-from harness.models.loading import load_model
+from harness.models.probe import open_model
 from harness.models.vision import PackedMedia
 from harness.rollout.base import EngineParts, RolloutEngine, Sampling, room
 from harness.rollout.sampling import RowStreams, SeenTokens, adjust, draw, has_penalties, scaled
+from harness.rollout.uncached import Uncached
 from harness.types import FinishReason, Prompt, Rollout, RolloutGroup, Sampler
 
 
 def open_engine(parts: EngineParts) -> RolloutEngine:
     """An engine with the run's own weights, or with a copy where the student is cut over ranks."""
-    model = parts.weights or LanguageModel.for_chat(load_model(parts.model, parts.device), parts.chat)
+    model = parts.weights or open_model(parts.model, parts.device, parts.chat)
     sequences = parts.rollout.max_sequences
     return TransformersEngine(model, parts.chat, parts.sampler, sequences, own_weights=parts.weights is None)
 
@@ -97,7 +97,7 @@ class TransformersEngine:
 
     def _groups(self, pieces: Sequence[_Piece], sampling: Sampling) -> Iterator[RolloutGroup]:
         rollouts: list[Rollout] = []
-        for batch in _batches(pieces, self._max_sequences):
+        for batch in _batches(pieces, self._max_sequences, media_alone=not self._model.joins_media):
             finished = iter(self._sample(batch, sampling))
             for piece in batch:
                 rollouts += [next(finished) for _ in piece.indices]
@@ -122,7 +122,7 @@ class TransformersEngine:
     def _decode(self, rows: Sequence[_Row], batch: Sequence[_Piece], sampling: Sampling) -> None:
         """Sample every row to its end."""
         model = self._model.unrestricted if sampling.unrestricted else self._model
-        state = _State(model, batch)
+        state = _State(model, batch) if model.caches else _uncached(model, rows)
         streams = RowStreams(sampling, self.sampler, [(row.piece.prompt.uid, row.index) for row in rows])
         seen: SeenTokens | None = None
         if has_penalties(sampling):
@@ -214,7 +214,7 @@ class _State:
     def __init__(self, model: LanguageModel, batch: Sequence[_Piece]) -> None:
         """Read each prompt once, then repeat its row for its rollouts."""
         self._model = model
-        self._cache = sampling_cache(model.module.config)
+        self._cache = model.new_cache()
         self._offsets_R: torch.Tensor | None = None
         last_PH = self._read([piece.given for piece in batch], [piece.packed.media for piece in batch])
         counts = torch.tensor([len(piece.indices) for piece in batch], device=model.device)
@@ -256,12 +256,18 @@ class _State:
         self.logits_RV = self._model.logits(hidden_R1H[:, 0])
 
 
-def _batches(pieces: Sequence[_Piece], max_sequences: int) -> Iterator[list[_Piece]]:
-    """Consecutive pieces of at most `max_sequences` rollouts together."""
+def _uncached(model: LanguageModel, rows: Sequence[_Row]) -> Uncached:
+    media = {id(row.piece): None if row.piece.packed.media is None else row.piece.packed.media.inputs() for row in rows}
+    return Uncached(model, [row.piece.given for row in rows], [media[id(row.piece)] for row in rows])
+
+
+def _batches(pieces: Sequence[_Piece], max_sequences: int, *, media_alone: bool = False) -> Iterator[list[_Piece]]:
+    """Consecutive pieces of at most `max_sequences` rollouts together; with `media_alone` one that shows some alone."""
     batch: list[_Piece] = []
     size = 0
     for piece in pieces:
-        if batch and size + len(piece.indices) > max_sequences:
+        is_alone = media_alone and any(item.packed.media is not None for item in (piece, *batch))
+        if batch and (is_alone or size + len(piece.indices) > max_sequences):
             yield batch
             batch, size = [], 0
         batch.append(piece)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from harness.errors import UserError
 from harness.models.vision import PackedMedia
 
 
@@ -20,19 +21,21 @@ def multimodal_input(ids: Sequence[int], media: PackedMedia, image_id: int, vide
     from vllm.inputs.engine import mm_input
     from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems, PlaceholderRange
 
-    inputs = media.inputs()
+    if media.ids:
+        raise UserError("vLLM is given pictures and clips of Qwen3-VL and Qwen3.5 alone: use rollout=transformers")
+    given = media.inputs().arguments
     fields: dict[str, torch.Tensor] = {}
     configs: dict[str, Any] = {}
     places: dict[str, list[PlaceholderRange]] = {}
-    if inputs.image_PD is not None and inputs.image_grid is not None:
-        fields |= {"pixel_values": inputs.image_PD, "image_grid_thw": inputs.image_grid}
-        configs["pixel_values"] = MultiModalFieldConfig.flat_from_sizes("image", inputs.image_grid.prod(-1))
+    if (grid := given.get("image_grid_thw")) is not None:
+        fields |= {"pixel_values": given["pixel_values"], "image_grid_thw": grid}
+        configs["pixel_values"] = MultiModalFieldConfig.flat_from_sizes("image", grid.prod(-1))
         configs["image_grid_thw"] = MultiModalFieldConfig.batched("image", keep_on_cpu=True)
         places["image"] = [PlaceholderRange(offset=start, length=n) for start, n in runs(ids, image_id)]
-    if inputs.video_PD is not None and inputs.video_grid is not None:
-        fields |= {"pixel_values_videos": inputs.video_PD, "video_grid_thw": inputs.video_grid}
+    if (grid := given.get("video_grid_thw")) is not None:
+        fields |= {"pixel_values_videos": given["pixel_values_videos"], "video_grid_thw": grid}
         fields["timestamps"] = torch.tensor([media.frame_times])
-        configs["pixel_values_videos"] = MultiModalFieldConfig.flat_from_sizes("video", inputs.video_grid.prod(-1))
+        configs["pixel_values_videos"] = MultiModalFieldConfig.flat_from_sizes("video", grid.prod(-1))
         configs["video_grid_thw"] = MultiModalFieldConfig.batched("video", keep_on_cpu=True)
         configs["timestamps"] = MultiModalFieldConfig.batched("video", keep_on_cpu=True)
         found = runs(ids, video_id)

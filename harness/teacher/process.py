@@ -27,12 +27,16 @@ from harness.models.batching import ModelInputs, SharedPrompts, pad_for_teacher
 from harness.models.cpu import keep_freed_memory
 from harness.models.devices import use_device
 from harness.models.forward import LanguageModel
+from harness.models.probe import Media, settle
 from harness.models.vision import MediaInputs
 from harness.teacher.base import HiddenScores, MicroBatch, hidden_of
 
 IN_FLIGHT = 2
 """Micro-batches that the process has at a time: one that it works on, one whose hidden states wait."""
 START_SECONDS = 1800.0
+
+
+_Arrays = tuple[dict[str, np.ndarray], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +49,8 @@ class _Request:
     prompts: dict[str, np.ndarray] | None
     """The fields of `SharedPrompts`."""
     digests: list[str | None]
-    pixels: dict[str, tuple[np.ndarray | None, ...]]
+    pixels: dict[str, _Arrays]
+    """The arguments of `MediaInputs`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +60,7 @@ class _Setup:
     banned_ids: list[int]
     device: str
     num_threads: int
+    shown: dict[str, tuple[list[int], _Arrays]]
 
 
 class _Head(torch.nn.Module):
@@ -94,6 +100,7 @@ class ProcessScorer:
         head_device: str,
         temperature: float,
         timeout: float,
+        shown: Media | None = None,
     ) -> None:
         self._temperature = temperature
         self._timeout = timeout
@@ -104,6 +111,7 @@ class ProcessScorer:
             banned_ids=sorted(banned_ids),
             device=device,
             num_threads=torch.get_num_threads(),
+            shown={kind: (ids, _arrays(item)) for kind, (ids, item) in (shown or {}).items()},
         )
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
@@ -115,12 +123,13 @@ class ProcessScorer:
         threading.Thread(target=self._send, name="teacher-requests", daemon=True).start()
         try:
             answer = self._receive(START_SECONDS, "to load the model")
-            model_config, weight, bias, self.num_parameters, self._share = answer
+            model_config, weight, bias, self.num_parameters, self._share, path = answer
         except BaseException:
             self.close()
             raise
         head = _Head(model_config, weight.to(head_device), None if bias is None else bias.to(head_device))
         self._head = LanguageModel(head, banned_ids, num_tokens=num_tokens)  # type: ignore[arg-type]
+        self._head.path = path
 
     @property
     def pid(self) -> int | None:
@@ -206,9 +215,10 @@ def _request(number: int, samples: MicroBatch, *, share: bool) -> _Request:
     )
 
 
-def _arrays(media: MediaInputs) -> tuple[np.ndarray | None, ...]:
-    values = (media.image_PD, media.image_grid, media.video_PD, media.video_grid)
-    return tuple(None if value is None else value.numpy() for value in values)
+def _arrays(media: MediaInputs) -> _Arrays:
+    return tuple(
+        {name: value.numpy() for name, value in part.items()} for part in (media.arguments, media.token_arguments)
+    )
 
 
 # in the process
@@ -223,12 +233,13 @@ def _serve(connection: Connection, setup: _Setup) -> None:
         keep_freed_memory()
     try:
         model = _load(setup)
-        head = model.module.get_output_embeddings()
-        bias = None if head.bias is None else head.bias.detach()
-        num_parameters = sum(p.numel() for p in model.module.parameters())
-        connection.send(
-            ("result", (model.module.config, head.weight.detach(), bias, num_parameters, model.can_share_prompts))
+        head: Any = (
+            model.module.get_output_embeddings() if model.path != "own" else torch.nn.Linear(1, model.num_tokens)
         )
+        bias = None if getattr(head, "bias", None) is None else head.bias.detach()
+        num_parameters = sum(p.numel() for p in model.module.parameters())
+        answer = (model.module.config, head.weight.detach(), bias, num_parameters, model.can_share_prompts, model.path)
+        connection.send(("result", answer))
         while True:
             connection.send(("result", _answer(model, connection.recv())))
     except UserError as error:
@@ -245,7 +256,9 @@ def _load(setup: _Setup) -> LanguageModel:
     from harness.models.loading import load_model
 
     disable_progress_bar()
-    return LanguageModel(load_model(setup.config, setup.device), setup.banned_ids, num_tokens=setup.num_tokens)
+    model = LanguageModel(load_model(setup.config, setup.device), setup.banned_ids, num_tokens=setup.num_tokens)
+    settle(model, {kind: (ids, _media(arrays)) for kind, (ids, arrays) in setup.shown.items()})
+    return model
 
 
 @torch.no_grad()
@@ -258,7 +271,7 @@ def _answer(model: LanguageModel, request: _Request) -> tuple[int, torch.Tensor,
     def tensors(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
         return {name: torch.from_numpy(array).to(model.device) for name, array in arrays.items()}
 
-    packed = {digest: MediaInputs(*map(_tensor, arrays)) for digest, arrays in request.pixels.items()}
+    packed = {digest: _media(arrays) for digest, arrays in request.pixels.items()}
     media = [None if digest is None else packed[digest] for digest in request.digests]
     prompts = None if request.prompts is None else SharedPrompts(**tensors(request.prompts))
     batch = ModelInputs(**tensors(request.arrays), media=media, prompts=prompts)
@@ -266,5 +279,5 @@ def _answer(model: LanguageModel, request: _Request) -> tuple[int, torch.Tensor,
     return request.number, hidden_of(model, batch), batch.ids_BT[batch.rows_N, batch.columns_N + 1].cpu(), seen
 
 
-def _tensor(array: np.ndarray | None) -> torch.Tensor | None:
-    return None if array is None else torch.from_numpy(array)
+def _media(arrays: _Arrays) -> MediaInputs:
+    return MediaInputs(*({name: torch.from_numpy(array) for name, array in part.items()} for part in arrays))

@@ -19,7 +19,8 @@ from harness.config.schema import ModelConfig, RewardConfig, RolloutConfig, Upda
 from harness.data.arithmetic import make_questions
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
-from harness.models.loading import load_model, load_tokenizer
+from harness.models.loading import load_tokenizer
+from harness.models.probe import open_model
 from harness.rewards.workers import Grader
 from harness.rollout.base import RolloutEngine
 from harness.rollout.transformers_engine import TransformersEngine
@@ -117,9 +118,7 @@ class Lab:
         names = {"student": "tiny:xs", "teacher": "tiny:teacher"}
         configs = {name: ModelConfig(name=name, path=path, dtype="float32") for name, path in names.items()}
         self.chat = Chat(load_tokenizer(configs["student"]), configs["student"])
-        models = {
-            name: LanguageModel.for_chat(load_model(config, "cpu"), self.chat) for name, config in configs.items()
-        }
+        models = {name: open_model(config, "cpu", self.chat) for name, config in configs.items()}
         self.student, self.teacher = models["student"], models["teacher"]
         self._engines = {
             "student": TransformersEngine(self.student, self.chat, sampler="student", max_sequences=256),

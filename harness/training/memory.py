@@ -236,5 +236,7 @@ def memory_text(student: LanguageModel, config: UpdateConfig, num_ranks: int = 1
         )
     except Exception:  # configurations of families differ without end, and no estimate is worth a run
         return f"{text}; {student.module.config.model_type} has layers whose memory is not estimated"
+    if student.path == "own":
+        parts["its own logits"] = 2 * 4.0 * config.micro_batch_tokens * student.num_tokens
     sizes = ", ".join(f"{name} {size / MIB:.0f}" for name, size in parts.items() if size)
     return f"{text}; estimated peak {sum(parts.values()) / MIB:.0f} MiB ({sizes})"

@@ -20,7 +20,8 @@ from harness.models.chat import Chat
 from harness.models.devices import device_of, use_device
 from harness.models.forward import LanguageModel
 from harness.models.identity import model_identity
-from harness.models.loading import check_weights, load_model, num_parameters, resolve_path
+from harness.models.loading import check_weights, num_parameters, resolve_path
+from harness.models.probe import open_model
 from harness.process.devices import visible_gpus
 from harness.process.step_clock import StepClock
 from harness.rollout.base import EngineParts, RolloutEngine
@@ -131,9 +132,8 @@ def load_student(config: RunConfig, deployment: Deployment, chat: Chat) -> Langu
         return None
     device = device_of(place.device)
     if not place.is_trained or model.dtype == "float32":
-        return LanguageModel.for_chat(load_model(model, device), chat)
-    module = load_model(model, device, dtype="float32")
-    return LanguageModel.for_chat(module, chat, compute_dtype=getattr(torch, model.dtype))
+        return open_model(model, device, chat)
+    return open_model(model, device, chat, dtype="float32", compute_dtype=getattr(torch, model.dtype))
 
 
 def student_engine(
@@ -185,7 +185,7 @@ def open_teacher(
     gpus = [visible_gpus()[number] for number in place.own_gpus] if place.takes_gpus else []
     device = device_of(place.device(local_rank) if place.devices else config.device)
     endpoints = _open(model, config, "teacher", log, stack, gpus) if place.asks else None
-    loaded = LanguageModel.for_chat(load_model(model, device), chat) if place.loads else None
+    loaded = open_model(model, device, chat) if place.loads else None
     engine = None
     if place.samples is not None:
         parts = EngineParts(
@@ -279,6 +279,7 @@ def open_scorer(
             head_device=head_device,
             temperature=temperature,
             timeout=timeout,
+            shown=chat.shown,
         )
 
     def server() -> TeacherScorer:

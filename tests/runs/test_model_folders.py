@@ -88,6 +88,14 @@ def test_several_templates_without_a_default_are_refused(folder, tmp_path, capsy
     assert "multiple chat templates" in refusal(folder, tmp_path, capsys)
 
 
+def test_an_architecture_without_sdpa_and_without_a_window_is_trained(tmp_path, caplog):
+    made = tokenizer()
+    shape = {"num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1, "expand": 2}
+    student = save(tmp_path / "mamba2", text_model("mamba2", made, **shape), made)
+    assert train(student, tmp_path / "out") == 0
+    assert "has no sdpa attention, so eager attention is used" in caplog.text
+
+
 def test_an_architecture_whose_memory_is_not_known_is_trained(tmp_path, caplog):
     made = tokenizer()
     moe = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1}

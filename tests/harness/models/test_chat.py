@@ -180,5 +180,5 @@ def test_a_special_token_in_a_content_is_broken_by_a_space(toy):
 def test_a_tokenizer_alone_shows_no_images(tmp_path):
     chat = Chat(tokenizer(), config(tmp_path))
     for media in ({"images": ("x.png",)}, {"video": "x.mp4"}):
-        with pytest.raises(UserError, match="reads text only, it has no image and video processor"):
+        with pytest.raises(UserError, match="reads text only, it has no image processor"):
             chat.pack(prompt("a", **media))

@@ -95,4 +95,4 @@ def chat(setup: Setup) -> Chat:
 @pytest.fixture(scope="session")
 def shown() -> SimpleNamespace:
     """What the questions show, for tests of this folder."""
-    return SimpleNamespace(Noise=Noise, question=question, QUESTIONS=QUESTIONS, LIMITS=LIMITS)
+    return SimpleNamespace(Noise=Noise, NoiseClip=NoiseClip, question=question, QUESTIONS=QUESTIONS, LIMITS=LIMITS)

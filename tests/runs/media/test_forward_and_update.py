@@ -86,10 +86,7 @@ def test_logprobs_are_those_of_transformers_own_forward(setup: Any, groups: list
             logits_1TV = setup.model.module(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
-                pixel_values=inputs.image_PD,
-                image_grid_thw=inputs.image_grid,
-                pixel_values_videos=inputs.video_PD,
-                video_grid_thw=inputs.video_grid,
+                **inputs.arguments,
                 mm_token_type_ids=(ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int(),
             ).logits
         logits_1TV[..., setup.model.banned_ids] = -1e9

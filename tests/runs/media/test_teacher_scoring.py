@@ -49,7 +49,7 @@ def test_the_process_sees_the_same_media(
         monkeypatch.setattr(
             process_module,
             "_arrays",
-            lambda media: tuple(a if a is None else a + (a.dtype.kind == "f") for a in arrays(media)),
+            lambda media: tuple({n: a + (a.dtype.kind == "f") for n, a in part.items()} for part in arrays(media)),
         )
         scores = next(process.score(micro_batches[1:]))  # brighter pixels on their way to the process
         with pytest.raises(RuntimeError, match="different media"):
