@@ -104,7 +104,9 @@ class LanguageModel:
     @cached_property
     def unrestricted(self) -> LanguageModel:
         """The same weights without banned ids, with every row of the head: the model's own distribution."""
-        return LanguageModel(self.module, compute_dtype=self._compute_dtype)
+        model = LanguageModel(self.module, compute_dtype=self.compute_in)
+        model.path, model.caches, model.joins_media = self.path, self.caches, self.joins_media
+        return model
 
     @property
     def device(self) -> torch.device:

@@ -12,14 +12,14 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from harness.app import main
 from harness.config.schema import ModelConfig
 from harness.errors import UserError
+from harness.models.batching import one_pass, pad
 from harness.models.chat import Chat
 from harness.models.forward import LanguageModel
 from harness.models.loading import load_tokenizer
 from harness.models.probe import open_model
 from harness.rollout.base import Sampling
 from harness.rollout.transformers_engine import TransformersEngine
-from harness.training.batching import one_pass, pad
-from harness.training.teacher import hidden_of
+from harness.teacher.base import hidden_of
 from harness.types import MediaLimits, Prompt, Question, RolloutGroup, TrainingSample
 from methods.base import rollout_sample
 from tests.support.families import CLIPS, VISION, vision_family
