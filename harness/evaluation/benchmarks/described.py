@@ -47,7 +47,9 @@ def described_benchmark(entry: str) -> OwnBenchmark:
     found = _checked(option, values)
     data = found.data
     if data.path and data.source in ("jsonl", "parquet"):
-        data = replace(data, path=str(file.parent / Path(data.path).expanduser()))
+        paths = [data.path] if isinstance(data.path, str) else data.path
+        located = [str(file.parent / Path(path).expanduser()) for path in paths]
+        data = replace(data, path=located[0] if isinstance(data.path, str) else located)
     rows = SOURCES.call(data.source, data, ours=LOADERS)
     if isinstance(rows, Rows):
         rows.check(data.max_bad_fraction)
