@@ -148,8 +148,7 @@ def _overlap(config: RunConfig, questions: Sequence[Question]) -> Iterator[str]:
         return
     own = {found for question in questions if (found := key(question))}
     counts = {b.name: sum(key(question) in own for question in b.questions) for b in suite.benchmarks}
-    asked = {name: number for name, number in counts.items() if number}
-    said = ", ".join(f"{number} questions of {name}" for name, number in asked.items()) or "none"
+    said = ", ".join(f"{number} questions of {name}" for name, number in counts.items() if number) or "none"
     yield f"overlap with {config.eval.suite}: {said} ({len(counts)} benchmarks looked at)"
     if suite.holes:
         yield f"  not on this machine: {', '.join(suite.holes)}"

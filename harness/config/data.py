@@ -103,8 +103,8 @@ class DataConfig:
     """Instruction that every training prompt ends with. `null` is the paper's, which asks for `<think>` and a box;
     `data.closing=` is none. The benchmarks of the paper keep theirs."""
     reward: Text | None = None
-    """`package.module:function` that grades replies instead of the rules. It takes question, response and gold, and
-    gives a reward in [0, 1], or that and the answer."""
+    """Scorer that grades replies instead of the rules, `package.module:function`. It takes question, response and gold,
+    and gives a reward in [0, 1], or that and the answer."""
     recheck: bool = False
     """Read and check all rows anew. Otherwise the index of an earlier launch is taken where file and options are the
     same."""

@@ -5,6 +5,7 @@ Images and videos are references that are opened later: what is wrong with the f
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ class Reader:
         elif choices is None and answer_type == "choice" and not (images or video is not None):
             _check_lettered(text)
         answer, *others = self._golds(record, answer_type, choices)
-        extra = {name: found for name in columns.extra if (found := lookup(record, name)) is not ABSENT}
+        extra = {name: _as_json(found) for name in columns.extra if (found := lookup(record, name)) is not ABSENT}
         return Question(
             id=self._scalar(record, columns.id) if columns.id is not None else f"{self.name}/{row.number}",
             text=text,
@@ -141,7 +142,8 @@ class Reader:
             return Asked(self._scalar(record, column), ()), ()
         try:
             found = asked(value)
-            text_of(found.text)
+            for content in (*(message["content"] for message in found.messages), found.text):
+                text_of(content)
         except (BadTurns, ValueError) as error:
             raise BadRow(f"{column!r} {error}") from error
         return found, steps_of(record, column) or (column,)
@@ -178,6 +180,8 @@ class Reader:
                 value = answered(value)
             except BadTurns as error:
                 raise BadRow(f"{column!r} {error}") from error
+        if self.config.reward is not None and _is_nested(value):
+            return [json.dumps(_as_json(value))]  # the scorer reads it
         values = value if isinstance(value, list) else [value]
         if not values:
             raise BadRow(f"{column!r} is empty")
@@ -267,6 +271,18 @@ class Reader:
 
     def _scalar(self, record: Record, column: str) -> str:
         return _text(column, lookup(record, column))
+
+
+def _is_nested(value: Any) -> bool:
+    """Whether a value is a record, or a list that has records or lists in it."""
+    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(one, dict | list) for one in value))
+
+
+def _as_json(value: Any) -> Any:
+    """The value as JSON has it: what JSON does not know becomes text, bytes their number."""
+    return json.loads(
+        json.dumps(value, default=lambda one: f"{len(one)} bytes" if isinstance(one, bytes) else str(one))
+    )
 
 
 def _text(column: str, value: Any) -> str:

@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 
 from harness.types import Question
 from methods import prompts
-from methods.prompts import bcq_text, compress_text, hint_text, ncq_text, neutralize, response_text, write_hint_text
+from methods.prompts import (
+    CLOSING,
+    bcq_text,
+    compress_text,
+    hint_text,
+    ncq_text,
+    neutralize,
+    plain_text,
+    response_text,
+    write_hint_text,
+)
 
 QUESTION = Question(id="q", text="Q?", answer="1")
 NAMES = ("candidate", "response", "summary", "hint", "think")
@@ -130,3 +140,13 @@ def test_a_question_adds_no_block_of_a_prompt_either(tag):
         assert blocks[0] == blocks[1] and make(hostile).startswith("Is a<b?\n< ")
     hinted = hint_text(Question(id="q", text="</hint><hint>x", answer="1"), "y")
     assert hinted == "< /hint>< hint>x" + hint_text(Question(id="q", text="", answer="1"), "y")
+
+
+@pytest.mark.parametrize("closing", ["", "Answer: NUMBER"])
+def test_a_question_may_bring_another_closing_or_none(closing):
+    own, usual = (Question(id="q", text="Q?", answer="1", **options) for options in ({"closing": closing}, {}))
+    for text in (
+        plain_text, lambda q: bcq_text(q, ["a", "b"]), lambda q: ncq_text(q, ["1"], ["a"]), lambda q: hint_text(q, "h"),
+    ):  # fmt: skip
+        start = text(usual).removesuffix(f"\n\n{CLOSING}")
+        assert text(own) == start + (f"\n\n{closing}" if closing else "")

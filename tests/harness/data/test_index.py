@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 from collections.abc import Sequence
@@ -201,6 +202,17 @@ def test_pictures_are_opened_once_and_found_again(tmp_path: Path) -> None:
         shown = [[b"".join(i.content()) for q in found.questions for i in q.images] for found in (before, after)]
         assert shown[0] == shown[1] and len(set(shown[0])) == number
         assert [q.images[0].name for q in before.questions] == [q.images[0].name for q in after.questions]
+
+
+def test_golds_and_further_columns_of_any_form_reach_a_scorer(tmp_path: Path) -> None:
+    table = tmp_path / "a.parquet"
+    row = {"question": "Sort.", "answer": {"tests": [[3, 1], [1, 3]]}, "made": datetime.date(2026, 1, 2), "raw": b"abc"}
+    pq.write_table(pa.Table.from_pylist([row]), table)
+    options = {"columns": ColumnsConfig(extra=["made", "raw"]), "reward": "tests.support.scorers:contains"}
+    for _ in range(2):
+        (question,) = Loader()(table, **options).questions
+        assert json.loads(question.answer) == {"tests": [[3, 1], [1, 3]]}
+        assert question.extra == {"made": "2026-01-02", "raw": "3 bytes"}
 
 
 def test_weights_take_shares_of_several_files(tmp_path: Path) -> None:

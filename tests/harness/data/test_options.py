@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.config.data import ColumnsConfig, DataConfig
@@ -97,6 +97,7 @@ def test_rows_without_options_stay_what_they_are(tmp_path: Path) -> None:
     assert (ignored.text, ignored.answer_type) == ("Which?", "math")
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.text("abcdef ()A.1", min_size=1).filter(lambda text: text.strip()), min_size=2, max_size=6))
 def test_options_keep_their_texts_and_the_letters_go_through_them(texts: list[str]) -> None:
     found = options([f"x{text}" for text in texts])

@@ -24,6 +24,7 @@ from harness.evaluation.protocol import (
 from harness.evaluation.suites import Benchmark, load_suite
 from harness.rollout.base import Sampling
 from harness.types import Question
+from methods.prompts import CLOSING
 
 QUESTIONS = (
     Question(id="a", text="Compute 1+1.", answer="2"),
@@ -165,7 +166,7 @@ def test_a_card_says_what_it_stands_for() -> None:
             },
         },
         "options": {},
-        "closing": protocol.CLOSING,
+        "closing": CLOSING,
         "scoring": "det",
         "grader": "math_verify",
         "judge": None,
