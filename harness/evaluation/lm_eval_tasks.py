@@ -6,9 +6,11 @@ the same samples and scores on the exported student. Imports lm-eval, which is s
 
 from __future__ import annotations
 
+import os
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from harness.config.schema import EvalConfig
 from harness.errors import UserError
 from harness.evaluation.asking import Asker, ScoreAsk, TextAsk
+from harness.evaluation.library.code import limited_results
 from harness.evaluation.library.index import Entry
 from harness.rollout.base import Sampling
 from harness.types import Prompt, Question, Rollout
@@ -227,6 +230,10 @@ class LoadedTask:
         # A task may draw when it prepares its data, so its draws go on where they are now.
         self._states = random.getstate(), np.random.get_state()
         self.tasks: dict[str, Task] = found["tasks"]
+        for task in self.tasks.values():
+            if getattr(task, "UNSAFE_CODE", False):
+                limited = partial(limited_results, task.process_results, task.aggregation)
+                task.process_results = limited  # type: ignore[method-assign]
         groups: dict[str, Group] = found.get("groups", {})
         inner = {child for group in groups.values() for child in group.child_names}
         self._specs = [
@@ -240,6 +247,8 @@ class LoadedTask:
 
     def evaluate(self, asker: Asker) -> dict[str, Any]:
         """The library's results, with every sample."""
+        if self._config.allow_code:
+            os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # the library's metric asks for it
         random.setstate(self._states[0])
         np.random.set_state(self._states[1])
         results = evaluator.simple_evaluate(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -73,6 +74,38 @@ def test_greedy_is_that_of_transformers_with_logprobs_at_temperature_1(model, ch
         assert rollout.completion_ids == out[0, len(rollout.prompt_ids) :].tolist()
     for rollout, logprobs in zip(rollouts, forced_logprobs(model, rollouts, 1.0, padded=True), strict=True):
         assert rollout.rollout_logprobs == pytest.approx(logprobs, abs=2e-5)
+
+
+def test_given_ids_stop_texts_and_no_bans_are_those_of_transformers(model, chat, prompts):
+    ids = tuple(chat.tokenizer("compute 34: ab", add_special_tokens=False)["input_ids"])
+    asked = replace(prompts[0], ids=ids)
+    greedy = {"temperature": 0.0, "max_new_tokens": 20, "unrestricted": True}
+    (group,) = generate(model, chat, [asked], Sampling(**greedy))
+    (rollout,) = group.rollouts
+    assert rollout.prompt_ids == list(ids)
+    out = model.module.generate(
+        torch.tensor([ids]),
+        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+        do_sample=False,
+        max_new_tokens=20,
+        eos_token_id=sorted(chat.stop_ids),
+        pad_token_id=0,
+    )
+    assert rollout.completion_ids == out[0, len(ids) :].tolist() and len(rollout.completion_ids) > 3
+    stop = chat.decode_prompt(rollout.completion_ids[:3])[-1:]
+    first = next(n for n in range(1, 4) if stop in chat.decode_prompt(rollout.completion_ids[:n]))
+    (group,) = generate(model, chat, [asked], Sampling(**greedy, stop=("never so", stop)))
+    assert group.rollouts[0].completion_ids == rollout.completion_ids[:first]
+    assert group.rollouts[0].finish_reason == "stop"
+
+
+def test_without_bans_every_row_of_the_head_counts(model):
+    with torch.no_grad():
+        hidden_NH = model.hidden(torch.tensor([[A, B]]), torch.ones(1, 2, dtype=torch.long))[0]
+        logits_NV = model.unrestricted.logits(hidden_NH)
+        expected_NV = model.module(torch.tensor([[A, B]])).logits[0]
+    assert model.banned_ids and logits_NV.shape[1] > model.num_tokens
+    assert torch.allclose(logits_NV, expected_NV.float(), atol=1e-5)
 
 
 def test_penalised_greedy_is_that_of_transformers(llama, chat, prompts):
