@@ -111,10 +111,10 @@ class Chat:
         question = prompt.question
         if not question.images and question.video is None:
             return PackedPrompt(self._ids(self._text(prompt.messages)))
-        messages = _with_marks(prompt)
+        messages, vision = _with_marks(prompt), self.vision
         text = self._text([{**message, "content": self._parts(message["content"])} for message in messages])
         self._template.check_media({kind for message in messages for kind in MARKER.findall(message["content"])})
-        media = self.vision.pack(question, text)
+        media = vision.pack(question, text)
         ids = list(media.ids) or list(self._expand(self._ids(text), media))
         for kind in ("image",) * bool(question.images) + ("video",) * (question.video is not None):
             if kind not in self.shown:

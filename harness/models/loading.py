@@ -143,23 +143,18 @@ def load_model(config: ModelConfig, device: str | torch.device, *, dtype: str | 
                 **_source(config),
             )
 
-    attention = config.attn_implementation
-    if attention == "sdpa" and not _has_sdpa(auto, config):
-        logger.warning("%s: its architecture has no sdpa attention, so eager attention is used", config.path)
-        attention = "eager"
     with _quiet():
-        model, found = load(attention)
+        try:
+            model, found = load(config.attn_implementation)
+        except UserError as error:
+            if config.attn_implementation != "sdpa" or "scaled_dot_product_attention" not in str(error):
+                raise
+            logger.warning("%s: its architecture has no sdpa attention, so eager attention is used", config.path)
+            model, found = load("eager")
     _refuse_incomplete(config, model, found)
     if model.device.type == "cpu" and (times := slowdown(getattr(torch, config.dtype))) > SLOW:
         logger.warning(SLOW_DTYPE, config.path, config.dtype, times)
     return model.eval()
-
-
-def _has_sdpa(auto: Any, config: ModelConfig) -> bool:
-    """Whether an architecture knows the attention that is the default; True for code of the model's own."""
-    described = read_config(config)
-    known = auto._model_mapping
-    return type(described) not in known or bool(known[type(described)]._supports_sdpa)
 
 
 @contextmanager

@@ -208,11 +208,15 @@ def _settle_media(model: LanguageModel, kind: str, ids: list[int], item: MediaIn
     def cached() -> list[tuple[int, slice, torch.Tensor]]:
         return _decode_media(model, whole, len(ids), item)
 
-    if model.path != "own" and model.joins_media and not check.holds(joined):
+    if model.path == "own":
+        return
+    is_right = check.holds(joined)
+    if not is_right and model.joins_media:
         model.joins_media = False
-    if model.path != "own" and not check.holds(joined):
+        is_right = check.holds(joined)
+    if not is_right:
         model.path, model.caches = "own", False
-    if model.caches and not check.holds(cached):
+    elif model.caches and not check.holds(cached):
         model.caches = False
 
 

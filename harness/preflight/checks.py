@@ -291,10 +291,10 @@ def media(run: Preflight) -> Iterator[Finding]:
     for model in run.teachers:
         ours, theirs = run.chat.vision.settings(), Vision(model).settings()
         for name, value in ours.items():
-            if theirs[name] != value:
+            if theirs.get(name) != value:
                 raise UserError(
                     f"teacher {model.name} and student {run.config.student.name} see media differently ({name} is "
-                    f"{theirs[name]} and {value}): choose a teacher of the student's family"
+                    f"{theirs.get(name)} and {value}): choose a teacher of the student's family"
                 )
         yield "the teacher sees pictures and clips as the student does"
 

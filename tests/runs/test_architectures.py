@@ -55,7 +55,11 @@ def architecture(request, tmp_path_factory) -> tuple[str, Path, LanguageModel, C
 def own_logprobs(model: LanguageModel, sample: TrainingSample) -> torch.Tensor:
     """Of every trained token, by the plain call of transformers; ids that are never sampled are left out."""
     ids = torch.tensor([sample.token_ids])
-    logits = model.module(ids).logits[0, :, : model.num_tokens].index_fill(1, torch.tensor(model.banned_ids), -1e9)
+    logits = (
+        model.module(ids, use_cache=False)
+        .logits[0, :, : model.num_tokens]
+        .index_fill(1, torch.tensor(model.banned_ids), -1e9)
+    )
     places = [i for i, mask in enumerate(sample.loss_mask) if mask]
     return logits.log_softmax(-1)[[i - 1 for i in places], ids[0, places]]
 
