@@ -45,9 +45,15 @@ def training_data(runs: Sequence[Run]) -> pd.DataFrame:
         )
     if not rows:
         return pd.DataFrame(columns=list(COLUMNS))
-    groups = pd.DataFrame(rows).groupby(["student", "label"], sort=False)
-    means = groups.agg(lambda column: column.mean(skipna=False))
-    return means.assign(num_runs=groups.size()).reset_index()[list(COLUMNS)]
+    by_label = pd.DataFrame(rows).groupby(["student", "label"], sort=False)
+    means = by_label.agg(_mean)
+    means["num_runs"] = by_label.size()
+    return means.reset_index()[list(COLUMNS)]
+
+
+def _mean(column: pd.Series) -> float:
+    """NaN where one run does not say."""
+    return float(column.mean(skipna=False))
 
 
 def _column(metrics: pd.DataFrame, name: str) -> pd.Series:
