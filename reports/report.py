@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from reports.aggregates import aggregate_table, scale_table
 from reports.bootstrap import SUBJECT, bootstrap_table
 from reports.cost import cost_table, equal_cost, equal_cost_markdown
 from reports.cost import to_csv as cost_csv
@@ -30,9 +31,10 @@ from reports.published import published_scores
 from reports.runs.answers import read_answers
 from reports.runs.collect import BASE, Run, find_runs, long_table, with_study
 from reports.runs.damage import damage
-from reports.sections import bootstrap_markdown, comparison_section, page_tables
+from reports.sections import bootstrap_markdown, comparison_section, overall_sections, page_tables
 from reports.significance import significance_table
 from reports.tables import Comparison, compare, to_csv, to_latex
+from reports.training_data import training_data
 
 TINY_NOTE = "Tiny models prove that the plumbing works; their numbers say nothing about the paper's claims."
 MANY = 12
@@ -77,7 +79,8 @@ def write_report(
     with ExitStack() as stack:
         drawn = _drawing(runs, scores, folder, stack)
         bootstrap = bootstrap_table(scores)
-        tests, unread = _tests(runs, scores, baseline)
+        chosen = _baseline(scores, baseline)
+        tests, unread = _tests(runs, scores, chosen)
         costs = [("cost", cost_table(runs, scores)), ("equal_cost", equal_cost(runs, scores))] if runs else []
         rollouts, remarks = collect_rollouts(runs)
         figures = drawn()
@@ -92,6 +95,13 @@ def write_report(
     title = " and ".join(_study_name(study) for study in studies)
     paper = compare(_source(PUBLISHED)[1]) if with_published else []
     sections = _table_sections(tables, tests, _paper_beside(tables, paper))
+    aggregates, profiles = aggregate_table(scores, chosen)
+    scales, data = scale_table(scores), training_data(runs)
+    overall = overall_sections(aggregates, scales, data)
+    named = {"aggregates": aggregates, "profiles": profiles, "scales": scales, "data": data}
+    for stem, found in named.items():
+        if not found.empty:
+            _write(folder / f"{stem}.csv", _csv(found))
     incomplete = [*_incomplete(runs), *_damaged(runs, unread)]
     tiny = [TINY_NOTE] if any(str(run.info["student"]).startswith("tiny") for run in runs) else []
     parts = [f"# {title}", *sections]
@@ -99,6 +109,7 @@ def write_report(
         parts.append(bootstrap_markdown(bootstrap))
     parts += [*incomplete, *tiny]
     parts += [f"## {f.title}\n\n![{f.title}]({f.name}.png)\n\n{f.caption}" for f in figures]
+    parts += [section.text for section in overall]
     for kind, costs_table in costs:
         _write(folder / f"{kind}.csv", cost_csv(costs_table))
     if costs:
@@ -109,7 +120,7 @@ def write_report(
     write_page(
         folder,
         title=title,
-        tables=page_tables(tables, names(tables), tests, bootstrap, costs),
+        tables=page_tables(tables, names(tables), tests, bootstrap, costs, overall),
         figures=[PageFigure(f.title, f.caption, folder / f"{f.name}.svg") for f in figures],
         runs=collect_page_runs(runs),
         rollouts=rollouts,
@@ -160,10 +171,15 @@ def _check_baseline(scores: pd.DataFrame, baseline: str | None) -> None:
         raise ValueError(f"--baseline {baseline}: no run is labelled so; labels here: {', '.join(labels)}")
 
 
-def _tests(runs: Sequence[Run], scores: pd.DataFrame, baseline: str | None) -> tuple[pd.DataFrame, list[str]]:
-    """Paired tests against the baseline, and which rows are damaged. Empty where there is nothing to compare."""
+def _baseline(scores: pd.DataFrame, baseline: str | None) -> str | None:
+    """What the others are tested against: the label that was named, zppo, or base."""
+    labels = set(scores["label"])
+    return baseline or next((label for label in (SUBJECT, BASE) if label in labels), None)
+
+
+def _tests(runs: Sequence[Run], scores: pd.DataFrame, chosen: str | None) -> tuple[pd.DataFrame, list[str]]:
+    """Tests against the baseline, and which rows are damaged. Empty where there is nothing to compare."""
     labels = list(dict.fromkeys(scores["label"]))
-    chosen = baseline or next((label for label in (SUBJECT, BASE) if label in labels), None)
     if chosen is None or not runs or len(labels) < 2:
         return pd.DataFrame(), []
     known = set(labels)

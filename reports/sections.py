@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -99,6 +101,94 @@ def bootstrap_markdown(bootstrap: pd.DataFrame) -> str:
     return f"## {BOOTSTRAP_TITLE}\n\n{BOOTSTRAP_NOTE}\n\n" + markdown_table(header, rows, num_left=3)
 
 
+def aggregate_rows(table: pd.DataFrame) -> list[list[str]]:
+    """A row a label of `aggregates.csv`, as it is read."""
+    rows = []
+    for row in table.to_dict("records"):
+        cells = [str(row[name]) for name in ("student", "family", "label", "num_runs")]
+        cells += [_bounded(row, name, 1) for name in ("iqm", "optimality_gap", "improvement", "rank")]
+        rows.append(cells)
+    return rows
+
+
+def scale_rows(table: pd.DataFrame) -> list[list[str]]:
+    """A row a pair of students of `scales.csv`, as it is read."""
+    return [
+        [*(str(row[name]) for name in ("family", "student", "other", "num_labels")), _bounded(row, "tau", 2, bare=True),
+         row["note"] or "-"]
+        for row in table.to_dict("records")
+    ]  # fmt: skip
+
+
+def data_rows(table: pd.DataFrame) -> list[list[str]]:
+    """A row a label of `data.csv`, as it is read."""
+    rows = []
+    for row in table.to_dict("records"):
+        shares = ["-" if pd.isna(row[name]) else f"{row[name]:.1f}" for name in ("all_right", "all_wrong")]
+        counts = {
+            name: "-" if pd.isna(row[name]) else f"{row[name]:,.0f}"
+            for name in ("questions", "trained_samples", "trained_tokens", "teacher_tokens")
+        }
+        first, *rest = counts.values()
+        rows.append([str(row["student"]), str(row["label"]), first, *shares, *rest])
+    return rows
+
+
+def _bounded(row: Mapping[Any, Any], name: str, decimals: int, *, bare: bool = False) -> str:
+    """A value with its interval, where it has one."""
+    if pd.isna(row[name]):
+        return "-"
+    lo, hi = (row["lo"], row["hi"]) if bare else (row[f"{name}_lo"], row[f"{name}_hi"])
+    text = f"{row[name]:.{decimals}f}"
+    return text if pd.isna(lo) else f"{text} [{lo:.{decimals}f}, {hi:.{decimals}f}]"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table with a heading of its own, in the report and on the page."""
+
+    title: str
+    note: str
+    header: tuple[str, ...]
+    rows: list[list[str]]
+    num_left: int
+
+    @property
+    def text(self) -> str:
+        return f"## {self.title}\n\n{self.note}\n\n" + markdown_table([*self.header], self.rows, num_left=self.num_left)
+
+
+def overall_sections(aggregates: pd.DataFrame, scales: pd.DataFrame, data: pd.DataFrame) -> list[Section]:
+    """What is over all benchmarks, over students, and about the training data; without what has no row."""
+    sections = [
+        Section(
+            "Over runs and benchmarks",
+            "Interquartile mean, optimality gap, probability that a run is above one of the baseline, and rank by the "
+            "macro average. Intervals (95 %) resample runs; few make them too narrow, and one has none.",
+            ("student", "family", "label", "runs", "IQM", "optimality gap", "P(improvement) %", "rank"),
+            aggregate_rows(aggregates),
+            3,
+        ),
+        Section(
+            "Order of labels across students",
+            "Kendall's tau of the macro averages: 1 is the same order, -1 the opposite one. Intervals (95 %) resample "
+            "runs.",
+            ("family", "student", "other student", "labels", "tau", "note"),
+            scale_rows(scales),
+            3,
+        ),
+        Section(
+            "Training data",
+            "Means over the runs of a row. All right, all wrong: percent of the student's groups. Their replies do not "
+            "differ in reward. Earlier versions did not count them.",
+            ("student", "label", "questions", "all right", "all wrong", "samples", "tokens", "teacher tokens"),
+            data_rows(data),
+            2,
+        ),
+    ]
+    return [section for section in sections if section.rows]
+
+
 def _bootstrap_rows(bootstrap: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     rows = []
     for row in bootstrap.to_dict("records"):
@@ -116,6 +206,7 @@ def page_tables(
     tests: pd.DataFrame,
     bootstrap: pd.DataFrame,
     costs: Sequence[tuple[str, pd.DataFrame]],
+    overall: Sequence[Section] = (),
 ) -> list[PageTable]:
     """All tables of the page."""
     pages = []
@@ -141,6 +232,9 @@ def page_tables(
         named = zip(cells, bootstrap["student"], bootstrap["family"], strict=True)
         page_rows = [PageRow(cells=row, student=str(student), family=str(family)) for row, student, family in named]
         pages.append(PageTable(BOOTSTRAP_TITLE, header, page_rows, note=BOOTSTRAP_NOTE))
+    for section in overall:
+        page_rows = [PageRow(cells=row) for row in section.rows]
+        pages.append(PageTable(section.title, section.header, page_rows, note=section.note))
     if costs and not costs[0][1].empty:
         header, cells = cost_rows(costs[0][1])
         page_rows = [PageRow(cells=row, student=row[0], label=row[1]) for row in cells]

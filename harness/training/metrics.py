@@ -35,6 +35,8 @@ def group_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
         "group/num_plain": float(len(plain)),
         "group/num_student": float(len(student)),
         "group/zero_std_frac": _mean([len(distinct) == 1 for distinct in rewards if distinct]),
+        "group/all_right_frac": _mean([min(distinct) > 0.5 for distinct in rewards if distinct]),
+        "group/all_wrong_frac": _mean([max(distinct) <= 0.5 for distinct in rewards if distinct]),
     }
     if new:
         rollouts = [r for g in new for r in g.rollouts if _by_student(r)]

@@ -21,6 +21,7 @@ def test_report_of_a_small_study(write_run, tmp_path):
     assert report.folder == study / "report"
     assert {path.name for path in report.folder.iterdir() if path.suffix not in (".png", ".svg")} == {
         "report.md", "index.html", "scores.csv", "bootstrap.csv", "cost.csv", "equal_cost.csv", "significance.csv",
+        "aggregates.csv", "profiles.csv", "data.csv",
         "table-tiny_s-LLM.csv", "table-tiny_s-LLM.tex",
     }  # fmt: skip
     text = (report.folder / "report.md").read_text()

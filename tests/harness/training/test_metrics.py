@@ -37,6 +37,8 @@ def test_group_metrics_by_hand():
         "group/num_plain": 3.0,
         "group/num_student": 6.0,
         "group/zero_std_frac": 0.5,  # b, c and b/ncq of a, b, c, a/bcq, b/ncq, b/extra
+        "group/all_right_frac": pytest.approx(1 / 6),  # c
+        "group/all_wrong_frac": pytest.approx(2 / 6),  # b and b/ncq
         "rollout/accuracy": 0.25,  # (1/2 + 0) / 2: the replayed group and the teacher's are not in it
         "rollout/truncated_frac": 0.5,
         "rollout/unparsable_frac": 0.5,
@@ -61,6 +63,8 @@ def test_a_teacher_response_in_a_students_group_is_not_the_students():
         "group/num_plain": 1.0,
         "group/num_student": 1.0,
         "group/zero_std_frac": 0.0,  # but it is part of what the group is centred on
+        "group/all_right_frac": 0.0,
+        "group/all_wrong_frac": 0.0,
         "rollout/accuracy": 0.0,
         "rollout/truncated_frac": 0.0,
         "rollout/unparsable_frac": 0.0,
@@ -86,6 +90,8 @@ def test_the_ungraded_are_in_no_accuracy():
         "group/num_plain": 4.0,
         "group/num_student": 5.0,
         "group/zero_std_frac": pytest.approx(1 / 3),  # b of a, b and d/bcq
+        "group/all_right_frac": 0.0,
+        "group/all_wrong_frac": pytest.approx(1 / 3),
         "rollout/accuracy": 0.25,  # (1/2 + 0) / 2
         "rollout/truncated_frac": 0.0,
         "rollout/unparsable_frac": 0.0,
@@ -130,6 +136,7 @@ def test_entropy_is_over_the_sampled_tokens_of_new_plain_rollouts_of_the_student
 def test_without_groups_there_is_nothing_but_counts():
     assert metrics.group_metrics([]) == {
         "group/num_plain": 0.0, "group/num_student": 0.0, "group/zero_std_frac": 0.0,
+        "group/all_right_frac": 0.0, "group/all_wrong_frac": 0.0,
     }  # fmt: skip
 
 
