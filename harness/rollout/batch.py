@@ -5,6 +5,7 @@ Shape suffixes: P prompts, R sequences, T tokens, H hidden, V vocabulary.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -16,7 +17,6 @@ from harness.models.cpu import sampling_cache
 from harness.models.forward import LanguageModel, gather_logprobs, num_common
 from harness.models.vision import PackedMedia
 from harness.rollout.base import Sampling
-from harness.rollout.decoding import Cohort
 from harness.rollout.sampling import (
     RowStreams,
     SeenTokens,
@@ -68,12 +68,14 @@ class Batch:
     """Rows that were admitted together, and so are equally long, with what their draws depend on."""
 
     def __init__(
-        self, pieces: Sequence[Piece], model: LanguageModel, stop_ids: frozenset[int], sampler: Sampler, sampling: Sampling
-    ) -> None:
+        self, pieces: Sequence[Piece], model: LanguageModel, stop_ids: frozenset[int], sampler: Sampler,
+        sampling: Sampling, closed: threading.Event,
+    ) -> None:  # fmt: skip
         self.live = [Row(piece, index) for piece in pieces for index in piece.indices]
         self.last_R = torch.empty(0, dtype=torch.long)
         """The ids that the live rows have drawn last."""
         self._stop_ids = stop_ids
+        self._closed = closed
         self._sampling = sampling
         keys = [(row.piece.prompt.uid, row.index) for row in self.live]
         self._streams = RowStreams(sampling, sampler, keys)
@@ -81,8 +83,10 @@ class Batch:
         if has_penalties(sampling):
             self._seen = SeenTokens([row.piece.given for row in self.live], model.num_tokens, model.device)
 
-    def draw(self, logits_RV: torch.Tensor, *, fast: bool = False) -> torch.Tensor | None:
-        """Append a token to each live row. Returns the numbers of the rows that go on, None if all do."""
+    def draw(self, logits_RV: torch.Tensor, *, fast: bool = False) -> torch.Tensor:
+        """Append a token to each live row. Returns the numbers of the rows that go on, int64."""
+        if self._closed.is_set():
+            raise RuntimeError("the engine was closed while it sampled")
         sampling, seen = self._sampling, self._seen
         uniforms_R = None if sampling.temperature == 0.0 else self._streams.next()
         if fast and uniforms_R is not None and seen is None and not has_cuts(sampling):
@@ -96,14 +100,13 @@ class Batch:
         if seen is not None:
             seen.add(ids_R)
         kept = [i for i, row in enumerate(self.live) if row.finish_reason is None]
-        if len(kept) == len(self.live):
-            return None
-        self.live = [self.live[i] for i in kept]
-        self._streams.keep(kept)
         kept_R = torch.tensor(kept, dtype=torch.long, device=ids_R.device)
-        self.last_R = ids_R[kept_R]
-        if seen is not None:
-            seen.keep(kept_R)
+        if len(kept) < len(self.live):
+            self.live = [self.live[i] for i in kept]
+            self._streams.keep(kept)
+            self.last_R = ids_R[kept_R]
+            if seen is not None:
+                seen.keep(kept_R)
         return kept_R
 
 
@@ -111,28 +114,15 @@ class State:
     """What the model keeps of the unfinished sequences: cache, mask, and the logits of the next token."""
 
     def __init__(self, model: LanguageModel, batch: Sequence[Piece]) -> None:
-        """Read each prompt once. There is a row for each until `spread`."""
+        """Read each prompt once, then repeat its row for its rollouts."""
         self._model = model
-        self._sizes = [len(piece.indices) for piece in batch]
         self._cache = sampling_cache(model.module.config)
         self._offsets_R: torch.Tensor | None = None
         last_PH = self._read([piece.given for piece in batch], [piece.packed.media for piece in batch])
-        self.logits_RV = model.logits(last_PH)
-
-    def spread(self) -> None:
-        """Repeat each prompt's row for its rollouts."""
-        rows_R = self._rows(range(len(self._sizes)))
-        self.logits_RV = self.logits_RV[rows_R]
+        counts = torch.tensor([len(piece.indices) for piece in batch], device=model.device)
+        rows_R = torch.arange(len(batch), device=model.device).repeat_interleave(counts)
+        self.logits_RV = model.logits(last_PH)[rows_R]
         self.keep(rows_R)
-
-    def cohort(self, prompts: Sequence[int]) -> tuple[Cohort, torch.Tensor]:
-        """Caches of the rollouts of some of the prompts, and the logits [R, V] of their first tokens."""
-        sizes = [self._sizes[prompt] for prompt in prompts]
-        return Cohort(self._cache, prompts, self._mask_RT, sizes), self.logits_RV[self._rows(prompts)]
-
-    def _rows(self, prompts: Sequence[int]) -> torch.Tensor:
-        sizes = [self._sizes[prompt] for prompt in prompts]
-        return torch.tensor(prompts).repeat_interleave(torch.tensor(sizes)).to(self._model.device)
 
     def _read(self, prompts: Sequence[list[int]], media: Sequence[PackedMedia | None]) -> torch.Tensor:
         """The last hidden state of each prompt [P, H]. What all begin with is read once, where the model allows it."""

@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from harness.models.cpu import sampling_cache
 from harness.models.forward import LanguageModel, gather_logprobs
-from harness.rollout.base import Sampling
-from harness.rollout.batch import Batch, Piece, Row, State, cut_batches, left_pad
-from harness.rollout.decoding import Cohort, DenseDecoder
-from harness.types import Sampler
+from harness.rollout.batch import Batch, Piece, Row, cut_batches, left_pad
+from harness.rollout.decoding import DenseDecoder
+from harness.rollout.group_cache import GroupCache
 
 PARTS = 8
-"""Rows enter once one of so many parts of the places is free: each cohort costs a step some fixed work."""
+"""Rows enter once one of so many parts of the places is free: entering costs some fixed work."""
+GROUPS = 2
+"""Times the groups that fit when complete, there may be groups with finished rows. The places of those are not free."""
 
 
 class Waiting:
@@ -28,71 +28,63 @@ class Waiting:
     Prompts are read in the batches of the reference path, so what they begin with is read once a batch.
     """
 
-    def __init__(
-        self, pieces: Sequence[Piece], model: LanguageModel, stop_ids: frozenset[int], sampler: Sampler,
-        sampling: Sampling, max_sequences: int,
-    ) -> None:  # fmt: skip
+    def __init__(self, pieces: Sequence[Piece], max_sequences: int) -> None:
+        self.size = max(len(piece.indices) for piece in pieces)
         self.max_sequences = max_sequences
         self._batches = deque(cut_batches(pieces, max_sequences))
-        self._read: deque[tuple[int, Piece]] = deque()
-        """Pieces whose prompts have been read, with their numbers in `_state`."""
-        self._state: State | None = None
-        self._model = model
-        self._rest = model, stop_ids, sampler, sampling
+        self._read: deque[tuple[Piece, torch.Tensor, torch.Tensor]] = deque()
+        """Pieces whose prompts have been read, each with the logits after it and its cache."""
 
     def __bool__(self) -> bool:
         return bool(self._read or self._batches)
 
-    def enter(self, free: int) -> tuple[Batch, Cohort, torch.Tensor] | None:
-        """The next rows that fit, their caches, and logits [R, V] of their first tokens; None where none fit."""
-        if not self._read:
-            if not self._batches:
-                return None
-            with self._model.evaluating():
-                self._state = State(self._model, self._batches[0])
-            self._read.extend(enumerate(self._batches.popleft()))
-        entering: list[tuple[int, Piece]] = []
-        while self._read and len(self._read[0][1].indices) <= free:
+    def enter(self, decoder: DenseDecoder, cache: GroupCache, num_live: int) -> tuple[list[Piece], torch.Tensor] | None:
+        """Let the next pieces that fit into `cache`; with the logits [R, V] of their rows' first tokens."""
+        free = self.max_sequences - num_live
+        if PARTS * free < self.max_sequences:
+            return None
+        if not self._read and self._batches:
+            pieces = self._batches.popleft()
+            logits_PV, caches = decoder.read([piece.given for piece in pieces])
+            self._read.extend(zip(pieces, logits_PV, caches, strict=True))
+        groups = GROUPS * -(-self.max_sequences // self.size) - cache.num_groups
+        entering = []
+        while self._read and len(self._read[0][0].indices) <= free and len(entering) < groups:
             entering.append(self._read.popleft())
-            free -= len(entering[-1][1].indices)
+            free -= len(entering[-1][0].indices)
         if not entering:
             return None
-        assert self._state is not None
-        cohort, logits_RV = self._state.cohort([number for number, _ in entering])
-        if not self._read:
-            self._state = None
-        return Batch([piece for _, piece in entering], *self._rest), cohort, logits_RV
+        sizes = [len(piece.indices) for piece, _, _ in entering]
+        cache.enter([kept for _, _, kept in entering], sizes)
+        logits_RV = torch.stack([logits_V for _, logits_V, _ in entering]).repeat_interleave(torch.tensor(sizes), 0)
+        return [piece for piece, _, _ in entering], logits_RV
 
 
-def sample_continuously(decoder: DenseDecoder, waiting: Waiting, check_open: Callable[[], None]) -> Iterator[Row]:
-    """The finished rows, in order. `check_open` is called before each token, and raises where sampling has to end."""
-    active: list[tuple[Batch, Cohort]] = []
+def sample_continuously(
+    decoder: DenseDecoder, waiting: Waiting, open_batch: Callable[[Sequence[Piece]], Batch]
+) -> Iterator[Row]:
+    """The finished rows, in order. `open_batch` makes a batch of pieces that enter together."""
+    cache = decoder.new_cache(waiting.size)
+    active: list[Batch] = []
     unfinished: deque[Row] = deque()
     while waiting or active:
-        check_open()
-        if active:
-            logits_RV = decoder.step([cohort for _, cohort in active], torch.cat([batch.last_R for batch, _ in active]))
-            parts = logits_RV.split([len(batch.live) for batch, _ in active])
-            for (batch, cohort), part_RV in zip(active, parts, strict=True):
-                _draw(batch, cohort, part_RV)
-            active = [(batch, cohort) for batch, cohort in active if batch.live]
-        while PARTS * (free := waiting.max_sequences - sum(len(batch.live) for batch, _ in active)) >= waiting.max_sequences:
-            entered = waiting.enter(free)
-            if entered is None:
-                break
-            batch, cohort, first_RV = entered
-            unfinished.extend(batch.live)
-            _draw(batch, cohort, first_RV)
-            if batch.live:
-                active.append((batch, cohort))
+        logits_RV = [decoder.step(cache, torch.cat([batch.last_R for batch in active]))] if active else []
+        while entered := waiting.enter(decoder, cache, sum(len(batch.live) for batch in active)):
+            pieces, first_RV = entered
+            active.append(open_batch(pieces))
+            unfinished.extend(active[-1].live)
+            logits_RV.append(first_RV)
+        parts = torch.cat(logits_RV).split([len(batch.live) for batch in active])
+        kept, start = [], 0
+        for batch, part_RV in zip(active, parts, strict=True):
+            kept.append(start + batch.draw(part_RV, fast=True))
+            start += len(part_RV)
+        cache.keep(torch.cat(kept))
+        active = [batch for batch in active if batch.live]
+        if not waiting:
+            cache.compact()
         while unfinished and unfinished[0].finish_reason is not None:
             yield unfinished.popleft()
-
-
-def _draw(batch: Batch, cohort: Cohort, logits_RV: torch.Tensor) -> None:
-    kept = batch.draw(logits_RV, fast=True)
-    if kept is not None:
-        cohort.keep(kept)
 
 
 PROMPT_LENGTHS, SIZES = (40, 7, 22), (1, 3, 2)
@@ -105,30 +97,28 @@ def decoder_gap(model: LanguageModel) -> float:
 
     Fixed ids continue three prompts, with one to three rollouts each, of which some end earlier.
     """
-    num_ids, window = model.num_tokens, model.context_window
-    lengths = [min(length, window - NUM_CHECKED - 1) for length in PROMPT_LENGTHS]
+    starts = [min(length, model.context_window - NUM_CHECKED - 1) for length in PROMPT_LENGTHS]
+    prompts = [[(7919 * i + 31 * number * (i > 3)) % model.num_tokens for i in range(start)] for number, start in enumerate(starts)]
+    replies = [[(104729 * (i + 1) + 37 * row) % model.num_tokens for i in range(NUM_CHECKED)] for row in range(sum(SIZES))]
     of_row = [number for number, size in enumerate(SIZES) for _ in range(size)]
-    sequences_RT = [
-        [(7919 * i + 104729 * (number if i < lengths[number] else 3 + row)) % num_ids for i in range(lengths[number] + NUM_CHECKED + 1)]
-        for row, number in enumerate(of_row)
-    ]
+    ids_RT, mask_RT = left_pad([prompts[of_row[row]] + reply for row, reply in enumerate(replies)], model.device)
     with model.evaluating():
-        cache = sampling_cache(model.module.config)
-        prompts = [sequences_RT[of_row.index(number)][:length] for number, length in enumerate(lengths)]
-        ids_PT, mask_PT = left_pad(prompts, model.device)
-        model.hidden(ids_PT, mask_PT, cache=cache)
-        ids_RT, mask_RT = left_pad(sequences_RT, model.device)
-        hidden_RTH = model.hidden(ids_RT, mask_RT)[:, -NUM_CHECKED - 1 : -1]
-    given_RN, wanted_RN = ids_RT[:, -NUM_CHECKED - 1 : -1], ids_RT[:, -NUM_CHECKED:]
-    decoder = DenseDecoder.pack(model)
-    cohorts = [Cohort(cache, [0, 1], mask_PT, SIZES[:2]), Cohort(cache, [2], mask_PT, SIZES[2:])]
-    rows = torch.arange(len(of_row))
+        expected_RNV = model.hidden(ids_RT, mask_RT)[:, -NUM_CHECKED - 1 : -1]
+    wanted_RN = ids_RT[:, -NUM_CHECKED:]
+    decoder = DenseDecoder(model)
+    cache = decoder.new_cache(max(SIZES))
+    logits_PV, caches = decoder.read(prompts)
+    cache.enter(caches, SIZES)
+    logits_RV, rows = logits_PV[of_row], torch.arange(len(of_row))
     gap = 0.0
     for i in range(NUM_CHECKED):
-        if i == NUM_CHECKED // 2:
-            cohorts[0].keep([2])
-            rows = torch.tensor([2, 4, 5])
-        found_R = gather_logprobs(decoder.step(cohorts, given_RN[rows, i]), wanted_RN[rows, i])
-        expected_R = gather_logprobs(model.logits(hidden_RTH[rows, i]), wanted_RN[rows, i])
+        found_R = gather_logprobs(logits_RV, wanted_RN[rows, i])
+        expected_R = gather_logprobs(model.logits(expected_RNV[rows, i]), wanted_RN[rows, i])
         gap = max(gap, float((found_R - expected_R).abs().max()))
+        if i == NUM_CHECKED // 2:
+            stay = torch.tensor([1, 5])
+            rows = rows[stay]
+            cache.keep(stay)
+            cache.compact()
+        logits_RV = decoder.step(cache, wanted_RN[rows, i])
     return gap

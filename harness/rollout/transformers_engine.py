@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 import torch
 
@@ -129,28 +130,26 @@ class TransformersEngine:
         for pieces_of_batch in cut_batches(pieces, self._max_sequences):
             with self._model.evaluating():
                 state = State(self._model, pieces_of_batch)
-                state.spread()
-                batch = Batch(pieces_of_batch, self._model, self._chat.stop_ids, self.sampler, sampling)
+                batch = self._open_batch(pieces_of_batch, sampling)
                 rows = list(batch.live)
                 while True:
-                    self._check_open()
-                    kept = batch.draw(state.logits_RV)
+                    num_live = len(batch.live)
+                    kept_R = batch.draw(state.logits_RV)
                     if not batch.live:
                         break
-                    if kept is not None:
-                        state.keep(kept)
+                    if len(kept_R) < num_live:
+                        state.keep(kept_R)
                     state.step(batch.last_R)
             yield from rows
 
     @torch.no_grad()
     def _sample_fast(self, pieces: Sequence[Piece], sampling: Sampling) -> Iterator[Row]:
         """As `_sample`, by `DenseDecoder`: rows take the places of finished ones."""
-        waiting = Waiting(pieces, self._model, self._chat.stop_ids, self.sampler, sampling, self._max_sequences)
-        yield from sample_continuously(DenseDecoder.pack(self._model), waiting, self._check_open)
+        waiting = Waiting(pieces, self._max_sequences)
+        yield from sample_continuously(DenseDecoder(self._model), waiting, partial(self._open_batch, sampling=sampling))
 
-    def _check_open(self) -> None:
-        if self._closed.is_set():
-            raise RuntimeError("the engine was closed while it sampled")
+    def _open_batch(self, pieces: Sequence[Piece], sampling: Sampling) -> Batch:
+        return Batch(pieces, self._model, self._chat.stop_ids, self.sampler, sampling, self._closed)
 
     def _rollout(self, row: Row) -> Rollout:
         assert row.finish_reason is not None
