@@ -98,8 +98,13 @@ def decoder_gap(model: LanguageModel) -> float:
     Fixed ids continue three prompts, with one to three rollouts each, of which some end earlier.
     """
     starts = [min(length, model.context_window - NUM_CHECKED - 1) for length in PROMPT_LENGTHS]
-    prompts = [[(7919 * i + 31 * number * (i > 3)) % model.num_tokens for i in range(start)] for number, start in enumerate(starts)]
-    replies = [[(104729 * (i + 1) + 37 * row) % model.num_tokens for i in range(NUM_CHECKED)] for row in range(sum(SIZES))]
+    prompts = [
+        [(7919 * i + 31 * number * (i > 3)) % model.num_tokens for i in range(start)]
+        for number, start in enumerate(starts)
+    ]
+    replies = [
+        [(104729 * (i + 1) + 37 * row) % model.num_tokens for i in range(NUM_CHECKED)] for row in range(sum(SIZES))
+    ]
     of_row = [number for number, size in enumerate(SIZES) for _ in range(size)]
     ids_RT, mask_RT = left_pad([prompts[of_row[row]] + reply for row, reply in enumerate(replies)], model.device)
     with model.evaluating():

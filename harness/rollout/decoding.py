@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from harness.models.cpu import FastLinear
 from harness.models.forward import num_common
 from harness.rollout.group_cache import GroupCache, Heads, attention, mixed
 
@@ -30,20 +31,34 @@ def is_dense(model: LanguageModel) -> bool:
     """Whether the model is built as `DenseDecoder` expects: pre-norm layers of full attention and a gated MLP, in fp32
     on a CPU. Whether it computes the same is for the engine's check to say."""
     base = model.module.base_model
-    if model.device.type != "cpu" or model.compute_dtype != torch.float32 or not model.can_share_prompts:
+    if model.device.type != "cpu" or not model.compute_dtype == model.module.dtype == torch.float32:
         return False
     layers = getattr(base, "layers", None)
-    if not layers or not all(hasattr(base, name) for name in ("embed_tokens", "norm", "rotary_emb")):
-        return False
-    parts = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
-    return all({name for name, _ in layer.named_children()} == parts and _is_plain(layer) for layer in layers)
+    parts = {"embed_tokens", "layers", "norm", "rotary_emb"}
+    return bool(layers) and _children(base) == parts and model.can_share_prompts and all(map(_is_plain, layers))
 
 
-def _is_plain(layer: nn.Module) -> bool:
-    attention = {name for name, _ in layer.self_attn.named_children()}  # type: ignore[union-attr, operator]
-    mlp = {name for name, child in layer.mlp.named_children() if any(True for _ in child.parameters())}  # type: ignore[union-attr, operator]
-    projections = {"q_proj", "k_proj", "v_proj", "o_proj"}
-    return attention - {"q_norm", "k_norm"} == projections and mlp == {"gate_proj", "up_proj", "down_proj"}
+def _is_plain(layer: Any) -> bool:
+    attention, mlp = layer.self_attn, layer.mlp
+    norms = {"q_norm", "k_norm"} & _children(attention)
+    linear = [f"{name}_proj" for name in "qkvo"], [f"{name}_proj" for name in ("gate", "up", "down")]
+    return (
+        _children(layer) == {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+        and _children(attention) == {*linear[0], *norms}
+        and _children(mlp) == {*linear[1], "act_fn"}
+        # An adapter puts something else in the place of a linear layer.
+        and all(
+            type(getattr(part, name)) in (nn.Linear, FastLinear)
+            for part, names in zip((attention, mlp), linear, strict=True)
+            for name in names
+        )
+        and all(hasattr(norm, "variance_epsilon") for norm in (layer.input_layernorm, layer.post_attention_layernorm))
+        and all(hasattr(attention, name) for name in ("head_dim", "scaling"))
+    )
+
+
+def _children(module: nn.Module) -> set[str]:
+    return {name for name, _ in module.named_children()}
 
 
 class Packed:
@@ -76,7 +91,9 @@ class _Layer:
         self.norms = (layer.input_layernorm, layer.post_attention_layernorm)
         self.head_norms = (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None))
         dim = attention.head_dim
-        self.heads = Heads(attention.q_proj.out_features // dim, attention.k_proj.out_features // dim, dim, attention.scaling)
+        self.heads = Heads(
+            attention.q_proj.out_features // dim, attention.k_proj.out_features // dim, dim, attention.scaling
+        )
 
     def turn(self, heads_RKD: torch.Tensor, cos_R1D: torch.Tensor, sin_R1D: torch.Tensor) -> None:
         """Norm of queries and keys where the model has one, and their rotation, in place."""
@@ -106,7 +123,7 @@ class DenseDecoder:
 
     def new_cache(self, size: int) -> GroupCache:
         """An empty cache for groups of at most `size` sequences."""
-        return GroupCache(len(self._layers), self._layers[0].heads, size)
+        return GroupCache([layer.heads for layer in self._layers], size)
 
     def read(self, prompts: Sequence[list[int]]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Logits fp32 [P, V] after each prompt, and the keys and values [layers, 2, K, T, D] of each.
@@ -126,7 +143,9 @@ class DenseDecoder:
         """fp32 logits [R, V] after one more token of every sequence."""
         return self._logits(self._run(ids_R, cache.advance(), cache.attend))
 
-    def _read(self, prompts: Sequence[list[int]], before: torch.Tensor | None) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def _read(
+        self, prompts: Sequence[list[int]], before: torch.Tensor | None
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The last hidden state [P, H] of prompts without padding, and their caches, after what `before` has cached."""
         start = 0 if before is None else before.shape[3]
         lengths = [len(prompt) for prompt in prompts]
@@ -140,7 +159,9 @@ class DenseDecoder:
                 q_KTD, k_KTD, v_KTD = heads.split(part_TKD.transpose(0, 1), dim=0)
                 prompt.append(torch.stack([k_KTD, v_KTD]))
                 per = heads.num_queries // heads.num_keys
-                own = attention(q_KTD[None], *(x.repeat_interleave(per, 0)[None] for x in (k_KTD, v_KTD)), heads, causal=True)
+                own = attention(
+                    q_KTD[None], *(x.repeat_interleave(per, 0)[None] for x in (k_KTD, v_KTD)), heads, causal=True
+                )
                 if before is not None:
                     # The query heads of a key are queries of one product.
                     q_1KQD = q_KTD.reshape(1, heads.num_keys, -1, heads.dim)

@@ -50,11 +50,12 @@ class GroupCache:
     A group's places are free again when all of its sequences have left. Until then all are computed along in attention.
     """
 
-    def __init__(self, num_layers: int, heads: Heads, size: int) -> None:
-        self._heads = heads
+    def __init__(self, layers: Sequence[Heads], size: int) -> None:
+        """`layers`: the heads of each, which may differ in their scale."""
+        self._layers = layers
         self._size = size
-        self._prompts = torch.empty(num_layers, 2, 0, heads.num_keys, 0, heads.dim)
-        self._kept = torch.empty(num_layers, 2, 0, heads.num_keys, FIRST_ROOM, heads.dim)
+        self._prompts = torch.empty(len(layers), 2, 0, layers[0].num_keys, 0, layers[0].dim)
+        self._kept = torch.empty(len(layers), 2, 0, layers[0].num_keys, FIRST_ROOM, layers[0].dim)
         self._num_prompt_G = torch.zeros(0, dtype=torch.long)
         self._num_kept_S = torch.zeros(0, dtype=torch.long)
         self._rows_R = torch.zeros(0, dtype=torch.long)
@@ -117,7 +118,7 @@ class GroupCache:
 
     def attend(self, number: int, heads_RKD: torch.Tensor) -> torch.Tensor:
         """Attention of layer `number` [R, K * Q * D], from queries, keys and values of the new tokens."""
-        heads, size = self._heads, self._size
+        heads, size = self._layers[number], self._size
         num_groups, num_prompt, num_new = self._live
         num_places, keys, dim = num_groups * size, heads.num_keys, heads.dim
         kept = self._kept[number]
@@ -126,13 +127,17 @@ class GroupCache:
         q = heads_RKD.new_zeros(num_places, heads.num_queries, dim)
         q[self._rows_R] = heads_RKD[:, : heads.num_queries]
         # Query heads of a key, and with the prompt all sequences of a group too, are queries of one product.
-        own = attention(q.view(num_places, keys, -1, dim), *kept[:, :num_places, :, :num_new], heads, bias=self._kept_bias)
+        own = attention(
+            q.view(num_places, keys, -1, dim), *kept[:, :num_places, :, :num_new], heads, bias=self._kept_bias
+        )
         grouped = q.view(num_groups, size, keys, -1, dim).transpose(1, 2)
         part = attention(
             grouped.reshape(num_groups, keys, -1, dim), *self._prompts[number, :, :num_groups, :, :num_prompt], heads,
             bias=self._prompt_bias,
         )  # fmt: skip
-        part = tuple(x.view(num_groups, keys, size, heads.num_queries // keys, *x.shape[3:]).transpose(1, 2) for x in part)
+        part = tuple(
+            x.view(num_groups, keys, size, heads.num_queries // keys, *x.shape[3:]).transpose(1, 2) for x in part
+        )
         return mixed(part, own)[self._rows_R].flatten(1)
 
     def _make_room(self, num_groups: int, num_prompt: int) -> None:

@@ -7,6 +7,7 @@ up to rounding. Shape suffixes: P prompts, R sequences, T tokens, V vocabulary.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -34,8 +35,9 @@ def open_engine(parts: EngineParts) -> RolloutEngine:
     """An engine with the run's own weights, or with a copy where the student is cut over ranks."""
     model = parts.weights or LanguageModel.for_chat(load_model(parts.model, parts.device), parts.chat)
     sequences = parts.rollout.max_sequences
-    fast = parts.rollout.fast_decoding and model.module.num_parameters() >= FAST_WEIGHTS
-    return TransformersEngine(model, parts.chat, parts.sampler, sequences, own_weights=parts.weights is None, fast=fast)
+    fast_from = FAST_WEIGHTS if parts.rollout.fast_decoding else math.inf
+    own = parts.weights is None
+    return TransformersEngine(model, parts.chat, parts.sampler, sequences, own_weights=own, fast_from=fast_from)
 
 
 class TransformersEngine:
@@ -47,7 +49,7 @@ class TransformersEngine:
 
     def __init__(
         self, model: LanguageModel, chat: Chat, sampler: Sampler, max_sequences: int, *, own_weights: bool = False,
-        fast: bool = False,
+        fast_from: float = FAST_WEIGHTS,
     ) -> None:  # fmt: skip
         self.sampler: Sampler = sampler
         self.has_own_weights = own_weights
@@ -55,7 +57,7 @@ class TransformersEngine:
         self._model = model
         self._chat = chat
         self._max_sequences = max_sequences
-        self._wants_fast = fast and is_dense(model)
+        self._wants_fast = model.module.num_parameters() >= fast_from and is_dense(model)
         self._gap: float | None = None
         self._closed = threading.Event()
 
