@@ -5,8 +5,8 @@
     python -m benchmarks.rollout --model outputs/smollm2_135m --growth
 
 Each side has a process of its own, which waits while the others work; the first round warms up and does not count.
-All sample at temperature 1 from the same weights and prompts, with the same end tokens and banned ids, at most
---max-sequences at a time. vLLM is `LLM.generate` with its defaults otherwise, in the environment of --vllm (`make
+All sample at temperature 1 from the same weights and prompts, at most --max-sequences at a time. End tokens and banned
+ids are the same, too. vLLM is `LLM.generate` with its defaults otherwise, in the environment of --vllm (`make
 test-vllm` makes one). `generate` and vLLM return no log-probabilities, the engine does. They draw different
 completions, so tokens per second compare, not seconds. `engine` is what a run samples with; `plain` is the model's own
 forward pass, which small models take anyway. --growth shows how speed and memory grow.
@@ -34,10 +34,10 @@ FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile")
 VLLM = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 """By itself vLLM leaves one core to the process that talks to its engine, which of two cores is half."""
 GROWTH: dict[str, Sequence[int]] = {
-    "max_sequences": (8, 32, 64, 128, 256),
-    "max_new_tokens": (32, 128, 512),
-    "prompt_terms": (20, 200, 1000),
-    "vocab": (49_152, 151_936, 248_320),
+    "max_sequences": (8, 64, 256),
+    "max_new_tokens": (128,),
+    "more_terms": (100, 400),
+    "vocab": (151_936, 248_320),
 }
 """What is varied, one at a time, around 8 prompts x 8 rollouts, 64 at a time, 32 new tokens."""
 
@@ -126,9 +126,8 @@ def table(rows: dict[str, list[Row]]) -> str:
         first = first or median
         cpu = statistics.median(row["num_tokens"] / row["cpu"] for row in side)
         peak = max(row["peak_mb"] for row in side)
-        lines.append(
-            f"{name:9} {median:9.0f} {min(speeds):7.0f} {max(speeds):7.0f} {cpu:13.0f} {peak:8.0f} {median / first:6.2f}"
-        )
+        numbers = f"{median:9.0f} {min(speeds):7.0f} {max(speeds):7.0f} {cpu:13.0f} {peak:8.0f}"
+        lines.append(f"{name:9} {numbers} {median / first:6.2f}")
     return "\n".join(lines)
 
 
@@ -163,7 +162,7 @@ def main() -> None:
     args = parse_args()
     setting = Setting(
         model=args.model, dtype=args.dtype, device=args.device, threads=args.threads, prompts=args.prompts,
-        prompt_terms=20, rollouts=args.rollouts, max_new_tokens=args.max_new_tokens, max_sequences=args.max_sequences,
+        more_terms=0, rollouts=args.rollouts, max_new_tokens=args.max_new_tokens, max_sequences=args.max_sequences,
         block_size=args.block_size, vocab=None,
     )  # fmt: skip
     print(machine())
@@ -174,8 +173,8 @@ def main() -> None:
     with opened(names, setting, args.vllm) as sides:
         versions = {name: number for side in sides for name, number in side.about["versions"].items()}
         print(", ".join(f"{name} {number}" for name, number in versions.items()))
-        print(f"{args.model}, {args.dtype}, {args.threads} threads, {args.prompts} prompts x {args.rollouts} rollouts, "
-              f"at most {args.max_new_tokens} new tokens and {args.max_sequences} sequences at a time", flush=True)  # fmt: skip
+        print(f"{args.model}, {args.dtype}, {args.threads} threads, {args.prompts} prompts x {args.rollouts} rollouts")
+        print(f"at most {args.max_new_tokens} new tokens, {args.max_sequences} sequences at a time", flush=True)
         rows = race(sides, args.rounds)
     print(table(rows))
     print(machine())

@@ -28,8 +28,8 @@ class Setting:
     device: str
     threads: int
     prompts: int
-    prompt_terms: int
-    """Each question is a sum of 2 to so many terms more."""
+    more_terms: int
+    """Terms of each question's sum beyond the 2 to 21 that it has by itself."""
     rollouts: int
     max_new_tokens: int
     max_sequences: int
@@ -75,7 +75,7 @@ def parts(setting: Setting) -> tuple[Any, Any, list[Any]]:
     if setting.vocab is not None:
         module.resize_token_embeddings(setting.vocab, mean_resizing=False)
     model = LanguageModel(module, chat.banned_ids, num_tokens=setting.vocab or chat.num_tokens)
-    return model, chat, [make_prompt(i, setting.prompt_terms) for i in range(setting.prompts)]
+    return model, chat, [make_prompt(i, setting.more_terms) for i in range(setting.prompts)]
 
 
 def open_engine(setting: Setting, **options: Any) -> tuple[Pass, dict[str, Any]]:
@@ -179,12 +179,12 @@ def num_real(ids: list[int], stop_ids: frozenset[int]) -> int:
     return next((i + 1 for i, token_id in enumerate(ids) if token_id in stop_ids), len(ids))
 
 
-def make_prompt(i: int, num_terms: int = 20) -> Any:
+def make_prompt(i: int, more_terms: int = 0) -> Any:
     """Sums of 2 to 21 terms: prompts of different lengths, and replies of different lengths to them."""
     from harness.types import Question
     from methods.base import plain_prompt
 
-    numbers = [(7 * i + 31 * k) % 90 + 3 for k in range(2 + i % num_terms)]
+    numbers = [(7 * i + 31 * k) % 90 + 3 for k in range(2 + i % 20 + more_terms)]
     question = Question(id=str(i), text=f"Compute {'+'.join(map(str, numbers))}.", answer=str(sum(numbers)))
     return plain_prompt(question)
 

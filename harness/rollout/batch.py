@@ -1,4 +1,4 @@
-"""What a transformers engine samples together: pieces of groups, their rows and draws, and what the model keeps of them.
+"""What a transformers engine samples together: pieces of groups, their rows and draws, and what the model keeps.
 
 Shape suffixes: P prompts, R sequences, T tokens, H hidden, V vocabulary.
 """

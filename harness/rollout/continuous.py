@@ -6,6 +6,7 @@ T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
@@ -95,8 +96,16 @@ NUM_CHECKED = 12
 def decoder_gap(model: LanguageModel) -> float:
     """Largest difference in nats between log-probabilities of `DenseDecoder` and of the model's own forward pass.
 
-    Fixed ids continue three prompts, with one to three rollouts each, of which some end earlier.
+    Fixed ids continue three prompts, with one to three rollouts each, of which some end earlier. Infinite where the
+    decoder cannot run the model at all.
     """
+    try:
+        return _gap(model)
+    except RuntimeError:  # shapes that do not fit, such as a rotation of a part of each head
+        return math.inf
+
+
+def _gap(model: LanguageModel) -> float:
     starts = [min(length, model.context_window - NUM_CHECKED - 1) for length in PROMPT_LENGTHS]
     prompts = [
         [(7919 * i + 31 * number * (i > 3)) % model.num_tokens for i in range(start)]

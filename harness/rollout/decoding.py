@@ -66,8 +66,10 @@ class Packed:
 
     def __init__(self, *layers: nn.Linear, rows: int | None = None) -> None:
         weight = layers[0].weight[:rows] if len(layers) == 1 else torch.cat([layer.weight for layer in layers])
-        biases = [layer.bias for layer in layers if layer.bias is not None]
-        self._bias = torch.cat(biases)[:rows].detach() if biases else None
+        self._bias = None
+        if any(layer.bias is not None for layer in layers):
+            biases = [weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers]
+            self._bias = torch.cat(biases)[:rows].detach()
         self._packs = torch.backends.mkldnn.is_available()
         weight = weight.detach().contiguous()
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, USUAL_ROWS) if self._packs else weight

@@ -1,7 +1,6 @@
 """Keys and values of groups of sequences: the prompt once a group, new tokens written in place.
 
-Shape suffixes: R live sequences, S places, G groups, N places a group, K key-value heads, Q query heads of one
-key-value head, P prompt tokens, T new tokens, D of a head.
+Shape suffixes: R live sequences, S places, G groups, N places a group, K key-value heads, D of a head.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ class TransformersEngine:
             self._gap = decoder_gap(self._model)
             if self._gap > MOST_GAP:
                 logger.warning(
-                    "%s samples by the model's own forward pass: log-probabilities of the faster one differ by %.2g nats",
+                    "%s samples by the model's own forward pass: the fast one differs by %.2g nats",
                     self.sampler, self._gap,
                 )  # fmt: skip
         return self._gap <= MOST_GAP

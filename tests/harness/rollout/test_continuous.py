@@ -14,7 +14,7 @@ from transformers.models.llama import modeling_llama
 from harness.models.forward import LanguageModel
 from harness.rollout.base import Sampling
 from harness.rollout.continuous import decoder_gap
-from harness.rollout.decoding import DenseDecoder, is_dense
+from harness.rollout.decoding import is_dense
 from harness.rollout.transformers_engine import FAST_WEIGHTS, MOST_GAP, TransformersEngine
 
 B, A = 5, 4
@@ -56,7 +56,9 @@ SAMPLINGS = {
 }
 
 
-@pytest.mark.parametrize("name", ["plain", *(pytest.param(n, marks=pytest.mark.slow) for n in SAMPLINGS if n != "plain")])
+@pytest.mark.parametrize(
+    "name", ["plain", *(pytest.param(n, marks=pytest.mark.slow) for n in SAMPLINGS if n != "plain")]
+)
 @pytest.mark.parametrize("max_sequences", [7, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 5, 64))])
 def test_fast_path_samples_what_the_reference_samples(qwen3, chat, prompts, prompt_of, name, max_sequences):
     """Same tokens, log-probabilities within rounding: with prefixes, groups cut in parts, and places taken again."""
@@ -92,7 +94,7 @@ def test_model_that_differs_samples_by_its_own_forward_pass_and_says_so_once(lla
         for _ in range(2):
             assert replies(engine.generate(prompts, sampling)) == expected
     (record,) = caplog.records
-    assert f"differ by {decoder_gap(llama):.2g} nats" in record.getMessage()
+    assert f"differs by {decoder_gap(llama):.2g} nats" in record.getMessage()
     assert record.getMessage().startswith("student samples by the model's own forward pass")
 
 
@@ -137,8 +139,8 @@ def test_which_models_are_dense(model, llama, chat):
 
 @pytest.mark.slow
 def test_smollm2_is_fast_and_samples_what_its_own_forward_pass_samples(prompt_of, smollm2: Path):
-    """Rewards of the two paths have one distribution: given the same draws most replies are the same tokens, and the
-    others part where a draw lies within rounding of the border of two tokens."""
+    """With the same draws most replies are the same tokens, so rewards have one distribution. The others part where a
+    draw lies within rounding of the border of two tokens."""
     from harness.config.schema import ModelConfig
     from harness.models.chat import Chat
     from harness.models.loading import load_model, load_tokenizer
