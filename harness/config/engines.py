@@ -60,6 +60,9 @@ class RolloutConfig:
     cut off."""
     max_sequences: PositiveInt = 256
     """Sequences that one engine decodes at a time."""
+    fast_decoding: bool = True
+    """Sample with packed weights where `rollout=transformers` runs in fp32 on a CPU, for models of full attention from
+    16 million weights on. Results are equal up to rounding. `false` samples by the model's own forward pass."""
     transfer_timeout: Seconds = 600.0
     """Seconds in which the engine has to take the student's new weights after an update. After them the run ends."""
     vllm: VllmConfig = field(default_factory=VllmConfig)

@@ -8,7 +8,8 @@ P patches, D values of a patch, F vision features.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -122,6 +123,16 @@ class LanguageModel:
         """Tokens of prompt and completion together. A model whose configuration states none has no bound."""
         window = getattr(self.config, "max_position_embeddings", None)
         return window if isinstance(window, int) and window > 0 else UNBOUNDED
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Without dropout; the module's mode is as it was afterwards."""
+        was_training = self.module.training
+        self.module.eval()
+        try:
+            yield
+        finally:
+            self.module.train(was_training)
 
     def hidden(
         self,
@@ -330,6 +341,10 @@ class LanguageModel:
                 torch.mm(hidden_NH, weight_VH[block].float().T, out=logits_NV[:, block])
         if head.bias is not None:
             logits_NV += head.bias[: self.num_tokens].float()
+        return self.finish_logits(logits_NV)
+
+    def finish_logits(self, logits_NV: torch.Tensor) -> torch.Tensor:
+        """The head's products [N, V] with the model's own scale and cap and the banned ids, in place if it can be."""
         if self._scale != 1.0:
             logits_NV *= self._scale
         if self._softcap is not None:

@@ -40,6 +40,11 @@ def has_penalties(sampling: Sampling) -> bool:
     return sampling.presence_penalty != 0.0 or sampling.repetition_penalty != 1.0
 
 
+def has_cuts(sampling: Sampling) -> bool:
+    """Whether some tokens of the distribution are never drawn."""
+    return sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.min_p > 0.0
+
+
 def adjust(logits_RV: torch.Tensor, sampling: Sampling, seen: SeenTokens | None = None) -> torch.Tensor:
     """Logits that are sampled from: penalties, temperature, top-k, top-p, min-p, in the order of transformers.
 
@@ -82,6 +87,42 @@ def draw(logits_RV: torch.Tensor, uniforms_R: np.ndarray | None) -> torch.Tensor
     sums_RV = logits_RV.softmax(-1).double().cumsum(-1)
     uniforms_R1 = torch.from_numpy(uniforms_R).to(sums_RV.device).unsqueeze(1)
     return torch.searchsorted(sums_RV, uniforms_R1 * sums_RV[:, -1:], right=True).squeeze(1)
+
+
+BLOCK = 256
+"""Probabilities that are summed at once."""
+
+
+def draw_by_block(
+    logits_RV: torch.Tensor, temperature: float, uniforms_R: np.ndarray
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids int64 [R] and their log-probabilities fp32 [R] of softmax(logits / temperature), without any cut.
+
+    As `draw` and `gather_logprobs` up to rounding, in a quarter of the passes: sums over blocks lead to the block, and
+    sums within it to the token. `logits_RV` is overwritten.
+    """
+    num_rows, num_ids = logits_RV.shape
+    if temperature != 1.0:
+        logits_RV /= temperature
+    logits_RV -= logits_RV.amax(-1, keepdim=True)
+    chances_RV = logits_RV.exp()
+    whole = num_ids // BLOCK * BLOCK
+    blocks = [chances_RV[:, :whole].view(num_rows, -1, BLOCK).sum(-1), chances_RV[:, whole:].sum(-1, keepdim=True)]
+    sums_RB = torch.cat(blocks, -1).double().cumsum(-1)
+    totals_R1 = sums_RB[:, -1:]
+    wanted_R1 = torch.from_numpy(uniforms_R).unsqueeze(1) * totals_R1
+    block_R1 = _first_above(sums_RB, wanted_R1)
+    before_R1 = torch.where(block_R1 > 0, sums_RB.gather(1, (block_R1 - 1).clamp(min=0)), 0.0)
+    ids_RI = block_R1 * BLOCK + torch.arange(BLOCK)
+    inside_RI = torch.where(ids_RI < num_ids, chances_RV.gather(1, ids_RI.clamp(max=num_ids - 1)), 0.0)
+    ids_R1 = block_R1 * BLOCK + _first_above(inside_RI.double().cumsum(-1), wanted_R1 - before_R1)
+    return ids_R1.squeeze(1), (logits_RV.gather(1, ids_R1) - totals_R1.log()).squeeze(1).float()
+
+
+def _first_above(sums_RN: torch.Tensor, wanted_R1: torch.Tensor) -> torch.Tensor:
+    """The number of the first sum above the wanted one, int64 [R, 1]; of the last rise where rounding asks for more."""
+    last_R1 = sums_RN[:, -1:]
+    return torch.searchsorted(sums_RN, wanted_R1.minimum(last_R1.nextafter(torch.zeros_like(last_R1))), right=True)
 
 
 class RowStreams:

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from harness.rollout.base import Sampling
-from harness.rollout.sampling import RowStreams, SeenTokens, adjust, draw, has_penalties
+from harness.rollout.sampling import BLOCK, RowStreams, SeenTokens, adjust, draw, draw_by_block, has_penalties
 
 CPU = torch.device("cpu")
 
@@ -134,3 +134,28 @@ def test_streams_are_uniform():
     # Mean of 13,000 uniforms: standard error 1 / sqrt(12 * 13,000) = 0.0025.
     assert math.isclose(numbers.mean(), 0.5, abs_tol=0.01)
     assert len(np.unique(numbers)) == numbers.size
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    num_ids=st.sampled_from([1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 3 * BLOCK + 17]),
+    temperature=st.sampled_from([0.2, 1.0, 5.0]),
+)
+def test_draw_by_block_is_draw(seed, num_ids, temperature):
+    """Up to rounding: a draw within 1e-6 of the border of two tokens may fall on either."""
+    generator = torch.Generator().manual_seed(seed)
+    logits_RV = 4 * torch.randn(6, num_ids, generator=generator)
+    logits_RV[:, ::5] = -1e9  # banned
+    logits_RV[:, num_ids // 2] = 1.0
+    uniforms_R = np.random.default_rng(seed).random(6)
+    uniforms_R[:2] = 0.0, 1 - 2**-53
+    ids_R, logprobs_R = draw_by_block(logits_RV.clone(), temperature, uniforms_R)
+    scaled_RV = logits_RV / temperature
+    expected_R = scaled_RV.double().log_softmax(-1).gather(1, ids_R.unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(logprobs_R.double(), expected_R, atol=1e-5, rtol=1e-6)
+    sums_RV = scaled_RV.double().softmax(-1).cumsum(-1)
+    for row, token_id in enumerate(ids_R.tolist()):
+        assert logits_RV[row, token_id] > -1e9
+        below = sums_RV[row, token_id - 1].item() if token_id else 0.0
+        assert below - 1e-6 <= uniforms_R[row] <= sums_RV[row, token_id].item() + 1e-6
