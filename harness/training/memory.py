@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from harness.config.deployment import Deployment
 from harness.config.engines import RolloutConfig
 from harness.config.update import UpdateConfig
 from harness.errors import UserError
+from harness.models.kernels import Kernels, installed_kernels
 from harness.models.shapes import FULL, LINEAR, ModelShape
 
 if TYPE_CHECKING:
@@ -35,9 +36,6 @@ ASLEEP_BYTES = 1.5 * GB
 """Assumed: what a sleeping vLLM keeps, its graphs and context."""
 CHUNK = 64
 """Tokens of a chunk of the gated delta rule."""
-
-Kernels = Literal["torch", "fla"]
-"""How linear attention is computed: transformers' own code, or flash-linear-attention and causal-conv1d."""
 
 
 def tile_tokens(num_ids: int, logit_memory_mb: float) -> int:
@@ -234,6 +232,7 @@ def memory_text(student: LanguageModel, config: UpdateConfig, num_ranks: int = 1
         update=config,
         world_size=num_ranks,
         dtype=str(student.compute_dtype).removeprefix("torch."),
+        kernels=installed_kernels() if student.device.type == "cuda" else "torch",
         num_ids=student.num_tokens,
         num_weights=sum(p.numel() for p in student.module.parameters()),
     )

@@ -13,13 +13,13 @@ from harness.config.deployment import Deployment, TeacherPlace
 from harness.config.gpus import GPUS
 from harness.config.schema import RunConfig
 from harness.errors import UserError
+from harness.models.kernels import Kernels
 from harness.models.shapes import ModelShape
 from harness.preflight.plan.costs import Cost, cost_of
 from harness.preflight.plan.counting import Assumptions, StepCount, count_step
 from harness.training.memory import (
     GB,
     STATE_BYTES,
-    Kernels,
     TeacherLoad,
     engine_needs,
     patches_of,

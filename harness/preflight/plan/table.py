@@ -13,12 +13,13 @@ from rich.text import Text
 
 from harness.config.cluster import ClusterConfig
 from harness.config.gpus import GPUS
+from harness.models.kernels import Kernels
 from harness.models.shapes import ModelShape
 from harness.preflight.placement import place_texts
 from harness.preflight.plan.cells import Plan
 from harness.preflight.plan.costs import published
 from harness.preflight.plan.counting import OF_OTHERS, STEPS_PER_SECOND, Assumptions
-from harness.training.memory import GB, Kernels
+from harness.training.memory import GB
 
 WIDTH = 120
 MEMORY_COLUMNS = {
