@@ -7,14 +7,11 @@ torch and transformers are imported only when a layer is tried.
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
-
-from packaging.version import Version
 
 from harness.errors import UserError, first_line
 
@@ -25,8 +22,6 @@ Kernels = Literal["torch", "fla"]
 """How linear attention is computed: transformers' own code, or flash-linear-attention and causal-conv1d."""
 LINEAR_PACKAGES = {"fla": "flash-linear-attention", "causal_conv1d": "causal-conv1d"}
 """Modules, and the distributions that have them."""
-FP8_PACKAGE, FP8_RELEASES = "kernels", ("0.18.2", "0.19")
-"""The releases from, and before, which transformers 5.23 takes; others do not count as installed."""
 INSTALL = "pip install -e '.[gpu]' in the checkout"
 BLOCK = 128
 """Rows and columns of a block of FP8 weights that has a scale of its own."""
@@ -42,13 +37,11 @@ def installed_kernels() -> Kernels:
 
 
 def has_fp8() -> bool:
-    """Whether transformers will find its kernels for FP8 weights; the kernel itself comes from the hub or its cache."""
-    try:
-        version = Version(importlib.metadata.version(FP8_PACKAGE))
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    oldest, newest = map(Version, FP8_RELEASES)
-    return oldest <= version < newest
+    """Whether transformers finds `kernels` in a release that it takes; the kernel itself comes from the hub or its
+    cache."""
+    from transformers.utils.import_utils import is_kernels_available
+
+    return bool(is_kernels_available())
 
 
 def try_linear(device: str, *, hidden: int = 256, num_tokens: int = 192, plain: bool = False) -> torch.Tensor:

@@ -34,6 +34,8 @@ RUNTIME_BYTES = 2 * GB
 """Assumed: CUDA's and NCCL's own, and what the allocator cannot use."""
 ASLEEP_BYTES = 1.5 * GB
 """Assumed: what a sleeping vLLM keeps, its graphs and context."""
+ENGINE_BYTES = 3 * GB
+"""Assumed: a vLLM's graphs, and what its largest pass takes, a picture's included."""
 CHUNK = 64
 """Tokens of a chunk of the gated delta rule."""
 
@@ -196,6 +198,11 @@ def phases(
 def engine_needs(shape: ModelShape, *, longest: int, tensor_parallel: int = 1) -> float:
     """Least bytes of a vLLM engine on each of its GPUs: weights, one sequence's cache, and 5 % to work with."""
     return (1.05 * shape.weight_bytes + shape.cache_bytes(longest)) / tensor_parallel
+
+
+def engine_cache(shape: ModelShape, *, share: float) -> float:
+    """Bytes that an engine's `share` of a GPU leaves for the cache: without weights, graphs and a pass at work."""
+    return max(0.0, share - shape.weight_bytes - ENGINE_BYTES)
 
 
 def _vision(shape: ModelShape, num_patches: int, *, is_16bit: bool, checkpointing: bool) -> tuple[float, float]:

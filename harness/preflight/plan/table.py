@@ -51,6 +51,7 @@ def plan_text(plans: Sequence[Plan], assumed: Assumptions, kernels: Kernels) -> 
             "",
             *_totals(plans, trained, cluster),
             "",
+            *dict.fromkeys(note for plan in plans for note in plan.notes),
             *_assumptions(trained, assumed, kernels),
         ]
     console = Console(width=WIDTH, markup=False, highlight=False, emoji=False)
@@ -95,6 +96,7 @@ def _record(plan: Plan) -> dict[str, Any]:
         "disk": None if cost is None else cost.disk_bytes,
         "paper": None if paper is None else {"hours": paper[0], "flops": paper[1]},
         "problems": plan.problems,
+        "notes": plan.notes,
     }
 
 

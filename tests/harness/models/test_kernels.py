@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-
 import pytest
 import torch
 
 from harness.errors import UserError
-from harness.models import kernels
 from harness.models.kernels import has_fp8, installed_kernels, missing_linear, try_fp8, try_linear
 
 
@@ -36,17 +33,3 @@ def test_linear_kernels_that_do_not_run_are_named(monkeypatch):
 def test_an_fp8_layer_needs_kernels():
     with pytest.raises(UserError, match=r"FP8 layer does not run on cpu .*kernels.*: pip install -e '.\[gpu\]'"):
         try_fp8("cpu")
-
-
-@pytest.mark.parametrize(
-    ("version", "expected"), [("0.18.2", True), ("0.18.9", True), ("0.18.1", False), ("0.19", False)]
-)
-def test_releases_that_transformers_takes(monkeypatch, version, expected):
-    monkeypatch.setattr(importlib.metadata, "version", {"kernels": version}.get)
-    assert has_fp8() == expected
-
-
-def test_the_releases_are_those_of_the_installed_transformers():
-    from transformers.dependency_versions_table import deps
-
-    assert deps["kernels"] == "kernels>=" + ",<".join(kernels.FP8_RELEASES)
