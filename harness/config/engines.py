@@ -28,7 +28,8 @@ class VllmConfig:
     cache_gib: PositiveFloat | None = None
     """GiB of the key-value cache. `null` takes what is left of the engine's share, and 1 GiB without a GPU."""
     max_model_len: PositiveInt | None = None
-    """Most tokens of prompt and completion together. `null` is the model's context window."""
+    """Most tokens of prompt and completion together. `null` is the model's context window. On a GPU it is as much of it
+    as the cache holds once."""
     enforce_eager: bool = False
     """Compile no graphs: the engine starts faster and samples slower."""
     prefix_caching: bool = True

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from harness.config.deployment import gpu_problems
 from harness.config.engines import ENGINES
 from harness.errors import UserError
+from harness.models.shapes import LINEAR
 from harness.preflight.parts import Actor, Finding, Preflight, Warn, found_by
 from harness.types import Question, TrainingSample
 from methods.base import plain_prompt
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from harness.serving.endpoints import Endpoints
 
 PROBE = "2 + 2 = ?"
+FP8_CAPABILITY = (8, 9)
+"""Older GPUs get FP8 weights as 16-bit ones."""
+SLOW_LINEAR = "an update takes 2.3 times as long at 0.8B, 1.5 times at 9B (estimated)"
 PROBE_SECONDS = 60.0
 """For an endpoint's first token, and for one that answers with errors: it may be busy, or compile."""
 
@@ -59,6 +63,38 @@ def _description(run: Preflight, actor: Actor) -> Iterator[Finding]:
     window = _window(described)
     size = "" if window is None else f", context window {window}"
     yield f"the {actor.role}'s is {names}{size}, {actor.config.path}"
+
+
+def kernels(run: Preflight) -> Iterator[Finding]:
+    """What transformers takes for its layers on a GPU, and is no part of it. A layer of each kind is tried there."""
+    import torch
+
+    if torch.cuda.is_available() and run.deployment.num_gpus:
+        yield from found_by(*(_kernels(run, actor) for actor in run.read if actor.is_loaded))
+
+
+def _kernels(run: Preflight, actor: Actor) -> Iterator[Finding]:
+    import torch
+
+    from harness.models.kernels import INSTALL, has_fp8, missing_linear, try_fp8, try_linear
+
+    described = run.described[actor.role]
+    quantized = getattr(described, "quantization_config", None) or {}
+    if quantized.get("quant_method") == "fp8" and torch.cuda.get_device_capability() >= FP8_CAPABILITY:
+        if not has_fp8():
+            raise UserError(
+                f"{actor.config.path} has FP8 weights, which transformers multiplies with the package kernels, and a "
+                f"release that it takes is not installed: {INSTALL}"
+            )
+        yield f"an FP8 layer runs, {try_fp8('cuda'):.1%} from its product in fp32"
+    if LINEAR not in (getattr(described.get_text_config(), "layer_types", None) or ()):
+        return
+    if missing := missing_linear():
+        text = f"without {' and '.join(missing)} the {actor.role}'s linear attention is slow: {SLOW_LINEAR}"
+        yield Warn(text, INSTALL)
+    else:
+        try_linear("cuda")
+        yield "a linear-attention layer runs by flash-linear-attention and causal-conv1d"
 
 
 def vllm(run: Preflight) -> Iterator[Finding]:
@@ -351,7 +387,7 @@ def _window(described: Any) -> int | None:
 
 
 CHECKS: tuple[Callable[[Preflight], Iterable[Finding]], ...] = (
-    gpus, model_files, vllm, tokenizer, teacher_tokenizer, endpoints, port, engine, grader, suite, evaluation_judge,
-    judge, questions, media, steps, context,
+    gpus, model_files, kernels, vllm, tokenizer, teacher_tokenizer, endpoints, port, engine, grader, suite,
+    evaluation_judge, judge, questions, media, steps, context,
 )  # fmt: skip
 """All that can refuse a run before its models are loaded, once `harness.config.deployment` has accepted it."""

@@ -18,6 +18,8 @@ STUDENT: dict[str, Any] = {
     "load_format": "dummy",  # the trainer fills it
     "hf_overrides": {"head_dtype": "float32"},  # logits as the trainer has them: ratios are formed of the two
 }
+FITTING = -1
+"""vLLM's word for the longest context, up to the model's own, of which its cache holds one."""
 CPU_CACHE_GIB = 1.0
 """Key-value cache without a GPU, where `rollout.vllm.cache_gib` is not set."""
 CPU_BLOCK_SIZE = 32
@@ -41,6 +43,8 @@ def engine_options(config: RolloutConfig, folder: str, *, own_gpus: bool = False
         "enable_prefix_caching": options.prefix_caching and can_cache_prefixes(folder),
     }
     cache_gib = options.cache_gib
+    if options.max_model_len is None and torch.cuda.is_available():
+        chosen["max_model_len"] = FITTING  # the model's window may be more than the share holds even once
     if not torch.cuda.is_available():
         # Without a GPU vLLM cannot set back the generator of a request whose prompt it has read in parts.
         chosen |= {"enable_chunked_prefill": False, "block_size": CPU_BLOCK_SIZE}

@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from harness.config.deployment import Deployment
 from harness.config.engines import RolloutConfig
 from harness.config.update import UpdateConfig
 from harness.errors import UserError
+from harness.models.kernels import Kernels, installed_kernels
 from harness.models.shapes import FULL, LINEAR, ModelShape
 
 if TYPE_CHECKING:
@@ -33,11 +34,10 @@ RUNTIME_BYTES = 2 * GB
 """Assumed: CUDA's and NCCL's own, and what the allocator cannot use."""
 ASLEEP_BYTES = 1.5 * GB
 """Assumed: what a sleeping vLLM keeps, its graphs and context."""
+ENGINE_BYTES = 3 * GB
+"""Assumed: a vLLM's graphs, and what its largest pass takes, a picture's included."""
 CHUNK = 64
 """Tokens of a chunk of the gated delta rule."""
-
-Kernels = Literal["torch", "fla"]
-"""How linear attention is computed: transformers' own code, or flash-linear-attention and causal-conv1d."""
 
 
 def tile_tokens(num_ids: int, logit_memory_mb: float) -> int:
@@ -200,6 +200,11 @@ def engine_needs(shape: ModelShape, *, longest: int, tensor_parallel: int = 1) -
     return (1.05 * shape.weight_bytes + shape.cache_bytes(longest)) / tensor_parallel
 
 
+def engine_cache(shape: ModelShape, *, share: float) -> float:
+    """Bytes that an engine's `share` of a GPU leaves for the cache: without weights, graphs and a pass at work."""
+    return max(0.0, share - shape.weight_bytes - ENGINE_BYTES)
+
+
 def _vision(shape: ModelShape, num_patches: int, *, is_16bit: bool, checkpointing: bool) -> tuple[float, float]:
     """What the vision tower keeps, and what one of its blocks takes when it is computed again."""
     if shape.vision is None or not num_patches:
@@ -231,6 +236,7 @@ def memory_text(student: LanguageModel, config: UpdateConfig, num_ranks: int = 1
             update=config,
             world_size=num_ranks,
             dtype=str(student.compute_dtype).removeprefix("torch."),
+            kernels=installed_kernels() if student.device.type == "cuda" else "torch",
             num_ids=student.num_tokens,
             num_weights=sum(p.numel() for p in student.module.parameters()),
         )

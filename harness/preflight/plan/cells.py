@@ -13,14 +13,16 @@ from harness.config.deployment import Deployment, TeacherPlace
 from harness.config.gpus import GPUS
 from harness.config.schema import RunConfig
 from harness.errors import UserError
+from harness.models.kernels import Kernels
 from harness.models.shapes import ModelShape
 from harness.preflight.plan.costs import Cost, cost_of
 from harness.preflight.plan.counting import Assumptions, StepCount, count_step
 from harness.training.memory import (
+    ENGINE_BYTES,
     GB,
     STATE_BYTES,
-    Kernels,
     TeacherLoad,
+    engine_cache,
     engine_needs,
     patches_of,
     phases,
@@ -50,6 +52,8 @@ class Plan:
     cost: Cost | None
     problems: tuple[str, ...] = ()
     """What does not fit, and what to change."""
+    notes: tuple[str, ...] = ()
+    """What fits and is slow."""
 
     @property
     def peak(self) -> float:
@@ -87,6 +91,7 @@ def plan_cell(
         memory=memory,
         cost=cost_of(config, deployment, student, teacher, count, assumed),
         problems=tuple(_problems(config, method, deployment, student, teacher, count, kernels)),
+        notes=tuple(_cache_notes(config, deployment, student, count)),
     )
 
 
@@ -116,7 +121,7 @@ def memory_of(
         deployment=deployment,
         rollout=config.rollout,
         gpu_bytes=0.0 if gpu is None else gpu.memory_gb * GB,
-        num_sequences=min(config.rollout.max_sequences, -(-count.num_student // world)),
+        num_sequences=_num_sequences(config, deployment, count),
         longest=count.longest,
         teacher=_load(config, deployment.teacher, teacher, count),
     )
@@ -169,6 +174,29 @@ def _problems(
             )
             break
     yield from _engine_problems(config, deployment, student, teacher, count, room)
+
+
+def _num_sequences(config: RunConfig, deployment: Deployment, count: StepCount) -> int:
+    """Sequences that a rank decodes at a time."""
+    return min(config.rollout.max_sequences, -(-count.num_student // deployment.world_size))
+
+
+def _cache_notes(config: RunConfig, deployment: Deployment, student: ModelShape, count: StepCount) -> Iterator[str]:
+    """A cache that holds only some of a rank's sequences at a time: the others wait, or are read once more."""
+    gpu = GPUS.get(config.cluster.gpu)
+    if gpu is None or not deployment.student.in_vllm or config.rollout.vllm.cache_gib is not None:
+        return
+    fraction, room = config.rollout.vllm.memory_fraction, gpu.memory_gb * GB
+    num, one = _num_sequences(config, deployment, count), student.cache_bytes(count.longest)
+    held = engine_cache(student, share=fraction * room) / one
+    if held >= num:
+        return
+    wanted = _up((student.weight_bytes + ENGINE_BYTES + num * one) / room)
+    remedy = f"rollout.vllm.memory_fraction={wanted:g} holds all" if wanted <= 0.9 else "a larger GPU holds more"
+    yield (
+        f"{config.student.name}: the student's engine holds {held:.0f} of the {num} sequences of {count.longest} "
+        f"tokens that a GPU decodes at a time ({held * one / GB:.1f} of {num * one / GB:.1f} GB of cache): {remedy}"
+    )
 
 
 def _engine_problems(

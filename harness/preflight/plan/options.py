@@ -6,9 +6,10 @@ import argparse
 from dataclasses import fields
 
 from harness.errors import UserError
+from harness.models.kernels import Kernels, installed_kernels
 from harness.preflight.plan.counting import Assumptions
 from harness.preflight.plan.power import with_spread
-from harness.training.memory import Kernels
+from harness.process.devices import has_gpus
 
 HELP = {
     "response_tokens": "mean length of a response; default: rollout.max_response_tokens",
@@ -37,8 +38,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kernels",
         choices=("fla", "torch"),
-        default="fla",
-        help="of linear attention: flash-linear-attention, or transformers' own code; default fla",
+        help="of linear attention: flash-linear-attention, or transformers' own code; default: what is installed on a "
+        "machine with GPUs, else fla",
     )
 
 
@@ -52,4 +53,5 @@ def read_options(args: argparse.Namespace) -> tuple[Assumptions, Kernels]:
         if value < 0 or (value == 0 and name in ("mfu", "bandwidth", "prompt_tokens")):
             raise UserError(f"{option} must be above 0, got {value:g}")
     assumed = Assumptions(**values)
-    return assumed if args.spread is None else with_spread(assumed, args.spread), args.kernels
+    kernels = args.kernels or (installed_kernels() if has_gpus() else "fla")
+    return assumed if args.spread is None else with_spread(assumed, args.spread), kernels

@@ -11,6 +11,7 @@ from harness.config.compose import compose_sweep, parse_overrides
 from harness.config.deployment import Deployment, build_method, resolved
 from harness.config.schema import ModelConfig
 from harness.errors import UserError
+from harness.models.kernels import Kernels
 from harness.models.shapes import ModelShape, shape_of
 from harness.preflight.machine import Check
 from harness.preflight.plan.cells import Plan, may_have_media, plan_cell, refuse
@@ -18,7 +19,6 @@ from harness.preflight.plan.counting import Assumptions
 from harness.preflight.plan.pairs import check_pair
 from harness.preflight.plan.table import plan_json, plan_text
 from harness.study.cells import Cell, expand
-from harness.training.memory import Kernels
 
 SWEEP = "sweep"
 

@@ -14,13 +14,14 @@ from rich.text import Text
 
 from harness.config.cluster import ClusterConfig
 from harness.config.gpus import GPUS
+from harness.models.kernels import Kernels
 from harness.models.shapes import ModelShape
 from harness.preflight.placement import place_texts
 from harness.preflight.plan.cells import Plan
 from harness.preflight.plan.costs import published
 from harness.preflight.plan.counting import OF_OTHERS, STEPS_PER_SECOND, Assumptions
 from harness.preflight.plan.power import Detectable, detectable_leads
-from harness.training.memory import GB, Kernels
+from harness.training.memory import GB
 
 WIDTH = 120
 MEMORY_COLUMNS = {
@@ -52,6 +53,7 @@ def plan_text(plans: Sequence[Plan], assumed: Assumptions, kernels: Kernels) -> 
             "",
             *_totals(plans, trained, cluster),
             "",
+            *dict.fromkeys(note for plan in plans for note in plan.notes),
             *_assumptions(trained, assumed, kernels),
         ]
     if leads := detectable_leads(plans, assumed):
@@ -107,6 +109,7 @@ def _record(plan: Plan) -> dict[str, Any]:
         "disk": None if cost is None else cost.disk_bytes,
         "paper": None if paper is None else {"hours": paper[0], "flops": paper[1]},
         "problems": plan.problems,
+        "notes": plan.notes,
     }
 
 

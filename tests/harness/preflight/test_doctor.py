@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import socket
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from harness.app import main
+from harness.config.schema import ModelConfig
 from harness.errors import UserError
+from harness.models.loading import resolve_path
 from harness.preflight import doctor
 from harness.preflight import machine as doctor_machine
 from harness.preflight.doctor import report, run_checks
@@ -275,3 +280,55 @@ def test_the_report_is_aligned_and_wrapped():
         "",
         "2 checks: 1 failed, 0 warnings",
     ]
+
+
+# --- kernels on a GPU ---
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine with an H100, as far as its checks look."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(
+        "torch.cuda.get_device_properties", lambda index: SimpleNamespace(name="H100", total_memory=80 * 2**30)
+    )
+
+
+def fp8_folder(folder: Path) -> Path:
+    shutil.copytree(resolve_path(ModelConfig(name="s", path="tiny:hybrid")), folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_fp8_weights_need_kernels_on_a_gpu_and_linear_attention_is_slow_without_its_own(gpu, tmp_path):
+    teacher = [f"teacher.path={fp8_folder(tmp_path / 'fp8')}", "teacher=hf"]
+    found = run_checks(["method=on_policy_kd", "student=tiny_hybrid", "eval=none", *teacher])
+    checks = [(check.state, check.text, check.remedy) for check in found if check.name == "kernels"]
+    install = "pip install -e '.[gpu]' in the checkout"
+    slow = (
+        "without flash-linear-attention and causal-conv1d the student's linear attention is slow: an update takes 2.3 "
+        "times as long at 0.8B, 1.5 times at 9B (estimated)"
+    )
+    fp8 = (
+        f"{tmp_path}/fp8 has FP8 weights, which transformers multiplies with the package kernels, and a release that "
+        f"it takes is not installed: {install}"
+    )
+    assert checks == [("warn", slow, install), ("fail", fp8, "")]
+
+
+@pytest.mark.slow
+def test_without_a_gpu_no_kernels_are_asked_for(tmp_path):
+    teacher = [f"teacher.path={fp8_folder(tmp_path / 'fp8')}", "teacher=hf"]
+    assert texts("method=on_policy_kd", "student=tiny_hybrid", "eval=none", *teacher, name="kernels") == []
+
+
+@pytest.mark.slow
+def test_a_gpu_that_has_no_fp8_gets_16_bit_weights(gpu, monkeypatch, tmp_path):
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (8, 0))
+    teacher = [f"teacher.path={fp8_folder(tmp_path / 'fp8')}", "teacher=hf"]
+    found = texts("method=on_policy_kd", "student=tiny_hybrid", "eval=none", *teacher, name="kernels")
+    assert [state for state, _ in found] == ["warn", "warn"]

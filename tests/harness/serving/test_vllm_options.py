@@ -35,6 +35,13 @@ def test_an_engine_with_gpus_of_its_own_has_most_of_them():
     assert engine_options(RolloutConfig(), folder_of("s"), own_gpus=True)["gpu_memory_utilization"] == 0.9
 
 
+@pytest.mark.parametrize(("on_gpu", "expected"), [(False, None), (True, -1)])
+def test_without_a_limit_the_context_is_what_a_gpu_holds(monkeypatch, on_gpu, expected):
+    """9B has 262,144 tokens, 8 GiB of cache, and vLLM does not start where one such sequence does not fit."""
+    monkeypatch.setattr(vllm_options.torch.cuda, "is_available", lambda: on_gpu)
+    assert engine_options(RolloutConfig(), folder_of("s")).get("max_model_len") == expected
+
+
 def test_what_is_asked_for_comes_before_what_fits_a_machine():
     asked = VllmConfig(cache_gib=0.25, enforce_eager=True, prefix_caching=False)
     options = engine_options(RolloutConfig(vllm=asked), folder_of("hybrid"))

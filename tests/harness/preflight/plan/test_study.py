@@ -28,6 +28,16 @@ def record() -> dict:
     return json.loads(plan_command(FULL_PLAN, assumed=Assumptions(), as_json=True))
 
 
+def test_a_cache_that_holds_some_of_the_sequences_is_said(record):
+    """9B on an H100: 0.3 x 85.0 - 18.8 GB of weights - 3 leave 3.7 GB. A sequence of 16,384 tokens has 8 layers x 2 x
+    4 heads x 256 x 2 bytes a token = 0.54 GB, and 52 MB of states. So 64 want 37.7 GB, and all of it is 0.71."""
+    cells = {cell["label"]: cell for cell in record["cells"] if cell["student"] == "qwen3_5_9b"}
+    (note,) = cells["on_policy_kd"]["notes"]
+    assert note.startswith("qwen3_5_9b: the student's engine holds 6 of the 64 sequences of 16384 tokens")
+    assert "(3.7 of 37.7 GB of cache): rollout.vllm.memory_fraction=0.71 holds all" in note
+    assert all(not cell["notes"] for cell in record["cells"] if cell["memory"] is None)
+
+
 @pytest.mark.clause("C018", "C092")
 def test_cells_of_the_papers_study(record):
     cells = {(cell["label"], cell["student"]): cell for cell in record["cells"]}
