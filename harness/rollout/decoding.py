@@ -162,12 +162,12 @@ class DenseDecoder:
                 prompt.append(torch.stack([k_KTD, v_KTD]))
                 per = heads.num_queries // heads.num_keys
                 own = attention(
-                    q_KTD[None], *(x.repeat_interleave(per, 0)[None] for x in (k_KTD, v_KTD)), heads, causal=True
+                    q_KTD[None], [x.repeat_interleave(per, 0)[None] for x in (k_KTD, v_KTD)], heads, causal=True
                 )
                 if before is not None:
                     # The query heads of a key are queries of one product.
                     q_1KQD = q_KTD.reshape(1, heads.num_keys, -1, heads.dim)
-                    own = mixed(attention(q_1KQD, *before[number][:, None], heads), own), own[1]
+                    own = mixed(attention(q_1KQD, before[number][:, None], heads), own), own[1]
                 found.append(own[0][0].transpose(0, 1).flatten(1))
             return torch.cat(found)
 

@@ -6,7 +6,7 @@ Shape suffixes: R live sequences, S places, G groups, N places a group, K key-va
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,11 +30,12 @@ class Heads(NamedTuple):
 
 
 def attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: Heads, *, causal: bool = False,
+    q: torch.Tensor, kept: Iterable[torch.Tensor], heads: Heads, *, causal: bool = False,
     bias: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """Softmax attention of q [batch, heads, queries, D], and the logarithm of each query's sum of weights."""
-    return _FLASH(q, k, v, 0.0, causal, attn_mask=bias, scale=heads.scale)
+    """Softmax attention of q [batch, heads, queries, D] to keys and values, and the logarithm of each query's sum."""
+    keys, values = kept
+    return _FLASH(q, keys, values, 0.0, causal, attn_mask=bias, scale=heads.scale)
 
 
 def mixed(part: tuple[torch.Tensor, torch.Tensor], other: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -127,16 +128,15 @@ class GroupCache:
         q[self._rows_R] = heads_RKD[:, : heads.num_queries]
         # Query heads of a key, and with the prompt all sequences of a group too, are queries of one product.
         own = attention(
-            q.view(num_places, keys, -1, dim), *kept[:, :num_places, :, :num_new], heads, bias=self._kept_bias
+            q.view(num_places, keys, -1, dim), kept[:, :num_places, :, :num_new], heads, bias=self._kept_bias
         )
         grouped = q.view(num_groups, size, keys, -1, dim).transpose(1, 2)
-        part = attention(
-            grouped.reshape(num_groups, keys, -1, dim), *self._prompts[number, :, :num_groups, :, :num_prompt], heads,
+        found, logs = attention(
+            grouped.reshape(num_groups, keys, -1, dim), self._prompts[number, :, :num_groups, :, :num_prompt], heads,
             bias=self._prompt_bias,
         )  # fmt: skip
-        part = tuple(
-            x.view(num_groups, keys, size, heads.num_queries // keys, *x.shape[3:]).transpose(1, 2) for x in part
-        )
+        shape = num_groups, keys, size, heads.num_queries // keys
+        part = found.view(*shape, dim).transpose(1, 2), logs.view(shape).transpose(1, 2)
         return mixed(part, own)[self._rows_R].flatten(1)
 
     def _make_room(self, num_groups: int, num_prompt: int) -> None:
