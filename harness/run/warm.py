@@ -16,16 +16,12 @@ LATE = (
     "torch._dynamo",  # with the first optimizer
     "torchvision",  # with the first processor
     "transformers.models.qwen3_5.modeling_qwen3_5",  # with the first model of the tiny family
-    "methods.distill",
-    "methods.grpo",
-    "methods.zppo",
 )
 """What a run imports while it makes its parts."""
 
 
 def load() -> None:
     """Import what a run imports sooner or later, the libraries of evaluation without what importing them changes."""
-    import harness.commands.train
     import harness.evaluation.evaluate
     import harness.run.run
     import harness.training.models
