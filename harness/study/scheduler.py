@@ -373,7 +373,7 @@ def _written(run_dir: Path) -> bytes | None:
 
 
 def _last_words(job: _Job) -> str:
-    code = job.process.returncode
+    code = job.process.wait()
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
     lines = [line for line in tail(job.log).splitlines() if line.strip() and not line.startswith("=== ")]
