@@ -1,6 +1,7 @@
 """Runs the cells of a study, each in a process of its own.
 
-Each cell has its own process: a crash or a leak of one cannot reach the next, and device memory is given back. The lock
+Each cell has its own process: a crash or a leak of one cannot reach the next, and device memory is given back. Without
+GPUs it is a fork of a server that has the libraries imported (`harness.process.warm`). The lock
 of the run folder (`harness.records.lock`) decides who runs a cell, so several launchers may work on one study. A
 launcher waits for what a killed one left running. Imports no torch.
 """
@@ -18,13 +19,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from rich.console import Console
 
 from harness.errors import UserError
-from harness.process.devices import num_cores
+from harness.process.devices import has_gpus, num_cores
 from harness.process.preemption import handling
+from harness.process.warm import WarmProcess, WarmServer, is_possible
 from harness.records.folder import RunFolder, is_done, log_prefix, other_configuration
 from harness.records.lock import Owner, Watch
 from harness.records.read import Damaged
@@ -35,6 +37,7 @@ from harness.study.slots import Slots
 from harness.study.status import last_metrics, reward_of, seconds_left, step_of, tail
 
 COMMAND = (sys.executable, "-m", "harness.app", "train")
+WARM = (sys.executable, "-m", "harness.run.warm")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 POLL_SECONDS = 0.2
 PREEMPT_GRACE = 60.0
@@ -94,6 +97,7 @@ def run_cells(
         raise SystemExit(130) from None
     finally:
         launch.stop()
+        launch.starter.close()
     outcomes = [launch.outcomes[cell.run_dir] for cell in cells]
     launch.progress.say(summary(outcomes))
     return outcomes
@@ -158,6 +162,7 @@ class _Launch:
         progress: Progress,
     ) -> None:
         self.cells, self.jobs, self.command, self.slots, self.progress = cells, jobs, command, slots, progress
+        self.starter = _Starter(num_threads=max(1, num_cores() // jobs))
         self.waiting: deque[Cell] = deque()
         self.running: dict[Path, _Job] = {}
         self.elsewhere: dict[Path, tuple[Cell, Owner]] = {}
@@ -257,7 +262,7 @@ class _Launch:
             anew = ("--force",) if self._is_outdated(cell) else ()
             self._outdated.pop(cell.run_dir, None)
             command = (*self.command, *anew)
-            job = _start(cell, command, num_threads=max(1, num_cores() // self.jobs), gpus=gpus)
+            job = self.starter.start(cell, command, gpus)
             self.running[cell.run_dir] = job
             self.progress.changed(Row(cell.name, "start", note=f"log {job.log}"))
 
@@ -291,7 +296,7 @@ def _row_of(outcome: Outcome) -> Row:
 @dataclass
 class _Job:
     cell: Cell
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | WarmProcess
     log: Path
     gpus: tuple[str, ...]
     started: float = field(default_factory=time.monotonic)
@@ -312,21 +317,43 @@ class _Job:
         self.process.wait()
 
 
-def _start(cell: Cell, command: Sequence[str], *, num_threads: int, gpus: tuple[str, ...]) -> _Job:
-    log = log_path(cell)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(num_threads)) | {"PYTHONUNBUFFERED": "1"}
-    if gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    line = [*command, *cell.overrides]
-    with log.open("ab") as stream:
-        stream.write(f"=== {datetime.now().isoformat(timespec='seconds')} {' '.join(line)}\n".encode())
-        stream.flush()
-        # A session of its own: Ctrl-C reaches the scheduler only, and the cell's helpers are stopped with it.
-        process = subprocess.Popen(
+class _Starter:
+    """Starts cells, as forks of one server where that is safe: CUDA is not, and GPUs are for runs of hours."""
+
+    def __init__(self, num_threads: int) -> None:
+        self._environment = dict.fromkeys(THREAD_VARIABLES, str(num_threads)) | {"PYTHONUNBUFFERED": "1"}
+        self._server: WarmServer | None = None
+
+    def start(self, cell: Cell, command: Sequence[str], gpus: tuple[str, ...]) -> _Job:
+        log = log_path(cell)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        environment = os.environ | self._environment
+        if gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        line = [*command, *cell.overrides]
+        with log.open("ab") as stream:
+            stream.write(f"=== {datetime.now().isoformat(timespec='seconds')} {' '.join(line)}\n".encode())
+            stream.flush()
+            process = self._fork(line, environment, stream) or self._fresh(line, environment, stream)
+        return _Job(cell, process, log, gpus)
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+
+    def _fork(self, line: Sequence[str], environment: dict[str, str], stream: BinaryIO) -> WarmProcess | None:
+        """None where a fork is not safe, or the server has gone."""
+        if tuple(line[:2]) != COMMAND[:2] or not is_possible() or has_gpus():
+            return None
+        if self._server is None:
+            self._server = WarmServer(WARM, environment)
+        return self._server.start(line[2:], environment, stream)
+
+    def _fresh(self, line: Sequence[str], environment: dict[str, str], stream: BinaryIO) -> subprocess.Popen[bytes]:
+        """A session of its own: Ctrl-C reaches the scheduler only, and the cell's helpers are stopped with it."""
+        return subprocess.Popen(
             line, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment, start_new_session=True
         )
-    return _Job(cell, process, log, gpus)
 
 
 def read_record(run_dir: Path) -> dict[str, Any]:
@@ -346,7 +373,7 @@ def _written(run_dir: Path) -> bytes | None:
 
 
 def _last_words(job: _Job) -> str:
-    code = job.process.returncode
+    code = job.process.wait()
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
     lines = [line for line in tail(job.log).splitlines() if line.strip() and not line.startswith("=== ")]

@@ -63,24 +63,35 @@ if what.startswith("interrupt"):  # with a helper, and deaf to SIGTERM
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     (outputs / "pids.txt").write_text(f"{os.getpid()} {helper.pid}")
-    os.kill(os.getppid(), int(what.split()[1]))
+    os.kill(int(os.environ["LAUNCHER"]), int(what.split()[1]))
     time.sleep(60)
 (folder / "config.yaml").write_bytes((outputs / f"{label}.yaml").read_bytes())
 write(status="done")
 """
 
 
+SERVER = "import sys; from harness.process.warm import main; main(sys.argv[1], lambda: None)"
+FORKED = pytest.mark.parametrize("study", ["fresh", "forked"], indirect=True)
+
+
 @pytest.fixture
-def study(tmp_path, monkeypatch):
+def study(tmp_path, monkeypatch, request):
     """`study(grpo="done", zppo="crash")` gives the cells of a study and prepares what their processes will do."""
     script = tmp_path / "fake_train.py"
     script.write_text(FAKE_TRAIN)
-    monkeypatch.setattr(scheduler, "COMMAND", None)  # no test starts the real one
+    (tmp_path / "server.py").write_text(SERVER)
+    monkeypatch.setattr(scheduler, "WARM", (sys.executable, str(tmp_path / "server.py")))
     monkeypatch.setattr(scheduler, "POLL_SECONDS", 0.02)
+    monkeypatch.setenv("LAUNCHER", str(os.getpid()))
+    is_forked = getattr(request, "param", "fresh") == "forked"
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.getcwd()}")
+    if is_forked:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        monkeypatch.setattr(scheduler._Starter, "_fresh", None)
 
     class Study:
         folder = tmp_path / "s"
-        command = (sys.executable, str(script), str(tmp_path))
+        command = (sys.executable, *(["-m", "fake_train"] if is_forked else [str(script)]), str(tmp_path))
 
         def __call__(self, **plans: str) -> list[Cell]:
             return [self.cell(label, what) for label, what in plans.items()]
@@ -106,6 +117,7 @@ def states(outcomes):
     return [(outcome.cell.label, outcome.state, outcome.error) for outcome in outcomes]
 
 
+@FORKED
 def test_goes_on_past_failures_and_tells_each_ones_last_words(study):
     outcomes = study.run(study(a="crash", b="fail", c="killed", d="unfinished", e="done", f="preempted", g="segfault"))
     assert states(outcomes) == [
@@ -276,6 +288,7 @@ def test_the_gpu_of_a_cell_that_another_process_runs_is_left_out(study, monkeypa
     assert [re.search(r"^GPU (.*)$", log, re.M)[1] for log in logs] == ["3", "3"]
 
 
+@FORKED
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGHUP, 129)]
 )
