@@ -33,7 +33,7 @@ def is_dense(model: LanguageModel) -> bool:
     base = model.module.base_model
     if model.device.type != "cpu" or not model.compute_dtype == model.module.dtype == torch.float32:
         return False
-    layers = getattr(base, "layers", None)
+    layers: list[Any] = list(getattr(base, "layers", None) or ())
     parts = {"embed_tokens", "layers", "norm", "rotary_emb"}
     return bool(layers) and _children(base) == parts and model.can_share_prompts and all(map(_is_plain, layers))
 
@@ -65,7 +65,7 @@ class Packed:
     """Linear layers of one input as one product, with weights in oneDNN's order where torch has it."""
 
     def __init__(self, *layers: nn.Linear, rows: int | None = None) -> None:
-        weight = layers[0].weight[:rows] if len(layers) == 1 else torch.cat([layer.weight for layer in layers])
+        weight = layers[0].weight[:rows] if len(layers) == 1 else torch.cat([layer.weight.data for layer in layers])
         self._bias = None
         if any(layer.bias is not None for layer in layers):
             biases = [weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers]
