@@ -8,7 +8,7 @@ V vocabulary, T tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -65,10 +65,12 @@ class Packed:
     """Linear layers of one input as one product, with weights in oneDNN's order where torch has it."""
 
     def __init__(self, *layers: nn.Linear, rows: int | None = None) -> None:
-        weight = layers[0].weight[:rows] if len(layers) == 1 else torch.cat([layer.weight.data for layer in layers])
+        weight = layers[0].weight[:rows] if len(layers) == 1 else torch.cat([layer.weight for layer in layers])
         self._bias = None
         if any(layer.bias is not None for layer in layers):
-            biases = [weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers]
+            biases: list[torch.Tensor] = [
+                weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers
+            ]
             self._bias = torch.cat(biases)[:rows].detach()
         self._packs = torch.backends.mkldnn.is_available()
         weight = weight.detach().contiguous()
@@ -119,7 +121,7 @@ class DenseDecoder:
 
     def __init__(self, model: LanguageModel) -> None:
         self._model = model
-        self._base: Any = model.module.base_model
+        self._base = cast(Any, model.module.base_model)
         self._layers = [_Layer(layer) for layer in self._base.layers]
         self._head = Packed(model.module.get_output_embeddings(), rows=model.num_tokens)
 
