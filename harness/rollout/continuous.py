@@ -49,7 +49,7 @@ class Waiting:
             logits_PV, caches = decoder.read([piece.given for piece in pieces])
             self._read.extend(zip(pieces, logits_PV, caches, strict=True))
         groups = GROUPS * -(-self.max_sequences // self.size) - cache.num_groups
-        entering = []
+        entering: list[tuple[Piece, torch.Tensor, torch.Tensor]] = []
         while self._read and len(self._read[0][0].indices) <= free and len(entering) < groups:
             entering.append(self._read.popleft())
             free -= len(entering[-1][0].indices)
