@@ -33,7 +33,7 @@ def is_dense(model: LanguageModel) -> bool:
     base = model.module.base_model
     if model.device.type != "cpu" or not model.compute_dtype == model.module.dtype == torch.float32:
         return False
-    layers: list[Any] = list(getattr(base, "layers", None) or ())
+    layers: Any = getattr(base, "layers", None)
     parts = {"embed_tokens", "layers", "norm", "rotary_emb"}
     return bool(layers) and _children(base) == parts and model.can_share_prompts and all(map(_is_plain, layers))
 
