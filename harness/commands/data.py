@@ -71,6 +71,7 @@ def _add_hash(parser: argparse.ArgumentParser) -> None:
 def _build(args: argparse.Namespace) -> int:
     from PIL import Image
 
+    _check_hashing()
     from harness.builders.corpus.build import build
     from harness.builders.corpus.card import summary
     from harness.config.compose import compose
@@ -88,6 +89,14 @@ def _build(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_hashing() -> None:
+    """Raises UserError where what hashes pictures is not installed."""
+    from harness.config.extras import absent
+
+    for line in absent("corpus", ["imagehash"], "zppo data"):
+        raise UserError(line)
+
+
 def _with_fixture(given: dict[str, Any]) -> BuildOptions:
     """The options of a build of made-up sources, which are written next to the corpus."""
     from harness.builders.corpus.fixture import TIER1_CAP, TIER2_CAP, write_fixture
@@ -102,6 +111,7 @@ def _with_fixture(given: dict[str, Any]) -> BuildOptions:
 
 
 def _hash(args: argparse.Namespace) -> int:
+    _check_hashing()
     from harness.builders.corpus.benchmark_hashes import hash_benchmarks
 
     columns = [name for name in args.columns.split(",") if name]

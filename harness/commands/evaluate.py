@@ -174,6 +174,7 @@ def _evaluate(config: RunConfig, out_dir: Path, label: str) -> str:
     """Generate, mark and judge, or only what `eval.stage` names. The model is loaded where it generates. Raises Taken
     where another process evaluates on the same suite; other suites may be under way."""
     from harness.config.deployment import check_devices
+    from harness.config.extras import check_extras
     from harness.evaluation.evaluate import evaluate
     from harness.evaluation.library_tasks import find_tasks
     from harness.evaluation.protocol import Setup
@@ -183,6 +184,7 @@ def _evaluate(config: RunConfig, out_dir: Path, label: str) -> str:
 
     config = dataclasses.replace(config, cluster=ClusterConfig())  # it is one process
     check_devices(config)
+    check_extras(config)
     find_tasks(config.eval)  # before anything is loaded
     with ExitStack() as stack:
         stack.callback(RunLock(out_dir).release)

@@ -25,6 +25,12 @@ def run_report(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     if (args.compare is None) == (not args.studies):
         raise UserError("zppo report needs the folder of a study, or --compare RUN RUN")
 
+    if args.wandb:
+        from harness.config.extras import absent
+
+        for line in absent("wandb", ["wandb"], f"--wandb {args.wandb}"):
+            raise UserError(line)
+
     from reports.compare_runs import compare_runs
     from reports.report import write_report
 

@@ -30,6 +30,7 @@ def run_train(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
 
     from harness.config.compose import compose
     from harness.config.deployment import check_devices, resolved, run_label
+    from harness.config.extras import check_extras
     from harness.config.schema import from_hydra
     from harness.distributed.launch import launch, rank_command
     from harness.distributed.rank import this_place
@@ -46,6 +47,7 @@ def run_train(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
         print(f"{folder}\n    zppo train {shlex.join(args.overrides)}\n1 cell")
         return 0
     check_devices(config)
+    check_extras(config)
     place = this_place()
     if place is None and config.cluster.world_size > 1:
         return launch(config, rank_command(["train", *argv]))
@@ -89,10 +91,12 @@ def _run_study(params: dict[str, str], args: argparse.Namespace) -> int:
         from harness.study.launchers import launch
 
         return launch(cells, launcher, config_dir=args.config_dir, force=args.force)
+    from harness.config.extras import check_extras
     from harness.study.scheduler import exit_code, run_cells
 
     for cell in cells:
         check_devices(cell.config)
+        check_extras(cell.config)
     return exit_code(run_cells(cells, jobs=args.jobs, force=args.force, config_dir=args.config_dir))
 
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 
 from harness.config.compose import compose
 from harness.config.deployment import Deployment, build_method, resolved, run_label
+from harness.config.extras import missing
 from harness.config.schema import RunConfig, from_hydra
 from harness.errors import UserError
 from harness.preflight.checks import CHECKS
@@ -68,6 +69,7 @@ def _config_checks(config: RunConfig, method: Method | None, deployment: Deploym
             return
     except UserError as error:
         yield Check("fail", "folder", str(error))
+    yield from (Check("fail", "packages", line) for line in missing(config))
     with ExitStack() as stack:
         run = Preflight(config, method, deployment, stack)
         for check in () if run.is_idle else CHECKS:

@@ -21,6 +21,7 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from harness.config.extras import install
 from harness.errors import first_line
 from harness.process.devices import num_cores
 from harness.serving.http import LOOPBACK
@@ -60,8 +61,8 @@ def machine_checks(outputs: str, *, needs_vllm: bool | None) -> list[Check]:
         *check_gpus(),
         check_release("transformers", *TRANSFORMERS),
         *(() if needs_vllm else check_vllm(needs_vllm)),
-        check_release("lm-eval"),
-        check_release("lmms-eval"),
+        check_extra("lm-eval", "eval", "evaluation needs it"),
+        check_extra("lmms-eval", "eval", "evaluation needs it"),
         check_hub(),
     ]
 
@@ -129,6 +130,14 @@ def check_release(name: str, oldest: str = "", newest: str = "") -> Check:
     if oldest and not Version(oldest).release <= Version(version).release[:2] <= Version(newest).release:
         return Check("warn", name, version, f"untested: {oldest} to {newest} are; install one of these if a run fails")
     return Check("ok", name, version)
+
+
+def check_extra(name: str, extra: str, use: str) -> Check:
+    """The installed release of a distribution that not every installation has; `use` says what for. No fault."""
+    try:
+        return Check("ok", name, importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return Check("ok", name, f"not installed; {use}: {install(extra)}")
 
 
 def check_vllm(needed: bool | None = None) -> list[Check]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.config.deployment import Deployment, build_method, check_devices, resolved, run_label
+from harness.config.extras import check_extras
 from harness.config.schema import RunConfig
 from harness.distributed.rank import check_place, this_place
 from harness.errors import UserError, disk_error, first_line
@@ -49,6 +50,7 @@ def run(config: RunConfig, *, overrides: Sequence[str] = (), anew: bool = False,
     place = this_place()
     check_place(config, place)
     check_devices(config)
+    check_extras(config)
     if place is None:
         return _lead(config, method, deployment, overrides, None, anew, kept)
     from harness.distributed.follower import follow
