@@ -59,7 +59,7 @@ def try_linear(device: str, *, hidden: int = 256, num_tokens: int = 192, plain: 
         linear_num_value_heads=2, linear_key_head_dim=64, linear_value_head_dim=64, vocab_size=8,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(0)
-    layer = modeling.Qwen3_5GatedDeltaNet(config, 0)
+    layer = modeling.Qwen3_5GatedDeltaNet(config, 0)  # type: ignore[arg-type]
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
