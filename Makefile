@@ -71,10 +71,9 @@ $(VENV)/.torch: $(VENV)/bin/python constraints.txt
 	$(BIN)/python -m pip install --constraint $(VENV)/constraints.txt $(or $(TORCH),torch torchvision)
 	touch $@
 
-# What a quickstart imports. Of lm-eval and lmms-eval that is little beside what they bring along; `.dev` has it all.
+# What a quickstart imports; `.dev` has all extras of one machine.
 $(VENV)/.base: $(VENV)/.torch pyproject.toml
-	$(BIN)/python -m pip install --constraint $(VENV)/constraints.txt --editable '.[mini]'
-	$(PIP) --no-deps lm-eval lmms-eval
+	$(BIN)/python -m pip install --constraint $(VENV)/constraints.txt --editable .
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.base

@@ -8,23 +8,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 
+from harness.config.evaluation import benchmarks_of, library_task, suites
 from harness.config.schema import RunConfig
 from harness.errors import UserError
 
-LIBRARIES = ("lm_eval", "lmms_eval")
-"""Every evaluation goes through them."""
-SCORERS = ("Levenshtein", "apted", "distance", "editdistance", "jieba", "nltk", "zss")
-"""What scorers of published benchmarks import besides."""
-MINI = "mini"
+SCORERS = ("lmms_eval", "Levenshtein", "apted", "distance", "editdistance", "jieba", "nltk", "zss")
+"""What the official scorers of the paper's columns import."""
 
 
 def missing(config: RunConfig) -> Iterator[str]:
     """A line, with the command to install it, for each package that the configuration needs and that is not here."""
     if config.tracker.wandb != "disabled":
         yield from absent("wandb", ["wandb"], f"tracker.wandb={config.tracker.wandb}")
-    if config.eval.suite is not None:
-        modules = LIBRARIES if config.eval.suite == MINI else (*LIBRARIES, *SCORERS)
-        yield from absent("eval", modules, f"eval.suite={config.eval.suite}")
+    if config.eval.suite is None:
+        return
+    if set(benchmarks_of(config.eval)) & {name for members in suites().values() for name in members}:
+        yield from absent("eval", SCORERS, f"eval.suite={config.eval.suite}")
+    for task in config.eval.tasks:
+        yield from absent("eval", [library_task(task)[0]], f"eval.tasks={task}")
 
 
 def check_extras(config: RunConfig) -> None:

@@ -16,8 +16,8 @@ from tests.layers import ROOT
     ("module", "words", "line"),
     [
         (
-            "lmms_eval", ["train"],
-            "eval.suite=mini needs lmms_eval, which is not installed: pip install -e '.[eval]' in the checkout",
+            "lm_eval", ["train", "eval.tasks=[lm_eval:gsm8k]"],
+            "eval.tasks=lm_eval:gsm8k needs lm_eval, which is not installed: pip install -e '.[eval]' in the checkout",
         ),
         (
             "jieba", ["train", "-m", "eval=paper31", "seed=0,1"],
@@ -56,7 +56,8 @@ def test_what_is_left_out_of_an_evaluation_without_scorers_is_a_matter_of_the_su
     from harness.config.extras import missing
     from harness.config.schema import from_hydra
 
-    monkeypatch.setitem(sys.modules, "nltk", None)
+    for module in ("nltk", "lm_eval", "lmms_eval"):
+        monkeypatch.setitem(sys.modules, module, None)
     assert list(missing(from_hydra(compose(["eval=mini"])))) == []
     assert len(list(missing(from_hydra(compose(["eval=llm10"]))))) == 1
 
