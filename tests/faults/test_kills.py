@@ -32,16 +32,18 @@ def options(method: str) -> list[str]:
     return [f"method={method}", *(f"method.{k}={v}" for k, v in small.items() if hasattr(built.config, k))]
 
 
-PLACES = [("sampled-teacher", 2), ("update-1", 2), ("checkpoint-tensors", 1), ("stored", 3)]
-"""While the teacher samples, between two updates, while a checkpoint is written, and after a stored step."""
+PLACES = [("sampled-teacher", 2), ("stored", 3), ("update-1", 2), ("checkpoint-tensors", 1)]
+"""While the teacher samples, after a stored step, between two updates, and while a checkpoint is written."""
 
 
-@pytest.mark.parametrize("num_kills", [3, pytest.param(4, marks=pytest.mark.slow)])
-def test_a_run_killed_several_times_is_the_unbroken_run(broken, num_kills):
-    """What is killed between two updates reads a stored step as well, so that the fourth place adds little."""
-    run = broken(*options("zppo"), "steps=4", "data.batch_size=3", "rollout.max_response_tokens=16")
-    faults = [Fault(point=point, number=number) for point, number in PLACES[:num_kills]]
-    assert survive(run.launcher, faults, run.folder, run.whole).kills == num_kills
+@pytest.mark.parametrize(
+    ("places", "steps"), [(PLACES[::3], 3), pytest.param(PLACES, 4, marks=pytest.mark.slow)], ids=["two", "four"]
+)
+def test_a_run_killed_several_times_is_the_unbroken_run(broken, places, steps):
+    """`tests/faults/test_preempted_runs.py` kills between two updates, and those read a stored step."""
+    run = broken(*options("zppo"), f"steps={steps}", "data.batch_size=3", "rollout.max_response_tokens=16")
+    faults = [Fault(point=point, number=number) for point, number in places]
+    assert survive(run.launcher, faults, run.folder, run.whole).kills == len(places)
 
 
 @pytest.mark.slow
