@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import socket
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -275,3 +276,10 @@ def test_the_report_is_aligned_and_wrapped():
         "",
         "2 checks: 1 failed, 0 warnings",
     ]
+
+
+def test_a_package_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    checks = run_checks(["eval=none", "tracker=wandb", "student=tiny_xs", "data.num_questions=8", "data.pool_size=8"])
+    (check,) = [check for check in checks if check.name == "packages"]
+    assert (check.state, check.text.partition(",")[0]) == ("fail", "tracker.wandb=offline needs wandb")
