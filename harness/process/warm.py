@@ -11,7 +11,6 @@ import contextlib
 import gc
 import json
 import os
-import random
 import runpy
 import select
 import socket
@@ -204,8 +203,7 @@ def main(descriptor: str, load: Callable[[], None]) -> None:
     command, environment = found
     os.environ.clear()
     os.environ.update(environment)
-    random.seed()
     if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed()
+        sys.modules["numpy"].random.seed()  # Python reseeds its own after a fork
     sys.argv[:] = command
     runpy.run_module(command[0], run_name="__main__", alter_sys=True)

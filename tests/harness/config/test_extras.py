@@ -8,7 +8,6 @@ import sys
 import pytest
 
 from harness.app import main
-from harness.preflight.doctor import doctor
 from tests.layers import ROOT
 
 
@@ -43,12 +42,6 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch, tmp_path, caps
     assert main(words) == 2
     assert capsys.readouterr().err == f"error: {line}\n"
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_doctor_says_it_too(monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    text, code = doctor(["eval=none", "tracker=wandb", "student=tiny_xs", "data.num_questions=8", "data.pool_size=8"])
-    assert code == 2 and re.search(r"^fail  packages +tracker\.wandb=\w+ needs wandb", text, re.M)
 
 
 def test_what_is_left_out_of_an_evaluation_without_scorers_is_a_matter_of_the_suite(monkeypatch):
