@@ -115,7 +115,7 @@ def _explained(kind: type, values: Any, found: Sequence[Any], prefix: str) -> tu
     shown = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
     is_bare = found[0]["type"] == "string_type" and isinstance(value, bool | int | float)
     quoted = f": write {key}=\"'{shown}'\"" if is_bare else ""
-    return key, f"{key}{' or'.join(wanted)}{null}, got {shown}{quoted}"
+    return key, f"{key}{' or'.join(wanted).replace(' or must be', ' or')}{null}, got {shown}{quoted}"
 
 
 def _existing(values: Any, place: Sequence[str | int]) -> tuple[str | int, ...]:

@@ -65,7 +65,7 @@ def _load(config: RunConfig, chat: Chat, stack: ExitStack) -> tuple[LoadedQuesti
         measure=lambda question: chat.num_tokens_of(plain_prompt(question)),
         measure_texts=lambda questions: chat.num_tokens_of_texts([plain_prompt(q) for q in questions]),
         max_prompt_tokens=config.rollout.max_prompt_tokens,
-        depends=prompt_identity(chat, config.reward.grader),
+        depends=lambda: prompt_identity(chat, config.reward.grader),
     )
     first = loaded.bad[0] if loaded.bad else ""
     refusal = too_many_bad(first, loaded.num_bad, loaded.num_rows, config.data.max_bad_fraction)

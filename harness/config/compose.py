@@ -14,7 +14,7 @@ from functools import lru_cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -163,7 +163,7 @@ def parse_overrides(overrides: list[str]) -> list[Override]:
 def _takes_text(key: str) -> bool:
     """Whether a key of the configuration holds one text."""
     kind = option_type(RunConfig, key)
-    return kind is str or str in get_args(kind)
+    return kind is str or (get_origin(kind) is not list and str in get_args(kind))
 
 
 def refuse_repeats(overrides: list[Override]) -> None:

@@ -48,7 +48,7 @@ def differences(stored: Mapping[str, Any], config: RunConfig) -> str | None:
     A key that the stored configuration does not have came with a later version: it stood at its default. So do options
     of its method, which earlier versions stored where they were given alone.
     """
-    new, old = flat(comparable(plain(config))), flat(comparable(stored))
+    new, old = flat(comparable(plain(config))), renamed(flat(comparable(stored)))
     teacher = ModelConfig() if stored.get("teacher") is not None else None
     defaults = flat(comparable(plain(RunConfig(teacher=teacher))))
     methods = flat({"method": default_options(config.method) | {"plugin": config.method.get("plugin")}})
@@ -59,6 +59,13 @@ def differences(stored: Mapping[str, Any], config: RunConfig) -> str | None:
         return None
     shown = ", ".join(f"{key}={was[key]}, not {new.get(key)}" for key in keys[:3])
     return shown + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def renamed(stored: dict[str, Any]) -> dict[str, Any]:
+    """Flat options of an earlier version under their names of today."""
+    if "eval.mini_tasks" in stored:
+        return stored
+    return {"eval.mini_tasks" if key == "eval.tasks" else key: value for key, value in stored.items()}
 
 
 def _comparable_judge(judge: Mapping[str, Any]) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def load_questions(
     measure: Measure,
     max_prompt_tokens: int,
     measure_texts: MeasureTexts | None = None,
-    depends: str | None = None,
+    depends: Callable[[], str] | None = None,
 ) -> LoadedQuestions:
     """Training questions in the order of the source, before any shuffling.
 
@@ -205,11 +205,11 @@ def _names(paths: Sequence[str]) -> list[str]:
     return [f"{i}-{name}" if own.count(name) > 1 else "" for i, name in enumerate(own, 1)]
 
 
-def _part(stream: Stream, config: DataConfig, checks: _Checks, depends: str | None) -> _Part:
+def _part(stream: Stream, config: DataConfig, checks: _Checks, depends: Callable[[], str] | None) -> _Part:
     """The questions of a stream with what is known about them: from its index, or read and checked."""
     if depends is None or not stream.files:
         return _in_memory(stream, config, checks)
-    key = index.key_of(stream.files, stream.name, config, depends)
+    key = index.key_of(stream.files, stream.name, config, depends())
     if not config.recheck and (part := _indexed(stream, config, key)) is not None:
         return part
     with index.new_file(stream.place) as file:

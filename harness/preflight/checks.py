@@ -293,7 +293,7 @@ def questions(run: Preflight) -> Iterator[Finding]:
         measure=lambda question: run.chat.num_tokens_of(plain_prompt(question)),
         measure_texts=lambda questions: run.chat.num_tokens_of_texts([plain_prompt(q) for q in questions]),
         max_prompt_tokens=limit,
-        depends=prompt_identity(run.chat, run.config.reward.grader),
+        depends=lambda: prompt_identity(run.chat, run.config.reward.grader),
     )
     for note in loaded.notes:
         yield Warn(note)

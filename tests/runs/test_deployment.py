@@ -22,6 +22,7 @@ from harness.config.deployment import Deployment, TeacherPlace, build_method
 from harness.config.schema import ModelConfig, RunConfig, from_hydra
 from harness.errors import UserError
 from harness.models.chat import Chat
+from harness.models.forward import LanguageModel
 from harness.models.loading import load_model, load_tokenizer, text_config
 from harness.models.shapes import ModelShape, shape_of
 from harness.preflight.parts import actors_of
@@ -151,12 +152,12 @@ def rows(url: str, request: pytest.FixtureRequest) -> list[tuple[RunConfig, Meth
 def built(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """`built(config, method)`: what the ranks of a node open; each deployment is built once."""
     chat, log = Chat(load_tokenizer(XS), XS), tmp_path_factory.mktemp("logs") / "log"
-    weights, text = load_model(XS, "cpu"), text_config(XS)
+    model, text = LanguageModel.for_chat(load_model(XS, "cpu"), chat), text_config(XS)
     known: dict[Any, Built] = {}
 
-    def recorded(model: ModelConfig, device: str, **options: Any) -> Any:
+    def recorded(config: ModelConfig, device: str, *args: Any, **options: Any) -> Any:
         RECORDED[-1].loads.append(gpu_of(device))
-        return weights
+        return model
 
     def build_one(config: RunConfig, method: Method) -> Built:
         place = Deployment.of(config, method).teacher
@@ -168,7 +169,7 @@ def built(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7")
         patch.setattr(_Server, "url", url)
-        patch.setattr(build, "load_model", recorded)
+        patch.setattr(build, "open_model", recorded)
         patch.setattr(build, "device_of", of_a_gpu_machine)
         # Each takes a tenth of a second.
         patch.setattr(build, "num_parameters", lambda model: 1)

@@ -245,11 +245,14 @@ def raisers() -> dict[tuple[str, str], int]:
 ALLOWED = {
     ("harness/rollout/actors.py", "_engine"),  # a method asks for a teacher that it does not declare
     ("harness/rollout/base.py", "room"),  # the longest plain prompt has been compared with the window
-    ("harness/models/chat.py", "_render"),  # every question's prompt has been rendered, to know its length
+    # Every question's prompt has been rendered, to know its length.
+    ("harness/models/template.py", "render"),
+    ("harness/models/template.py", "check"),
     ("harness/evaluation/student.py", "answer"),  # without an engine
     # Asked again by the evaluation, with the answer that the check had.
     ("harness/evaluation/suites.py", "load_suite"),
     ("harness/evaluation/suites.py", "mini_tasks"),
+    ("harness/evaluation/library_tasks.py", "find_tasks"),
     ("harness/evaluation/suites.py", "refuse_golds"),
     ("harness/config/evaluation.py", "benchmarks_of"),
     ("harness/data/synthetic.py", "make_questions"),

@@ -61,7 +61,7 @@ def test_questions_that_the_suite_asks_as_well_are_counted(tmp_path: Path, capsy
     rows += [{"question": f"What is {i} plus 1000000?", "answer": str(1_000_000 + i)} for i in range(4)]
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = ["eval=mini", "eval.tasks=[arithmetic]", "eval.levels=[2]", "eval.num_questions=8"]
+    words = ["eval=mini", "eval.mini_tasks=[arithmetic]", "eval.levels=[2]", "eval.num_questions=8"]
     code, out, _ = check(capsys, "data=jsonl", f"data.path={path}", *words)
     assert code == 0 and "overlap with mini: 4 questions of arithmetic_l2 (1 benchmarks looked at)" in out
 

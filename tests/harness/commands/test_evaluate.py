@@ -211,14 +211,14 @@ def test_a_run_keeps_its_student(run: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_the_list_has_every_column_with_its_options_and_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = list_text().splitlines()
-    assert len(lines) == 1 + 31 + 3
+    assert len(lines) == 1 + 31 + 4
     (mmlu,) = [line for line in lines if line.startswith("mmlu ")]
     assert mmlu.split() == ["mmlu", "MMLU", "LLM", "14042", "exact_judge", "cais/mmlu"]
     (videos,) = [line for line in lines if line.startswith("videomme_sub ")]
     assert videos.split()[-1] == "videomme_subtitles=all"
     (ocr,) = [line for line in lines if line.startswith("ocrbench_v2_zh ")]
     assert ocr.endswith("ocrbench_v2=categories")
-    assert "llm10 (10), paper31 (31), video5 (5), vlm16 (16)" in lines[-2]
+    assert "llm10 (10), paper31 (31), video5 (5), vlm16 (16)" in lines[-3]
     shutil.copytree(FIXTURES / "cais", tmp_path / "cais")
     missing, there = data_text([f"data_root={tmp_path}"]).splitlines()
     assert there.startswith("data there: ") and "mmlu" in there.split(", ") and missing.startswith("data missing: ")

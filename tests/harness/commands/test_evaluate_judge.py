@@ -82,7 +82,7 @@ def test_a_judge_that_dies_in_the_middle_leaves_holes_that_a_later_one_fills(
     assert counts == {"infovqa": ("2", "0", "0"), "aime26": ("2", "2", "1"), "mmlu": ("2", "2", "0")}
     assert all(row["score"] for row in found.values())
     (table,) = [table for table in compare(collect(study)) if table.family == "LLM"]
-    section = comparison_section(table, "LLM", [])
+    section = comparison_section(table, "LLM", pd.DataFrame())
     assert "aime26 †" in section and "mmlu †" not in section and "(worst run: aime26 50.0%)" in section
 
 

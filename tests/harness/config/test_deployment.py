@@ -86,7 +86,7 @@ def test_a_method_without_a_teacher_has_none():
     ("overrides", "engine", "serves", "is_trained", "device", "in_vllm"),
     [
         (["method=grpo"], "transformers", False, True, "auto", False),
-        (["method=grpo", VLLM, "device=cuda:3"], "vllm", False, True, "cuda:3", True),
+        (["method=grpo", VLLM, "device=cuda:0"], "vllm", False, True, "cuda:0", True),
         (["method=base"], "transformers", False, False, "auto", False),
         (["method=base", "rollout=server", "student.serve=true"], "server", True, False, None, True),
         (["method=base", "rollout=server", "student.urls=[http://a/v1]"], "server", False, False, None, False),

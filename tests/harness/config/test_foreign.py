@@ -21,12 +21,12 @@ DECIDED = {
     "RewardConfig": ("grader", "num_workers cpu_seconds"),
     "RolloutConfig": (
         "engine",
-        "temperature max_prompt_tokens max_response_tokens max_sequences transfer_timeout",
+        "fast_decoding temperature max_prompt_tokens max_response_tokens max_sequences transfer_timeout",
     ),
     "EvalConfig": (
-        "suite tasks levels num_questions seed temperature top_p top_k min_p presence_penalty repetition_penalty "
-        "max_response_tokens columns limit",
-        "benchmarks every data_root stage",
+        "suite apply_chat_template num_fewshot mini_tasks levels num_questions num_samples seed temperature top_p "
+        "top_k min_p presence_penalty repetition_penalty max_response_tokens columns limit",
+        "benchmarks every tasks task_paths allow_code data_root stage",
     ),
     "MediaConfig": ("min_pixels max_pixels fps num_frames max_frames", ""),
     "BenchmarkOptions": (
@@ -71,7 +71,7 @@ def test_every_field_is_marked_or_not_on_purpose() -> None:
 def test_no_marked_option_names_code_a_place_an_address_or_a_variable() -> None:
     """A marked text is one of a few words, so that it cannot name anything."""
     marked = {key: hint for key, hint, is_marked in option_fields(RunConfig) if is_marked}
-    assert [key for key in marked if NEVER.search(key.rpartition(".")[2])] == []
+    assert [key for key, hint in marked.items() if NEVER.search(key.rpartition(".")[2]) and hint is not bool] == []
     assert [key for key, hint in marked.items() if str in (hint, *get_args(hint))] == [
         "rollout.engine",  # names, which are looked up
         "eval.suite",
@@ -93,9 +93,9 @@ def test_no_marked_option_names_code_a_place_an_address_or_a_variable() -> None:
         ("suite", "${oc.env:HOME}"),
         ("suite", "../../mini"),
         ("suite", ["mini"]),
-        ("tasks", ["${oc.env:HOME}"]),
-        ("tasks", ["arithmetic", {"a": 1}]),
-        ("tasks", "arithmetic"),
+        ("mini_tasks", ["${oc.env:HOME}"]),
+        ("mini_tasks", ["arithmetic", {"a": 1}]),
+        ("mini_tasks", "arithmetic"),
         ("levels", [1, [2]]),
         ("levels", [1] * 1001),
         ("levels", [True]),
@@ -108,7 +108,7 @@ def test_no_marked_option_names_code_a_place_an_address_or_a_variable() -> None:
         ("num_questions", True),
         ("num_questions", 0),
         ("temperature", -0.5),
-        ("tasks", ["a" * 101]),
+        ("mini_tasks", ["a" * 101]),
         ("num_questions", {"_target_": "os.system"}),
     ],
 )

@@ -296,7 +296,7 @@ def test_options_may_refer_to_each_other_and_to_defaults():
 
 
 def test_bytes_that_are_no_text_are_refused():
-    with pytest.raises(UserError, match=r"^data.path must be a text, or null, got .*hello"):
+    with pytest.raises(UserError, match=r"^data.path must be a text or a list, or null, got .*hello"):
         given("data.path", b"hello")  # `!!binary` of YAML
     with pytest.raises(UserError) as caught:
         from_hydra(compose(["student=tiny_xs", "data.path=caf\udce9"]))

@@ -45,7 +45,11 @@ class Loader:
         where = [str(one) for one in path] if isinstance(path, list) else str(path)
         made = DataConfig(source=source, path=where, **options)
         return load_questions(
-            made, gold_errors=self.gold_errors, measure=self.measure, max_prompt_tokens=100, depends=depends
+            made,
+            gold_errors=self.gold_errors,
+            measure=self.measure,
+            max_prompt_tokens=100,
+            depends=None if depends is None else lambda: depends,
         )
 
 

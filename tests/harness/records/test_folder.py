@@ -205,7 +205,7 @@ def test_rollouts_on_disk_literal(tmp_path):
         "index": 0, "prompt_text": "<prompt>", "response_text": "2", "num_prompt_tokens": 2, "num_response_tokens": 3,
         "num_prefix_tokens": 1, "finish_reason": "stop", "answer": "2", "gold": "2", "reward": 1.0,
         "training_reward": 0.25, "verdict": "correct", "positive_answer": "2", "match": "positive", "trained": True,
-        "advantage": 1.5, "positive_position": 1,
+        "advantage": 1.5, "positive_position": 1, "source": "",
     }  # fmt: skip
     assert frame.iloc[1]["match"] == "negative"
     assert not frame.iloc[1]["trained"] and pd.isna(frame.iloc[1]["advantage"])

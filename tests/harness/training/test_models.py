@@ -27,8 +27,8 @@ def chat() -> Chat:
 def opened(chat, stack: ExitStack, monkeypatch, tmp_path):
     """`opened(*overrides)`: names of the engine's and the scorer's class, and how many models this process loaded."""
     loaded = []
-    load = build.load_model
-    monkeypatch.setattr(build, "load_model", lambda *args, **options: loaded.append(args) or load(*args, **options))
+    load = build.open_model
+    monkeypatch.setattr(build, "open_model", lambda *args, **options: loaded.append(args) or load(*args, **options))
 
     def open_one(*overrides):
         config = from_hydra(compose(["student=tiny_xs", "teacher=tiny_teacher", *overrides]))

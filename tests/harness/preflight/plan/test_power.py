@@ -17,7 +17,7 @@ WORDS = [
     "student=tiny_s",
     "method=base,grpo,zppo",
     "eval=mini",
-    "eval.tasks=[arithmetic,bar_clip]",
+    "eval.mini_tasks=[arithmetic,bar_clip]",
     "eval.levels=[1,2]",
 ]
 
