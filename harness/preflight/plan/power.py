@@ -111,7 +111,7 @@ def _benchmarks(config: EvalConfig) -> Iterator[tuple[str, int]]:
     """Family and number of questions of each benchmark whose number is known."""
     names = benchmarks_of(config)
     if not names and config.suite == GENERATED:
-        for task in config.tasks:
+        for task in config.mini_tasks:
             for _ in config.levels:
                 yield TASKS[task].family, min(config.num_questions, config.limit or config.num_questions)
     for name in names:
