@@ -159,14 +159,20 @@ def load_model(config: ModelConfig, device: str | torch.device, *, dtype: str | 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The library's table of keys would come before the one line that refuses them."""
+    """The library's table of keys would come before the one line that refuses them.
+
+    A filter, since a level of its own would make the library verify plans of tensor parallelism, and say so.
+    """
     report = logging.getLogger("transformers.modeling_utils")
-    level = report.level
-    report.setLevel(logging.ERROR)
+    report.addFilter(_is_error)
     try:
         yield
     finally:
-        report.setLevel(level)
+        report.removeFilter(_is_error)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def _refuse_incomplete(config: ModelConfig, model: PreTrainedModel, found: Mapping[str, Any]) -> None:

@@ -309,3 +309,8 @@ def test_an_architecture_that_writes_no_text_is_refused(folder):
     (folder / "config.json").write_text("{")
     with pytest.raises(UserError, match="cannot load the configuration of"):
         load_model(config(folder), "cpu")
+
+
+def test_a_model_that_is_read_says_nothing(caplog):
+    load_model(ModelConfig(name="xs", path="tiny:xs", dtype="float32"), "cpu")
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("transformers")] == []
