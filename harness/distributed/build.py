@@ -61,10 +61,10 @@ class RankModels:
         """This rank's own."""
         self._gathering: PreTrainedModel | None = None
         share_vision(lambda: chat.vision)
-        chat.shown = world.gather(chat.shown)[0]  # rank 0 alone has packed the data; all probe the same
+        chat.shown = world.meet(chat.shown)[0]  # rank 0 reads the data first and alone; all probe with the same
         student = self.student = load_student(config, deployment, chat)
         assert student is not None, "a served student has no ranks"
-        world.meet()  # rank 0 reads the data first, and cutting is a collective
+        world.meet()  # models load at different speed, and cutting is a collective
         if deployment.student.is_trained:
             self.sharded = ShardedModel(student, world.mesh)
         sampled = None if self.sharded is not None else student
