@@ -333,6 +333,8 @@ def test_a_gpu_that_has_no_fp8_gets_16_bit_weights(gpu, monkeypatch, tmp_path):
     teacher = [f"teacher.path={fp8_folder(tmp_path / 'fp8')}", "teacher=hf"]
     found = texts("method=on_policy_kd", "student=tiny_hybrid", "eval=none", *teacher, name="kernels")
     assert [state for state, _ in found] == ["warn", "warn"]
+
+
 def test_a_package_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     checks = run_checks(["eval=none", "tracker=wandb", "student=tiny_xs", "data.num_questions=8", "data.pool_size=8"])
