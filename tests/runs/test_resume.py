@@ -269,6 +269,7 @@ def test_a_stored_step_that_is_damaged_is_sampled_again(whole, tmp_path, collect
     assert collected == [1, 2, 1, 2, 3, 4]
 
 
+@pytest.mark.slow  # `tests/runs/test_damaged.py` keeps those of one step
 def test_rollouts_of_the_newest_steps_stay(tmp_path):
     folder = start(tmp_path, "rollouts.keep=2")
     assert sorted(p.name for p in (folder / "rollouts").iterdir()) == ["step-000003.parquet", "step-000004.parquet"]
