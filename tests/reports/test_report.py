@@ -120,7 +120,7 @@ def test_the_published_scores_have_no_folder_of_their_own():
         write_report(["published"])
 
 
-@pytest.mark.slow  # beside a study's they are in the test above
+@pytest.mark.slow  # with a study's they are in the test above
 def test_the_published_scores_by_themselves(tmp_path):
     folder = write_report(["published"], out=tmp_path).folder
     bootstrap = pd.read_csv(folder / "bootstrap.csv")

@@ -214,7 +214,7 @@ def test_every_endpoint_is_asked():
     )
 
 
-GIVING = ("tokenizer", "grader", "questions", "model_files", "disk")
+GIVING = ("tokenizer", "grader", "questions", "model_files", "port")
 """Checks that give others something, and one that gives nothing; the rest is in the slow suite."""
 
 

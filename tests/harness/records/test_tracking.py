@@ -20,7 +20,7 @@ def wandb() -> Any:
 
 @pytest.fixture
 def started(monkeypatch) -> list[dict[str, Any]]:
-    """What reached `wandb.init`, instead of a run, and of the library, whose import takes ten seconds."""
+    """What reached `wandb.init`, instead of a run. The library is not imported: that takes seconds."""
     calls: list[dict[str, Any]] = []
 
     def init(**options: Any) -> Any:
