@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The same examples in each run: a failure is of this change. New ones: `pytest --hypothesis-profile=default`.
-hypothesis.settings.register_profile("fixed", derandomize=True)
+hypothesis.settings.register_profile("fixed", derandomize=True, max_examples=30)
 hypothesis.settings.load_profile("fixed")
 
 METHOD = """

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from harness.records.folder import RunFolder
-from tests.support.faults import Fault, Tally, random_faults, survive
+from tests.support.faults import Fault, Launcher, Tally, random_faults, survive
 
 GRPO = ["method=grpo", "method.updates_per_step=3", "method.group_size=4", "update.old_logprobs=recompute"]
 
@@ -62,15 +62,16 @@ def test_an_update_that_was_made_is_not_made_again(broken):
 
 def test_what_takes_longer_than_the_grace_is_left_as_it_is(broken):
     """A step's records are never left half written by choice; here they take a minute. The stored step counts."""
-    run = broken(*GRPO, "preempt_grace=0.5")
+    run = broken(*GRPO)  # the other run is that of the tests above: the grace changes none that nobody ends
+    launcher = Launcher([*run.launcher.overrides, "preempt_grace=0.5"])
     started = time.monotonic()
     fault = Fault(point="rollout-records", number=3, signal=signal.SIGTERM, hold=60)
-    assert run.launcher.launch(fault) == os.EX_TEMPFAIL
+    assert launcher.launch(fault) == os.EX_TEMPFAIL
     assert time.monotonic() - started < 30
     info = RunFolder.read_info(run.folder)
     assert info["status"] == "interrupted" and "preempt_grace was over" in info["error"]
     assert checkpoints(run.folder) == {"step-000002"}
-    survive(run.launcher, [], run.folder, run.whole)
+    survive(launcher, [], run.folder, run.whole)
 
 
 @pytest.mark.slow

@@ -115,9 +115,13 @@ def test_the_papers_scores_stand_beside_ones_own_but_never_in_one_column(write_r
     assert published.count("| zppo ") == 1 and "| grpo_replay " in published
 
 
-def test_the_published_scores_by_themselves(tmp_path):
+def test_the_published_scores_have_no_folder_of_their_own():
     with pytest.raises(ValueError, match="have no folder of their own: --out DIR"):
         write_report(["published"])
+
+
+@pytest.mark.slow  # with a study's they are in the test above
+def test_the_published_scores_by_themselves(tmp_path):
     folder = write_report(["published"], out=tmp_path).folder
     bootstrap = pd.read_csv(folder / "bootstrap.csv")
     assert list(bootstrap.columns[:8]) == ["student", "family", "baseline", "delta", "lo", "hi", "wins", "n"]

@@ -113,12 +113,18 @@ def remove(file: Path) -> None:
 
 
 DAMAGES = [empty, halve, list_instead, invalid_bytes]
+SLOW = [pytest.param(damage, marks=pytest.mark.slow) for damage in DAMAGES if damage is not halve]
 
 
 @pytest.mark.parametrize(
     ("name", "damage"),
-    [("run.json", damage) for damage in DAMAGES]
-    + [("config.yaml", damage) for damage in (*DAMAGES, halve_lines, remove)],
+    [("run.json", halve), *(("config.yaml", damage) for damage in (halve, halve_lines, remove))]
+    + [
+        pytest.param(name, damage, marks=pytest.mark.slow)
+        for name in ("run.json", "config.yaml")
+        for damage in DAMAGES
+        if damage is not halve
+    ],
 )
 def test_a_damaged_record_is_one_line_with_its_path(study, capsys, name, damage):
     damage(cell(study) / name)
@@ -143,7 +149,7 @@ def test_a_run_whose_record_was_removed_is_named(study, capsys):
     assert f"damaged: grpo tiny_xs seed0: {said}\n" in shown and f"- grpo tiny_xs seed0: {said}\n" in shown
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", [halve, *SLOW])
 def test_a_sweep_goes_on_past_a_damaged_cell(study, capsys, damage):
     damage(cell(study) / "run.json")
     words = [*SMALL, "method=grpo", "seed=0,1", f"outputs={study.parent}", "steps=3", "checkpoint.every=1"]

@@ -137,9 +137,9 @@ def combinations(url: str) -> Iterator[tuple[RunConfig, Method]]:
             yield config, chosen
 
 
-@pytest.fixture(scope="module", params=[5, pytest.param(1, marks=pytest.mark.slow)], ids=["a fifth", "all"])
+@pytest.fixture(scope="module", params=[11, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "all"])
 def rows(url: str, request: pytest.FixtureRequest) -> list[tuple[RunConfig, Method]]:
-    """Every accepted combination, or every fifth: options have 2, 3 or 4 values, so that all pairs of them occur."""
+    """Every accepted combination, or every eleventh: options have 2, 3, 4 or 5 values, so that all pairs occur."""
     found = []
     for config, chosen in itertools.islice(combinations(url), 0, None, request.param):
         with suppress(UserError):
@@ -311,7 +311,7 @@ def test_plan_doctor_and_run_agree_on_every_combination(rows, built):
             found.setdefault(text, []).append(config)
     print(f"{num_wrong} of {len(rows)} accepted combinations disagree")
     assert not num_wrong, {text: (len(configs), words_of(configs[0])) for text, configs in found.items()}
-    assert len(rows) > 400
+    assert len(rows) > 180
 
 
 def test_a_gpu_of_the_teachers_own_is_never_the_students(rows, built):

@@ -38,6 +38,7 @@ def test_a_step_that_fails_or_lacks_a_package_keeps_no_other_from_being_made(cap
     assert "FAILED" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_layers_and_devices_on_a_cpu():
     found = {row.name: row for row in rows("cpu", (gpu_smoke.devices, gpu_smoke.linear))}
     assert {row.verdict for row in found.values()} == {"ok"}, table(list(found.values()))

@@ -111,7 +111,11 @@ REFUSALS = {
 }
 
 
-@pytest.mark.parametrize("words", REFUSALS)
+SLOW = {"steps=2 eval.num_questions=5", "steps=2 data.pool_size=25", "steps=0"}
+"""Another configuration, and one that nobody could have: others of their kind are in the fast suite."""
+
+
+@pytest.mark.parametrize("words", [pytest.param(w, marks=[pytest.mark.slow] if w in SLOW else []) for w in REFUSALS])
 def test_a_refused_command_leaves_a_finished_folder_as_it_was(outputs, capsys, words):
     before = digests(run_folder(outputs))
     code = train(outputs, *words.split())
@@ -263,7 +267,7 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize(
-    "method", ["zppo", "base", *(pytest.param(m, marks=pytest.mark.slow) for m in ("grpo", "on_policy_kd"))]
+    "method", ["zppo", *(pytest.param(m, marks=pytest.mark.slow) for m in ("base", "grpo", "on_policy_kd"))]
 )
 def test_no_other_function_that_refuses_is_called_before_the_first_token(tmp_path, monkeypatch, method):
     from harness.rollout.transformers_engine import TransformersEngine

@@ -269,11 +269,13 @@ def test_a_stored_step_that_is_damaged_is_sampled_again(whole, tmp_path, collect
     assert collected == [1, 2, 1, 2, 3, 4]
 
 
+@pytest.mark.slow  # `tests/runs/test_damaged.py` keeps those of one step
 def test_rollouts_of_the_newest_steps_stay(tmp_path):
     folder = start(tmp_path, "rollouts.keep=2")
     assert sorted(p.name for p in (folder / "rollouts").iterdir()) == ["step-000003.parquet", "step-000004.parquet"]
 
 
+@pytest.mark.slow  # imports wandb; `tests/harness/records/test_tracking.py` goes on in a run by its id
 def test_a_run_that_is_killed_before_its_first_checkpoint_keeps_its_wandb_run(tmp_path, monkeypatch):
     """The real library, offline: the id is in run.json as soon as there is one."""
     for name, value in (("WANDB_MODE", "offline"), ("WANDB_SILENT", "true"), ("WANDB_DATA_DIR", str(tmp_path / "w"))):

@@ -35,6 +35,7 @@ def start(outputs: Path, *overrides: str) -> Path:
     return run(from_hydra(compose(lines)), overrides=lines)
 
 
+@pytest.mark.slow  # a run on all modalities, below, is resumed from such checkpoints
 def test_checkpoints_change_nothing(tmp_path):
     """That every method's resumed run equals the unbroken one is a check of the conformance kit."""
     whole = start(tmp_path / "a", "method=zppo", "steps=2")
@@ -46,7 +47,7 @@ def test_another_seed_is_another_run(tmp_path):
     assert metrics(runs[0]) != metrics(runs[1])
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("temperature", [pytest.param(1.0, marks=pytest.mark.slow), 0.7])
 def test_first_mini_batch_agrees_with_the_engine(tmp_path, temperature):
     options = ["steps=2", "method.updates_per_step=1", f"rollout.temperature={temperature}"]
     folder = start(tmp_path, "method=grpo", *options)

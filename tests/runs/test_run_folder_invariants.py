@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 RUN = [
-    "method=zppo", "student=tiny_xs", "eval=none", "steps=6", "seed=0", "num_threads=1", "data.batch_size=10",
+    "method=zppo", "student=tiny_xs", "eval=none", "steps=5", "seed=0", "num_threads=1", "data.batch_size=10",
     "data.pool_size=30", "data.num_questions=60", "data.epochs=4", "data.levels=[1,2,3,4]", "rollout.temperature=1.0",
     "rollout.max_response_tokens=48", "method.group_size=4", "method.teacher_group_size=1", "method.augment_ratio=0.5",
     "method.buffer_capacity=7", "method.compress_max_tokens=96",

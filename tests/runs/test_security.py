@@ -82,6 +82,15 @@ def test_no_module_reads_a_pickle_or_unsafe_yaml():
     assert found == []
 
 
+def pairs(first: list[str], second: list[str]) -> list[object]:
+    """All of the two; those of neither list's first are in the slow suite."""
+    return [
+        pytest.param(a, b, marks=[] if a == first[0] or b == second[0] else [pytest.mark.slow])
+        for a in first
+        for b in second
+    ]
+
+
 @pytest.mark.parametrize("hostile", ["script", "pickle"])
 def test_a_data_set_runs_no_code(tmp_path, monkeypatch, hostile):
     folder = tmp_path / "planted"
@@ -118,8 +127,13 @@ def test_a_run_says_whose_code_it_allowed(tmp_path):
 # what a model writes
 
 
-@pytest.mark.parametrize("name", ["countdown", "spiral_matrix", "polynomial_multiplication", "string_insertion"])
-@pytest.mark.parametrize("does", ["system", "write", "remove", "connect"])
+@pytest.mark.parametrize(
+    ("name", "does"),
+    pairs(
+        ["countdown", "spiral_matrix", "polynomial_multiplication", "string_insertion"],
+        ["system", "write", "remove", "connect"],
+    ),
+)
 def test_an_answer_that_is_a_program_does_nothing(grader, tmp_path, name, does):
     """The scorers of these data sets evaluate an answer as Python."""
     mark, kept = tmp_path / "ran", tmp_path / "kept"
@@ -163,8 +177,13 @@ def test_servers_listen_on_this_machine_alone(monkeypatch):
     assert {"--no-trust-remote-code", "--load-format=safetensors"} < set(line)
 
 
-@pytest.mark.parametrize("flag", list(REFUSED_ARGUMENTS))
-@pytest.mark.parametrize("form", ["{flag}=planted", "{flag}", "{under}=planted", "{short}=planted"])
+@pytest.mark.parametrize(
+    ("flag", "form"),
+    pairs(
+        sorted(REFUSED_ARGUMENTS, key=lambda flag: "-" not in flag[2:]),
+        ["{flag}=planted", "{flag}", "{under}=planted", "{short}=planted"],
+    ),
+)
 def test_arguments_that_would_open_a_server_are_refused(flag, form):
     given = form.format(flag=flag, under="--" + flag[2:].replace("-", "_"), short=flag[:-1])
     with pytest.raises(UserError, match=rf"server\.args: {flag} is not passed on") as error:
@@ -182,14 +201,15 @@ def test_other_arguments_pass():
 # secrets
 
 
+URLS = [
+    "http://user:PLANTED@host:8000/v1", "http://PLANTED@host/v1", "https://host/v1?api_key=PLANTED",
+    "https://host/v1?x=1&access_token=PLANTED", "https://host/v1#token=PLANTED", "user:PLANTED@host:80/v1",
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    "url",
-    [
-        "http://user:PLANTED@host:8000/v1", "http://PLANTED@host/v1", "https://host/v1?api_key=PLANTED",
-        "https://host/v1?x=1&access_token=PLANTED", "https://host/v1#token=PLANTED", "user:PLANTED@host:80/v1",
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("key", ["teacher.urls", "student.urls", "reward.judge.url", "eval.judge.url"])
+    ("url", "key"), pairs(URLS, ["teacher.urls", "student.urls", "reward.judge.url", "eval.judge.url"])
+)
 def test_an_address_with_a_key_is_refused_and_not_repeated(tmp_path, capsys, url, key):
     value = f"['{url}']" if key.endswith("urls") else f"'{url}'"
     lines = [*SMALL, "teacher=tiny_teacher", f"outputs={tmp_path}", f"{key}={value}"]

@@ -215,7 +215,9 @@ def test_what_it_can_give_is_not_refused(options):
 MINI = ["eval.mini_tasks=[arithmetic]", "eval.levels=[1]", "eval.num_questions=8", "rollout=server", "num_threads=1"]
 
 
-@pytest.mark.parametrize("api", ["tokens", "text"])
+@pytest.mark.parametrize(
+    "api", [pytest.param("tokens", marks=pytest.mark.slow), "text"]
+)  # the next test asks for tokens
 def test_a_served_student_is_evaluated(tmp_path, server, api):
     """The tiny teacher as the student of a row `base`; its weights are not loaded."""
     lines = [

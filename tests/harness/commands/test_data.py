@@ -24,6 +24,7 @@ def test_the_fixture_is_built_and_trained_on(tmp_path: Path, capsys: pytest.Capt
     assert f"258 rows in 3 shards: {out}" in text
     assert json.loads((out / "card.json").read_text())["num_rows"] == 258
     words = [f"data.path={out}", "student=tiny_xs", "steps=2", "data.batch_size=4", "method=grpo", "eval=none"]
+    words += ["method.group_size=2", "rollout.max_response_tokens=16"]
     assert main(["train", "data=parquet", *words, f"outputs={tmp_path}"]) == 0
     run = tmp_path / "default" / "grpo" / "tiny_xs" / "seed0"
     assert json.loads((run / "run.json").read_text())["status"] == "done"

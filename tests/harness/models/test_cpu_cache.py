@@ -10,7 +10,7 @@ from harness.models.cpu import ROOM, GrowingLayer, sampling_cache
 from harness.models.loading import load_model
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     moves=st.lists(st.one_of(st.integers(1, 80), st.lists(st.integers(0, 2), min_size=1, max_size=4)), max_size=12),
     seed=st.integers(0, 9),

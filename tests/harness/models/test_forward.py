@@ -68,7 +68,7 @@ def make(name: str, **changes):
     return model(config(**SMALL, **changes)).eval()
 
 
-@pytest.fixture(params=["llama", "qwen_vl", "qwen_hybrid"])
+@pytest.fixture(params=["llama", pytest.param("qwen_vl", marks=pytest.mark.slow), "qwen_hybrid"])
 def model(request) -> LanguageModel:
     return LanguageModel(make(request.param))
 

@@ -259,6 +259,7 @@ def unread(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.slow  # another torch; `test_doctor_agrees.py` has the refusal
 def test_a_pickle_is_refused_with_a_command_that_converts_it(pickled, tmp_path, unread):
     before = load_model(config(pickled), "cpu").state_dict()
     (pickled / "model.safetensors").unlink()

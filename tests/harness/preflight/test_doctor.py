@@ -214,7 +214,17 @@ def test_every_endpoint_is_asked():
     )
 
 
-@pytest.mark.parametrize("place", range(len(doctor.CHECKS)), ids=[check.__name__ for check in doctor.CHECKS])
+GIVING = ("tokenizer", "grader", "questions", "model_files", "port")
+"""Checks that give others something, and one that gives nothing; the rest is in the slow suite."""
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param(i, marks=[] if check.__name__ in GIVING else [pytest.mark.slow], id=check.__name__)
+        for i, check in enumerate(doctor.CHECKS)
+    ],
+)
 def test_without_what_a_check_gives_the_others_are_made_or_said_not_to_be(monkeypatch, place):
     words = ["method=zppo", "student=tiny_xs", "data.num_questions=50", "data.pool_size=null", "eval=mini"]
     words += ["eval.num_questions=1", "eval.mini_tasks=[arithmetic]", "eval.levels=[1]", "steps=1"]

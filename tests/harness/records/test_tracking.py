@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,15 +19,15 @@ def wandb() -> Any:
 
 
 @pytest.fixture
-def started(wandb, monkeypatch) -> list[dict[str, Any]]:
-    """What reached `wandb.init`, instead of a run."""
+def started(monkeypatch) -> list[dict[str, Any]]:
+    """What reached `wandb.init`, instead of a run. The library is not imported: that takes seconds."""
     calls: list[dict[str, Any]] = []
 
     def init(**options: Any) -> Any:
         calls.append(options)
         return SimpleNamespace(id="run1", log=lambda row, step: calls.append({"row": row, "step": step}), finish=int)
 
-    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, errors=SimpleNamespace(Error=Exception)))
     return calls
 
 
@@ -75,6 +76,7 @@ def test_long_names_fit_into_wandb(started, tmp_path):
     assert options["tags"] == ["zppo", "s" * 64]
 
 
+@pytest.mark.slow  # imports the real library, as the one below
 def test_an_account_that_is_missing_is_one_line(wandb, monkeypatch, tmp_path):
     def refuse(**_: Any) -> None:
         raise wandb.errors.UsageError("No API key configured\nUse wandb login.")
@@ -111,6 +113,7 @@ def test_a_report_that_cannot_be_logged(started, tmp_path, make, mode, message):
     assert started == []
 
 
+@pytest.mark.slow
 def test_offline_needs_no_account(wandb, monkeypatch, report):
     """The real library: a run and a report, in files of its own beside the run's and the report's."""
     home = report.parent.parent / "home"

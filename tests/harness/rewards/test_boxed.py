@@ -48,14 +48,14 @@ balanced = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(balanced, min_size=1, max_size=3), st.text(alphabet="x} ", max_size=4))
 def test_the_last_of_several_boxes_with_balanced_content_is_returned(contents: list[str], tail: str) -> None:
     text = " then ".join(f"\\boxed{{{content}}}" for content in contents)
     assert last_boxed(text + tail) == contents[-1].strip()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(balanced, st.text(alphabet="x{ ", max_size=6))
 def test_an_unclosed_box_leaves_the_one_before(content: str, tail: str) -> None:
     assert last_boxed(f"\\boxed{{{content}}} \\boxed{{{tail}") == content.strip()

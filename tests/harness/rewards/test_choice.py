@@ -92,7 +92,7 @@ def test_a_letter_beyond_the_options_is_the_text_of_one() -> None:
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.lists(st.integers(2, 60), min_size=3, max_size=5, unique=True), st.integers(2, 9), st.data())
 def test_the_value_of_one_option_is_right_for_it_alone(numerators: list[int], factor: int, data: st.DataObject) -> None:
     choices = [f"$\\frac{{{n}}}{{61}}$" for n in numerators]

@@ -97,7 +97,7 @@ def llama_config(**changes) -> LlamaConfig:
     return LlamaConfig(**(values | changes))
 
 
-@pytest.fixture(params=["llama", "qwen_vl", "qwen_hybrid"])
+@pytest.fixture(params=["llama", pytest.param("qwen_vl", marks=pytest.mark.slow), "qwen_hybrid"])
 def model(request, chat) -> LanguageModel:
     return LanguageModel.for_chat(make_model(request.param), chat)
 

@@ -22,7 +22,7 @@ from harness.rollout.sampling import BLOCK, RowStreams, SeenTokens, adjust, draw
 CPU = torch.device("cpu")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     temperature=st.sampled_from([0.3, 1.0, 1.7]),
@@ -136,7 +136,7 @@ def test_streams_are_uniform():
     assert len(np.unique(numbers)) == numbers.size
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     num_ids=st.sampled_from([1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 3 * BLOCK + 17]),

@@ -14,7 +14,7 @@ def sample(uid: str) -> TrainingSample:
 
 
 @pytest.mark.clause("C067", "C068")
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(num_groups=st.integers(0, 20), num_batches=st.integers(1, 6), seed=st.integers(0, 99))
 def test_groups_stay_whole_and_sizes_differ_by_one(num_groups, num_batches, seed):
     samples = [sample(f"g{i}") for i in range(num_groups) for _ in range(3)]

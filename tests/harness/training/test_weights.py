@@ -40,7 +40,7 @@ def write_sharded(folder: Path, tensors: dict[str, torch.Tensor], num_shards: in
     return cuts
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(1, 13), st.integers(1, 5), st.integers(1, 5))
 def test_any_cut_is_read_by_any_other(num_rows, num_written, num_read):
     tensor = torch.arange(num_rows * 3, dtype=torch.float32).reshape(num_rows, 3)

@@ -70,7 +70,7 @@ def test_rows_are_read_with_their_bytes_as_they_are(folder: Path) -> None:
 
 
 @given(st.sets(st.integers(0, 44)))
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_rows_at_positions(folder: Path, positions: set[int]) -> None:
     file = opened_once(folder).files[0]
     rows = [row for batch in read_rows(MMFINEREASON, file, sorted(positions)) for row in batch]

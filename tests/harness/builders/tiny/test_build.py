@@ -236,7 +236,12 @@ def test_a_usable_hint_has_no_box_and_not_the_answer():
 
 @pytest.mark.parametrize(
     ("size", "task", "level"),
-    [("xs", "arithmetic", 1), ("s", "bar_chart", 2), ("m", "bar_clip", 3), ("teacher", "bar_cards", 4)],
+    [
+        ("xs", "arithmetic", 1),
+        pytest.param("s", "bar_chart", 2, marks=pytest.mark.slow),
+        pytest.param("m", "bar_clip", 3, marks=pytest.mark.slow),
+        ("teacher", "bar_cards", 4),
+    ],
 )
 def test_shipped_weights_have_the_accuracy_of_the_card(size, task, level):
     member = Member.load(tiny_path(size))
@@ -273,7 +278,7 @@ def test_the_teacher_hints_at_the_sums_of_a_right_trace(teacher):
     assert within(sum(exact) / len(exact), 0.97, len(exact), 1000)
 
 
-@pytest.mark.parametrize("size", STUDENTS)
+@pytest.mark.parametrize("size", [STUDENTS[0], *(pytest.param(s, marks=pytest.mark.slow) for s in STUDENTS[1:])])
 def test_students_read_hints_also_wrong_ones(size):
     """The form of a hint prompt is no switch to right answers."""
     rng = random.Random(0)

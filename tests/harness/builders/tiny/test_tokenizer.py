@@ -27,14 +27,14 @@ def chat_ids(text, **options):
 @given(st.text(alphabet=[chr(i) for i in range(32, 127)] + ["\n"]))
 @example("".join(chr(i) for i in range(32, 127)))
 @example(prompts.BCQ + prompts.CLOSING + r"<think></think>\boxed{1} <|im_end|> <|im_e <think")
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_ascii_round_trips(text):
     assert TOKENIZER.decode(encode(text)) == text
 
 
 @given(st.text(max_size=30))
 @example("\u00e9\u4f60\U0001f600\x00\t\r")
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_any_script_round_trips(text):
     assert TOKENIZER.decode(encode(text)) == text
 
@@ -105,7 +105,7 @@ def test_template_refuses_what_it_cannot_render():
 
 
 @given(st.text(max_size=20))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_chat_frame_is_the_template(text):
     before, after = chat_frame(TOKENIZER)
     assert encode(before + text + after) == chat_ids(text)

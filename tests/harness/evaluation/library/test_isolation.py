@@ -108,7 +108,7 @@ Path("loaded").write_text(",".join(loaded))
     ("tasks", "libraries"),
     [
         ("arithmetic", ""),
-        ("lm_eval", "lm_eval"),
+        pytest.param("lm_eval", "lm_eval", marks=pytest.mark.slow),
         pytest.param("lmms_eval", "lmms_eval", marks=pytest.mark.slow),
     ],
 )
