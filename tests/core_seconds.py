@@ -15,7 +15,7 @@ import pytest
 TICKS = os.sysconf("SC_CLK_TCK")
 REFERENCE = 0.079
 """Core-seconds of `calibration` where the bounds were measured."""
-NUM_DEAREST = int(__import__("os").environ.get("X_DEAREST", "30"))
+NUM_DEAREST = 30
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,7 @@ def test_the_sum_of_all_workers_and_their_collection_is_bounded(tmp_path):
     assert total > 0.6 + sum(collected), "two burning tests, two collections and a controller"
 
 
+@pytest.mark.slow
 def test_within_the_bounds_a_session_is_green_and_without_them_nothing_is_measured(tmp_path):
     code, output = session(tmp_path, {"test_light.py": LIGHT}, "--suite-bound=90", "--test-bound=30")
     assert code == pytest.ExitCode.OK and re.search(r"[\d.]+ core-seconds for 1 tests", output)

@@ -60,6 +60,7 @@ def test_an_update_that_was_made_is_not_made_again(broken):
     survive(run.launcher, [], run.folder, run.whole)
 
 
+@pytest.mark.slow
 def test_what_takes_longer_than_the_grace_is_left_as_it_is(broken):
     """A step's records are never left half written by choice; here they take a minute. The stored step counts."""
     run = broken(*GRPO)  # the other run is that of the tests above: the grace changes none that nobody ends

@@ -102,7 +102,7 @@ def test_what_a_class_has_by_default_can_be_given_again(demo):
         ({"pair": [1, "c"]}, "method.pair[1] must be 'a' or 'b', got 'c'"),
         ({"limit": 1.5}, "method.limit must be an integer, or null, got 1.5"),
         ({"limit": 13}, "method.limit=13 brings bad luck: set another"),
-        ({"either": 1.5}, "method.either must be an integer or must be a text, got 1.5"),
+        ({"either": 1.5}, "method.either must be an integer or a text, got 1.5"),
         ({"names": []}, "method.names: list should have at least 1 item, not 0, got []"),
         ({"bound": float("nan")}, "method.bound must be a number, got nan"),
         ({"inner": {"depth": 0}}, "method.inner.depth must be at least 1, got 0"),

@@ -139,6 +139,7 @@ def test_a_run_left_out_is_named_in_the_caption(write_run, tmp_path):
     assert "grpo tiny_s seed0 LLM (evaluated by another protocol)" in figure.caption
 
 
+@pytest.mark.slow
 def test_twenty_labels_and_two_students(write_run, tmp_path):
     for student in ("s", "l"):
         write_run("base", SCORES, student=student)
@@ -147,6 +148,7 @@ def test_twenty_labels_and_two_students(write_run, tmp_path):
     assert [figure.name for figure in draw(tmp_path)] == ["macro_gain", "dynamics"]
 
 
+@pytest.mark.slow
 def test_runs_of_two_studies_are_not_pooled(study, tmp_path, monkeypatch):
     shutil.copytree(study / "study", study / "other")
     runs = find_runs(study / "study") + find_runs(study / "other")

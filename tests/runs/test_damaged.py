@@ -41,6 +41,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".lock")}
 
 
+@pytest.mark.slow
 def test_a_whole_configuration_of_another_cell_is_no_copy(study, capsys):
     shutil.copy(cell(study, 1) / "config.yaml", cell(study))
     assert train(study.parent, "steps=3") == 2
@@ -159,6 +160,7 @@ def test_a_sweep_goes_on_past_a_damaged_cell(study, capsys, damage):
     assert f"failed: grpo tiny_xs seed0: {cell(study) / 'run.json'} cannot be read (" in out
 
 
+@pytest.mark.slow
 def test_what_earlier_steps_have_lost_is_named_at_resume_and_in_the_report(study, capsys, caplog):
     events = [json.loads(line) for line in (cell(study) / "buffer.jsonl").read_text().splitlines()]
     damage_line(cell(study) / "buffer.jsonl", 0)

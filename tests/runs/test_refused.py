@@ -183,6 +183,7 @@ def test_a_refused_fresh_cell_leaves_a_line_that_status_and_report_show(outputs,
     assert f"refused: {line['error'][:40]}" in page
 
 
+@pytest.mark.slow
 def test_the_newest_refusal_of_a_cell_is_shown_until_it_has_a_run(outputs, capsys):
     study, own = outputs / "default", ("seed=2", "eval=none", "method.updates_per_step=1")
     assert [train(outputs, *own, "steps=999"), train(outputs, *own, "steps=998")] == [2, 2]

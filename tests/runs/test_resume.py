@@ -84,6 +84,7 @@ def test_a_checkpoint_of_another_method_or_seed_is_refused(tmp_path):
     assert contents(folder) == before | {folder / "config.yaml": (folder / "config.yaml").read_bytes()}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     """One whose state does not say whose it is."""
     folder = start(tmp_path, "steps=1")
@@ -142,6 +143,7 @@ def test_an_evaluation_that_a_kill_prevented_is_made_up_for(tmp_path):
     assert not (killed / "eval/mini/step-000004").exists()
 
 
+@pytest.mark.slow
 def test_a_run_whose_data_have_ended_early_is_complete(tmp_path, monkeypatch):
     """A method that takes a second batch a step: 32 questions are 4 steps of 4 + 4, where 8 were planned."""
     monkeypatch.setattr(GRPO, "collect", lambda self, batch, actors, rng: (

@@ -230,6 +230,7 @@ def test_a_served_student_is_evaluated(tmp_path, server, api):
     assert scores["score"][0] > 50.0  # it was trained on these
 
 
+@pytest.mark.slow
 def test_eval_command_asks_an_endpoint(tmp_path, server, model):
     asked_before = len(server.requests)
     words = ["model=tiny:teacher", *MINI, f"student.urls=[{server.url}]", "student.dtype=float32"]

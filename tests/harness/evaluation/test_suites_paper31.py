@@ -79,6 +79,7 @@ def test_gold_scores_100_in_every_column(
     assert protocol["cards"][scores["wemath"]["protocol"]]["options"] == {"wemath": "accuracy"}
 
 
+@pytest.mark.slow
 def test_an_empty_reply_scores_0_without_asking(
     config: EvalConfig, make_engine: MakeEngine, grader: Any, tmp_path: Path
 ) -> None:
@@ -89,6 +90,7 @@ def test_an_empty_reply_scores_0_without_asking(
 
 
 @pytest.mark.clause("C113")
+@pytest.mark.slow
 def test_a_reply_that_is_cut_off_goes_to_the_judge_where_there_is_one(
     config: EvalConfig, make_engine: MakeEngine, grader: Any, tmp_path: Path
 ) -> None:
@@ -155,6 +157,7 @@ def test_judging_is_a_pass_of_its_own_that_needs_no_student(
         evaluate(judging, None, grader, out_dir=tmp_path / "empty", model_name="x", identity=None)
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_died_goes_on_where_it_stopped(
     config: EvalConfig, make_engine: MakeEngine, grader: Any, tmp_path: Path
 ) -> None:

@@ -118,6 +118,7 @@ def test_same_and_gold_errors(grader: Grader) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_two_threads_may_grade_at_the_same_time(grader: Grader) -> None:
     results: dict[int, list[str]] = {}
 

@@ -64,6 +64,7 @@ def test_replies_that_cost_a_worker_its_limit(cases: list[Case], grader: Grader)
 @pytest.mark.parametrize(
     "library", [pytest.param(x, marks=[pytest.mark.slow] if x == "math_verify" else []) for x in LIBRARIES]
 )
+@pytest.mark.slow
 def test_the_grader_is_right_wherever_the_library_it_uses_is(library: str) -> None:
     pytest.importorskip(library, reason="the library is not installed, so there is nothing to agree with")
     table = agreement(library)

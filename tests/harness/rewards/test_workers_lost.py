@@ -130,6 +130,7 @@ def answers(tmp_path: Path) -> str:
     return str(file)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_twice_says_nothing_about_the_answer(
     kill_twice: Callable[[str], list[int]], answers: str, capsys: pytest.CaptureFixture[str], caplog: Any
 ) -> None:

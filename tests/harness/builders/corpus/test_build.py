@@ -136,6 +136,7 @@ def test_a_corpus_that_is_there_is_not_built_again(
     assert lines[-1].endswith("is built already")
 
 
+@pytest.mark.slow
 def test_the_order_of_files_and_rows_does_not_matter(
     built: Built, fixture_options: BuildOptions, config: RunConfig, tmp_path: Path
 ) -> None:
@@ -178,6 +179,7 @@ def test_the_seed_chooses_the_rows(build_rows: BuildRows) -> None:
     assert len({frozenset(ids) for ids in chosen.values()}) > 1
 
 
+@pytest.mark.slow
 def test_a_row_that_fails_makes_room_for_the_next(build_rows: BuildRows) -> None:
     """With a cap of all rows the order is seen; then the first in it fails, and the rest moves up."""
     vero, other = plain("stem-mmk12", 6), plain("MMR1", 1)

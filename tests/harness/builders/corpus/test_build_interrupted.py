@@ -144,6 +144,7 @@ def test_a_build_that_is_killed_again_and_again(
     assert contents(tmp_path / "out") == contents(unbroken.folder)
 
 
+@pytest.mark.slow
 def test_a_build_that_is_killed_while_it_tidies_up(
     place: Path, options: BuildOptions, unbroken: Built, config: RunConfig, tmp_path: Path
 ) -> None:

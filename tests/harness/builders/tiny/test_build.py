@@ -178,6 +178,7 @@ def test_the_same_seed_gives_the_same_weights():
 
 
 @pytest.mark.usefixtures("forked")
+@pytest.mark.slow
 def test_build_writes_a_folder_that_loads_and_equals_the_training_here(tmp_path):
     build.build(["xs"], tmp_path, steps=2, progress=False)
     built = Member.load(tmp_path / "xs")

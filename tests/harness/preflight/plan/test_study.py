@@ -69,6 +69,7 @@ def test_the_table_fits_its_width():
     assert "Qwen/Qwen3.5-2B and Qwen/Qwen3.5-27B-FP8 are not on this machine" in text
 
 
+@pytest.mark.slow
 def test_pictures_and_a_served_teacher():
     served = (*ZPPO, "teacher.serve=true")
     assert "a served teacher is asked text only, and the data may have pictures: zppo would end" in plan(*served)

@@ -300,6 +300,7 @@ def assert_advantages(frame: pd.DataFrame) -> None:
     assert len(mixed) > 1 and frame["advantage"].to_numpy() == pytest.approx(expected.fillna(0.0).to_numpy(), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_whose_judge_goes_away_goes_on_with_another_endpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
