@@ -90,7 +90,6 @@ def test_an_empty_reply_scores_0_without_asking(
 
 
 @pytest.mark.clause("C113")
-@pytest.mark.slow
 def test_a_reply_that_is_cut_off_goes_to_the_judge_where_there_is_one(
     config: EvalConfig, make_engine: MakeEngine, grader: Any, tmp_path: Path
 ) -> None:

@@ -68,7 +68,7 @@ POINTS = {
     "with the card published": ("pathlib", "Path", "rename", 1),
 }
 
-QUICK = ("in the middle of a file", "the row after a few", "with a shard half written", "with the card published")
+QUICK = ("in the middle of a file", "with the card published")
 
 
 @pytest.fixture(scope="module")
