@@ -16,6 +16,8 @@ TICKS = os.sysconf("SC_CLK_TCK")
 REFERENCE = 0.079
 """Core-seconds of `calibration` where the bounds were measured."""
 NUM_DEAREST = 30
+ROOM = 1.25
+"""Sessions of one suite on one machine differ by as much, in ways that the fixed computation does not show."""
 
 
 @dataclass(frozen=True)
@@ -162,17 +164,22 @@ class Meter:
         faults = []
         if self.test_bound is not None:
             faults += [
-                f"{name} takes {core:.1f} core-seconds, more than {self.test_bound * self.pace:.1f}: "
+                f"{name} takes {core:.1f} core-seconds, more than {self.test_bound * self.allowed:.1f}: "
                 "share what it builds, or mark it `slow`"
                 for name, (core, _) in sorted(self.tests.items())
-                if core > self.test_bound * self.pace
+                if core > self.test_bound * self.allowed
             ]
-        if self.suite_bound is not None and self.total > self.suite_bound * self.pace:
+        if self.suite_bound is not None and self.total > self.suite_bound * self.allowed:
             faults.append(
-                f"the suite takes {self.total:.1f} core-seconds, more than {self.suite_bound * self.pace:.1f}: "
+                f"the suite takes {self.total:.1f} core-seconds, more than {self.suite_bound * self.allowed:.1f}: "
                 "make the dearest tests cheaper, or mark the rest of a family `slow`"
             )
         return faults
+
+    @property
+    def allowed(self) -> float:
+        """What the bounds are multiplied by before a session fails."""
+        return self.pace * ROOM
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         terminalreporter.section("core-seconds")
@@ -183,7 +190,7 @@ class Meter:
         collected = " + ".join(f"{seconds:.1f}" for seconds in self.collections)
         terminalreporter.write_line(
             f"{self.total:.1f} core-seconds for {len(self.tests)} tests, {collected} of them for collection; "
-            f"bounds are multiplied by the pace of this machine, {self.pace:.2f}"
+            f"bounds are multiplied by the pace of this machine, {self.pace:.2f}, and by {ROOM}"
         )
         for fault in self.faults:
             terminalreporter.write_line(f"ERROR: {fault}", red=True)

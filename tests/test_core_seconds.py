@@ -107,11 +107,11 @@ def test_within_the_bounds_a_session_is_green_and_without_them_nothing_is_measur
 
 
 def test_a_slow_machine_has_bounds_in_proportion(tmp_path):
-    """The pace is printed; a bound on a machine of half the speed is twice as high."""
-    meter = Meter(suite_bound=10.0, test_bound=1.0, pace=2.0, tests={"a": (1.9, 0.0), "b": (2.1, 0.0)}, total=19.0)
-    assert [fault.split(":")[0] for fault in meter.faults_found()] == ["b takes 2.1 core-seconds, more than 2.0"]
-    meter.total = 20.1
-    assert meter.faults_found()[-1].startswith("the suite takes 20.1 core-seconds, more than 20.0")
+    """The pace is printed; a bound on a machine of half the speed is twice as high, and a quarter above it is red."""
+    meter = Meter(suite_bound=10.0, test_bound=1.0, pace=2.0, tests={"a": (2.4, 0.0), "b": (2.6, 0.0)}, total=24.0)
+    assert [fault.split(":")[0] for fault in meter.faults_found()] == ["b takes 2.6 core-seconds, more than 2.5"]
+    meter.total = 25.1
+    assert meter.faults_found()[-1].startswith("the suite takes 25.1 core-seconds, more than 25.0")
 
 
 BURN_ALONE = "import time\nwhile time.process_time() < 0.4: pass"
