@@ -242,7 +242,7 @@ DATA: dict[str, tuple[Make, str]] = {
     "no file": (lambda at: ["data=jsonl", f"data.path={at}/absent.jsonl"], "is not a file"),
     "no parquet": (lambda at: ["data=parquet", f"data.path={at}"], "has no *.parquet in it"),
     "unfinished": (unfinished, "whose build has not ended"),
-    "other columns": (mixed, "has other columns than"),
+    "other columns": (mixed, "no column 'question'"),
     "no parquet file": (broken, "is not readable parquet"),
     "wrong column": (lambda at: written(at, "a.jsonl", {"q": "1+1=?", "a": "2"}), "question"),
     "wrong column of a folder": (lambda at: [*corpus(at), "data.columns.question=text"], "text"),
