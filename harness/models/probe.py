@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -263,16 +263,21 @@ def _padded(long: torch.Tensor, short: torch.Tensor, *, left: bool) -> tuple[tor
     return torch.cat([long, nn.functional.pad(short, pad)]), torch.cat([torch.ones_like(long), mask])
 
 
+NARROW = (torch.bfloat16, torch.half)
+
+
 @contextmanager
 def in_fp32(model: LanguageModel) -> Iterator[None]:
     """The model computes in fp32: weights in 16 bit are cast a module at a time, while it is at work."""
     kept: dict[nn.Module, list[tuple[nn.Parameter, torch.Tensor]]] = {}
 
-    def widen(module: nn.Module, _arguments: object) -> None:
-        narrow = [(p, p.data) for p in module.parameters(recurse=False) if p.data.dtype in (torch.bfloat16, torch.half)]
+    def widen(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        """A caller may have cast what it gives to the type that the weights have at rest."""
+        narrow = [(p, p.data) for p in module.parameters(recurse=False) if p.data.dtype in NARROW]
         kept[module] = narrow
         for parameter, data in narrow:
             parameter.data = data.float()
+        return tuple(x.float() if isinstance(x, torch.Tensor) and x.dtype in NARROW else x for x in arguments)
 
     def restore(module: nn.Module, _arguments: object, _output: object) -> None:
         for parameter, data in kept.pop(module, []):

@@ -148,6 +148,17 @@ def test_a_clip_is_refused_by_a_family_without_clips(model, family, shown):
         model[1].pack(prompt)
 
 
+@pytest.mark.parametrize("compute", [None, torch.bfloat16], ids=["weights", "autocast"])
+def test_the_probe_takes_16_bit(family, shown, compute):
+    """A tower may cast its pixels to the type of its weights, which the exact reference has in fp32."""
+    config = ModelConfig(name=family.name, path=str(family), dtype="bfloat16")
+    chat = Chat(load_tokenizer(config), config)
+    for prompt in asked(family.name, shown, family.name in CLIPS):
+        chat.pack(prompt)
+    dtype = {} if compute is None else {"dtype": "float32", "compute_dtype": compute}
+    assert open_model(config, "cpu", chat, **dtype).path != "own"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["grpo", "on_policy_kd"])
 def test_two_steps_are_trained_and_the_model_loads_in_transformers(family, shown, tmp_path, method):
