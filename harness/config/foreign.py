@@ -11,12 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, field, fields
 from typing import Any
 
+from harness.config.names import EARLIER
 from harness.errors import UserError
 from methods.options import hints_of, section, validated
 
 FOREIGN = {"foreign": True}
-_EARLIER = {"eval.mini_tasks": "eval.tasks"}
-"""Options that an earlier version wrote under another name, which is another option by now."""
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
 _LONGEST_LIST = 1000
 _LARGEST = 2**53
@@ -45,8 +44,8 @@ def foreign_values(stored: Any, group: type) -> dict[str, Any]:
     found = {}
     for key, _, marked in option_fields(group):
         value = stored_value(stored, key)
-        if value is MISSING and key in _EARLIER:
-            value = stored_value(stored, _EARLIER[key])
+        if value is MISSING and key in EARLIER:
+            value = stored_value(stored, EARLIER[key])
         if marked and value is not MISSING:
             if not _is_small(value) or not _fits(group, key, value):
                 raise UserError(f"{key} has no value that it can have: give one as {key}=VALUE")

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness.config.deployment import default_options
+from harness.config.names import EARLIER
 from harness.config.schema import FORMER, ModelConfig, RunConfig, flat
 
 FREE = (
@@ -63,9 +64,8 @@ def differences(stored: Mapping[str, Any], config: RunConfig) -> str | None:
 
 def renamed(stored: dict[str, Any]) -> dict[str, Any]:
     """Flat options of an earlier version under their names of today."""
-    if "eval.mini_tasks" in stored:
-        return stored
-    return {"eval.mini_tasks" if key == "eval.tasks" else key: value for key, value in stored.items()}
+    names = {was: name for name, was in EARLIER.items() if name not in stored}
+    return {names.get(key, key): value for key, value in stored.items()}
 
 
 def _comparable_judge(judge: Mapping[str, Any]) -> dict[str, Any]:

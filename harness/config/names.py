@@ -9,6 +9,9 @@ FORBIDDEN = ("|", "$", "/", "\\", "..")
 MAX_BYTES = 200
 """A file name has at most 255 bytes, and logs add student and seed to a label."""
 
+EARLIER = {"eval.mini_tasks": "eval.tasks"}
+"""Options that an earlier version wrote under another name, which is another option by now."""
+
 
 def check_name(option: str, name: object) -> None:
     """Raises UserError for a name that a folder, a table or a figure could not show as it is."""

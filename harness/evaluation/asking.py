@@ -9,7 +9,8 @@ import hashlib
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -118,17 +119,23 @@ class Asker:
         progress.skip(len(asks) - len(missing))
         for sampling, prompts in waiting.items():
             ordered = sorted(prompts, key=lambda prompt: -len(prompt.ids))  # a batch is as wide as its longest prompt
-            try:
+            with self._students_work():
                 for group in self._engine.generate(ordered, sampling):
                     (rollout,) = group.rollouts
                     num_tokens = len(rollout.completion_ids)
                     self._add(tasks[group.uid], by_uid[group.uid], decode(rollout), num_tokens, rollout.finish_reason)
                     progress.add(num_tokens)
-            except Exception:
-                self.failed = True
-                raise
         progress.report()
         return [sample.response for sample in self._present(asks, keys)]
+
+    @contextmanager
+    def _students_work(self) -> Iterator[None]:
+        """What goes wrong in the block is the student's fault, not the task's: `failed` says so."""
+        try:
+            yield
+        except Exception:
+            self.failed = True
+            raise
 
     def logprobs(self, asks: Sequence[ScoreAsk]) -> list[tuple[float, bool]]:
         """Natural-log probability of each continuation, and whether greedy decoding would give it.
@@ -151,11 +158,8 @@ class Asker:
             assert self._live is not None and self._live.model is not None
             chunk = missing[start : start + CHUNK]
             windows = [asks[i].pairs() for i in chunk]
-            try:
+            with self._students_work():
                 scored = iter(score(self._live.model.unrestricted, [pair for pairs in windows for pair in pairs]))
-            except Exception:
-                self.failed = True
-                raise
             for i, pairs in zip(chunk, windows, strict=True):
                 parts = [next(scored) for _ in pairs]
                 found = [sum(logprob for logprob, _ in parts), all(greedy for _, greedy in parts)]

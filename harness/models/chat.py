@@ -14,13 +14,12 @@ from transformers import PreTrainedTokenizerBase
 from harness.config.schema import ModelConfig
 from harness.data.images import MediaError
 from harness.errors import UserError
-from harness.models.loading import source_file
+from harness.models.loading import PROCESSOR_FILES, source_file
 from harness.models.template import Template, end_ids, media_ids
 from harness.models.vision import MediaInputs, PackedMedia, Vision
 from harness.types import Message, Prompt
 from methods.base import CLOSING
 
-_PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 MARKER = re.compile("<(image|video)>")
 """Where a question shows its media; data sets of the field write it so."""
 MEDIA = re.compile("image|img|video|vision|audio|media", re.IGNORECASE)
@@ -85,7 +84,7 @@ class Chat:
 
     def processing(self) -> list[object]:
         """What decides how a prompt is written, besides tokenizer and template: how media become tokens."""
-        files = [source_file(self._config, name) for name in _PROCESSOR_FILES]
+        files = [source_file(self._config, name) for name in PROCESSOR_FILES]
         contents = [
             None if file is None else Path(file).read_text(encoding="utf-8", errors="replace") for file in files
         ]

@@ -22,7 +22,8 @@ from harness.models.batching import ModelInputs, PaddedBatch
 from harness.models.forward import LanguageModel
 from harness.types import TeacherDistribution, TrainingSample
 
-MicroBatch = Sequence[TrainingSample]
+Samples = Sequence[TrainingSample]
+"""A micro-batch, as a scorer is given it."""
 
 
 class TeacherScores(Protocol):
@@ -46,7 +47,7 @@ class TeacherScores(Protocol):
 class TeacherScorer(Protocol):
     """What the trainer asks of a teacher."""
 
-    def score(self, micro_batches: Sequence[MicroBatch]) -> Iterator[TeacherScores]:
+    def score(self, micro_batches: Sequence[Samples]) -> Iterator[TeacherScores]:
         """The scores of each micro-batch, in order, each after the prompt that the teacher sees.
 
         All are asked for at once, so that later ones may be on their way while one is trained on; the iterator may be

@@ -8,7 +8,7 @@ import torch
 
 from harness.models.batching import pad_for_teacher
 from harness.models.forward import LanguageModel
-from harness.teacher.base import HiddenScores, MicroBatch, digests_of, hidden_of
+from harness.teacher.base import HiddenScores, Samples, digests_of, hidden_of
 
 
 class LocalScorer:
@@ -18,13 +18,13 @@ class LocalScorer:
         self._model = model
         self._temperature = temperature
 
-    def score(self, micro_batches: Sequence[MicroBatch]) -> Iterator[HiddenScores]:
+    def score(self, micro_batches: Sequence[Samples]) -> Iterator[HiddenScores]:
         return map(self._score, micro_batches)
 
     def close(self) -> None:
         """Nothing to free."""
 
-    def _score(self, samples: MicroBatch) -> HiddenScores:
+    def _score(self, samples: Samples) -> HiddenScores:
         batch = pad_for_teacher(samples, self._model.device, share=self._model.can_share_prompts)
         return HiddenScores(
             head=self._model,

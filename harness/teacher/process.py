@@ -29,7 +29,7 @@ from harness.models.devices import use_device
 from harness.models.forward import LanguageModel
 from harness.models.probe import Media, settle
 from harness.models.vision import MediaInputs
-from harness.teacher.base import HiddenScores, MicroBatch, hidden_of
+from harness.teacher.base import HiddenScores, Samples, hidden_of
 
 IN_FLIGHT = 2
 """Micro-batches that the process has at a time: one that it works on, one whose hidden states wait."""
@@ -135,7 +135,7 @@ class ProcessScorer:
     def pid(self) -> int | None:
         return self._process.pid
 
-    def score(self, micro_batches: Sequence[MicroBatch]) -> Iterator[HiddenScores]:
+    def score(self, micro_batches: Sequence[Samples]) -> Iterator[HiddenScores]:
         numbers = list(itertools.islice(self._numbers, len(micro_batches)))
         waiting = iter(list(zip(numbers, micro_batches, strict=True)))
 
@@ -203,7 +203,7 @@ class ProcessScorer:
                 return
 
 
-def _request(number: int, samples: MicroBatch, *, share: bool) -> _Request:
+def _request(number: int, samples: Samples, *, share: bool) -> _Request:
     batch = pad_for_teacher(samples, torch.device("cpu"), share=share)
     shown = {media.digest: media for media in batch.media if media is not None}
     return _Request(

@@ -11,7 +11,7 @@ import torch
 from harness.errors import UserError
 from harness.models.batching import PaddedBatch, pad_for_teacher
 from harness.serving.answers import WrongAnswer, choices_of, listed_logprobs
-from harness.teacher.base import MicroBatch, digests_of
+from harness.teacher.base import Samples, digests_of
 from harness.types import TeacherDistribution
 
 LEAST_LOGPROB = -9999.0
@@ -68,7 +68,7 @@ class ServerScorer:
         self._num_tokens = num_tokens
         self._banned = frozenset(banned_ids)
 
-    def score(self, micro_batches: Sequence[MicroBatch]) -> Iterator[ListedScores]:
+    def score(self, micro_batches: Sequence[Samples]) -> Iterator[ListedScores]:
         """Every sequence is a request; all of them are under way at once. Raises UserError for samples with media."""
         if any(sample.media is not None for samples in micro_batches for sample in samples):
             raise UserError(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from harness.config.deployment import Deployment
 from harness.config.engines import RolloutConfig
 from harness.config.update import UpdateConfig
-from harness.errors import UserError
+from harness.errors import UserError, first_line
 from harness.models.kernels import Kernels, installed_kernels
 from harness.models.shapes import FULL, LINEAR, ModelShape
 
@@ -240,8 +240,9 @@ def memory_text(student: LanguageModel, config: UpdateConfig, num_ranks: int = 1
             num_ids=student.num_tokens,
             num_weights=sum(p.numel() for p in student.module.parameters()),
         )
-    except Exception:  # configurations of families differ without end, and no estimate is worth a run
-        return f"{text}; {student.module.config.model_type} has layers whose memory is not estimated"
+    except Exception as error:  # configurations of families differ without end, and no estimate is worth a run
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        return f"{text}; {student.module.config.model_type} has layers whose memory is not estimated ({reason})"
     if student.path == "own":
         parts["its own logits"] = 2 * 4.0 * config.micro_batch_tokens * student.num_tokens
     sizes = ", ".join(f"{name} {size / MIB:.0f}" for name, size in parts.items() if size)

@@ -129,3 +129,10 @@ def test_what_is_not_marked_is_not_looked_at() -> None:
         "student.dtype": "float32", "eval.suite": None, "eval.levels": [1, 2], "eval.temperature": 1,
     }  # fmt: skip
     assert foreign_values(["no record"], RunConfig) == {}
+
+
+def test_tasks_of_mini_are_read_under_their_earlier_name() -> None:
+    earlier = {"eval": {"tasks": ["arithmetic"]}}
+    assert foreign_values(earlier, RunConfig) == {"eval.mini_tasks": ["arithmetic"]}
+    today = {"eval": {"tasks": ["lm_eval:gsm8k"], "mini_tasks": ["bar_clip"]}}
+    assert foreign_values(today, RunConfig) == {"eval.mini_tasks": ["bar_clip"]}
