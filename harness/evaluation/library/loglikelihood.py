@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from harness.errors import UserError
 from harness.models.forward import LanguageModel, gather_logprobs
 
 MAX_POSITIONS = 16_384
@@ -25,13 +26,16 @@ def score(model: LanguageModel, pairs: Sequence[Pair]) -> list[tuple[float, bool
     """The natural-log probability of each continuation, and whether each of its tokens is the likeliest, in order.
 
     A context that is too long loses its first tokens. Pairs that differ in their last token alone, as the letters of a
-    multiple choice do, are read once. Raises ValueError for a continuation longer than the model's context.
+    multiple choice do, are read once. Raises UserError for one without a token, or longer than the model's context.
     """
     window = model.context_window
     readers: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for number, (context, continuation) in enumerate(pairs):
         if not context or not 0 < len(continuation) <= window:
-            raise ValueError(f"a continuation has {len(continuation)} tokens after {len(context)}, the window {window}")
+            raise UserError(
+                f"a continuation has {len(continuation)} tokens after {len(context)}, the window {window}: the "
+                "model's tokenizer or window does not fit the task"
+            )
         readers[tuple([*context, *continuation][-(window + 1) : -1])].append(number)
     found: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
     was_training = model.module.training
